@@ -1,0 +1,69 @@
+"""Names: datasets, image files, cached files. The one place that knows their alphabets."""
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from scratch_slurm.domain.errors import UsageError
+
+# The SPANK plugin refuses the same names at submit; here root checks again.
+DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}", re.ASCII)
+
+MAX_DATASETS_PER_JOB = 64
+
+# Suffix of an image file in the source -> file system type that mounts it.
+IMAGE_SUFFIXES = {".squashfs": "squashfs", ".sqsh": "squashfs", ".sqfs": "squashfs", ".erofs": "erofs"}
+
+MANIFEST_SUFFIX = ".json"
+
+_CACHED = re.compile(rf"({DATASET_NAME.pattern})@([0-9a-f]{{16}})\.image", re.ASCII)
+
+
+def parse_dataset_name(text: str) -> str:
+    """Check one dataset name.
+
+    Raises: UsageError: the name is outside `[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}`.
+    """
+    if not DATASET_NAME.fullmatch(text):
+        raise UsageError(
+            f"dataset name {text[:80]!r} is not valid",
+            hint="1 to 64 letters, digits and . _ @ + -, the first a letter or a digit",
+        )
+    return text
+
+
+def parse_dataset_list(text: str) -> tuple[str, ...]:
+    """Parse `NAME[,NAME...]` as `--datasets` takes it, in the order of asking, each name once.
+
+    Raises: UsageError: an empty or malformed name, or more than 64 names.
+    """
+    names = text.split(",", MAX_DATASETS_PER_JOB)
+    if len(names) > MAX_DATASETS_PER_JOB:
+        raise UsageError(f"--datasets names more than {MAX_DATASETS_PER_JOB} datasets")
+    return tuple(dict.fromkeys(parse_dataset_name(name) for name in names))
+
+
+def parse_image_name(file_name: str) -> tuple[str, str] | None:
+    """Split `<dataset>.squashfs` and its like into (dataset, file system type); None for any other file."""
+    for suffix, fs_type in IMAGE_SUFFIXES.items():
+        if file_name.endswith(suffix):
+            stem = file_name.removesuffix(suffix)
+            return (stem, fs_type) if DATASET_NAME.fullmatch(stem) else None
+    return None
+
+
+def cached_file_name(dataset: str, generation_id: str) -> str:
+    """Name the cached image's file: `<dataset>@<generation id>.image`."""
+    return f"{dataset}@{generation_id}.image"
+
+
+def parse_cached_file_name(file_name: str) -> tuple[str, str] | None:
+    """Split a cached image's file name into (dataset, generation id); None for any other file."""
+    match = _CACHED.fullmatch(file_name)
+    return (match[1], match[2]) if match else None
+
+
+def nearest_hint(name: str, known: Iterable[str]) -> str | None:
+    """Word a hint with the known names nearest to `name`; None when nothing is near."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(near)}?" if near else None

@@ -1,0 +1,1 @@
+"""Prolog and epilog: light imports, they run in every annotated job."""

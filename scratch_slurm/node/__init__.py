@@ -1,0 +1,1 @@
+"""Effects on this node: each module owns one outside thing; they do not import each other."""

@@ -1,0 +1,1 @@
+"""The node daemon: observes, plans, acts."""
