@@ -1,0 +1,207 @@
+"""The configuration: what may be said, what it means, and what is wrong with it."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from scratch_slurm.domain.errors import ConfigError, ScratchError
+from scratch_slurm.domain.sizes import parse_duration, parse_size
+
+DEFAULT_PATH = "/etc/scratch-slurm/config.yaml"
+PATH_VARIABLE = "SCRATCH_SLURM_CONFIG"
+
+
+class CopySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How images are copied."""
+
+    workers: int = 2
+    """Datasets copied at once."""
+    readers: int = 16
+    """Ranges of one image read at once; a source bound by latency needs many."""
+    bandwidth: str | int = 0
+    """Bytes per second for each copy, as a size; 0 is no limit."""
+
+
+class PreheatSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long the prolog waits."""
+
+    wait: str | int = "10s"
+    """How long a job's start waits for its datasets when it does not say --datasets-wait."""
+    timeout: str | int = "10m"
+    """The longest that any job may ask to wait; keep it below Slurm's PrologEpilogTimeout."""
+
+
+class SlurmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """This node under Slurm."""
+
+    node_name: str = ""
+    """Empty: the host name up to its first dot."""
+
+
+class RawConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file's keys, as written."""
+
+    source_dir: str
+    cache_dir: str
+    mount_dir: str = "/datasets"
+    state_dir: str = "/var/lib/scratch-slurm"
+    run_dir: str = "/run/scratch-slurm"
+    capacity: str | int = "80%"
+    reserve: str | int = "5%"
+    interval: str | int = "30s"
+    source_timeout: str | int = "30s"
+    log_level: str = "INFO"
+    copy: CopySettings = CopySettings()
+    preheat: PreheatSettings = PreheatSettings()
+    slurm: SlurmSettings = SlurmSettings()
+
+
+class Config(msgspec.Struct, frozen=True):
+    """The checked configuration, in plain units."""
+
+    source_dir: Path
+    cache_dir: Path
+    mount_dir: Path
+    state_dir: Path
+    run_dir: Path
+    capacity: str
+    """A size or a percentage of the cache's file system; `resolve_size` makes bytes of it."""
+    reserve: str
+    interval_s: float
+    source_timeout_s: float
+    """A touch of the slow storage that says nothing for so long is given up (and its process killed)."""
+    log_level: str
+    copies: int
+    readers: int
+    bandwidth_bytes_per_s: int | None
+    wait_s: float
+    wait_limit_s: float
+    node_name: str
+
+    @property
+    def socket_path(self) -> Path:
+        return self.run_dir / "daemon.sock"
+
+    @property
+    def lock_path(self) -> Path:
+        return self.run_dir / "daemon.lock"
+
+    @property
+    def ledger_path(self) -> Path:
+        return self.state_dir / "ledger.sqlite"
+
+    @property
+    def jobs_dir(self) -> Path:
+        """Where the prolog writes what each job finds; the SPANK plugin reads it."""
+        return self.run_dir / "jobs"
+
+    @property
+    def staging_dir(self) -> Path:
+        return self.cache_dir / ".staging"
+
+
+def resolve_size(text: str, *, whole_bytes: int) -> int:
+    """Turn `capacity` or `reserve` into bytes of a file system of `whole_bytes`."""
+    return parse_size(text, whole_bytes=whole_bytes)
+
+
+def build_config(values: object, *, origin: str, host_name: str) -> Config:
+    """Check the values of a configuration file.
+
+    Args:
+        values: what YAML gave: a mapping, if the file is right.
+        origin: the file's path, for messages.
+        host_name: this node's host name.
+    Raises: ConfigError: names the key, the value, and the nearest right key.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{origin}: expected keys and values, got {type(values).__name__}")
+    _check_keys(values, RawConfig, origin, "")
+    for key in ("source_dir", "cache_dir"):
+        if key not in values:
+            raise ConfigError(f"{origin}: {key}: missing", hint=f"say {key}: /an/absolute/path")
+    raw = msgspec.convert(values, RawConfig)
+    if raw.log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ConfigError(f"{origin}: log_level: {raw.log_level!r} is not DEBUG, INFO, WARNING or ERROR")
+    for key, number in (("copy.workers", raw.copy.workers), ("copy.readers", raw.copy.readers)):
+        if not 1 <= number <= 64:
+            raise ConfigError(f"{origin}: {key}: {number} is not from 1 to 64")
+    for key in ("capacity", "reserve"):
+        _checked(origin, key, getattr(raw, key), lambda text: parse_size(text, whole_bytes=2**50))
+    config = Config(
+        source_dir=_directory(origin, "source_dir", raw.source_dir),
+        cache_dir=_directory(origin, "cache_dir", raw.cache_dir),
+        mount_dir=_directory(origin, "mount_dir", raw.mount_dir),
+        state_dir=_directory(origin, "state_dir", raw.state_dir),
+        run_dir=_directory(origin, "run_dir", raw.run_dir),
+        capacity=str(raw.capacity),
+        reserve=str(raw.reserve),
+        interval_s=_positive(origin, "interval", raw.interval),
+        source_timeout_s=_positive(origin, "source_timeout", raw.source_timeout),
+        log_level=raw.log_level.upper(),
+        copies=raw.copy.workers,
+        readers=raw.copy.readers,
+        bandwidth_bytes_per_s=int(_checked(origin, "copy.bandwidth", raw.copy.bandwidth, parse_size)) or None,
+        wait_s=_checked(origin, "preheat.wait", raw.preheat.wait, parse_duration),
+        wait_limit_s=_checked(origin, "preheat.timeout", raw.preheat.timeout, parse_duration),
+        node_name=raw.slurm.node_name or host_name.partition(".")[0],
+    )
+    _refuse_nested(origin, config)
+    return config
+
+
+_TYPE_WORDS = {int: "a whole number", str: "text", str | int: "text or a number"}
+
+
+def _check_keys(values: Mapping[Any, Any], shape: type[msgspec.Struct], origin: str, prefix: str) -> None:
+    fields = {field.name: field for field in msgspec.structs.fields(shape)}
+    for key, value in values.items():
+        field = fields.get(key) if isinstance(key, str) else None
+        if field is None:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(fields)}"
+            raise ConfigError(f"{origin}: {prefix}{key}: unknown key", hint=hint)
+        nested = isinstance(field.type, type) and issubclass(field.type, msgspec.Struct)
+        if nested and isinstance(value, Mapping):
+            _check_keys(value, field.type, origin, f"{prefix}{key}.")
+            continue
+        try:
+            msgspec.convert(value, field.type)
+        except msgspec.ValidationError as exc:
+            wanted = "keys and values" if nested else _TYPE_WORDS.get(field.type, str(field.type))
+            raise ConfigError(f"{origin}: {prefix}{key}: {value!r} is not {wanted}") from exc
+
+
+def _checked(origin: str, key: str, value: str | int, parse: Any) -> float:
+    try:
+        result: float = parse(str(value))
+    except ScratchError as exc:
+        raise ConfigError(f"{origin}: {key}: {exc.message}", hint=exc.hint) from exc
+    return result
+
+
+def _positive(origin: str, key: str, value: str | int) -> float:
+    seconds = _checked(origin, key, value, parse_duration)
+    if seconds <= 0:
+        raise ConfigError(f"{origin}: {key}: {value!r} must be more than 0 seconds")
+    return seconds
+
+
+def _directory(origin: str, key: str, value: str) -> Path:
+    path = Path(value)
+    if not path.is_absolute() or ".." in path.parts or path == Path("/"):
+        raise ConfigError(f"{origin}: {key}: {value!r} is not an absolute directory path below /")
+    return path
+
+
+def _refuse_nested(origin: str, config: Config) -> None:
+    """Refuse directories inside one another: a mount or a cached image would hide or delete the other's files."""
+    keys = ("source_dir", "cache_dir", "mount_dir", "state_dir")
+    for key in keys:
+        for other in keys:
+            inner, outer = getattr(config, key), getattr(config, other)
+            if key != other and inner.is_relative_to(outer):
+                raise ConfigError(f"{origin}: {key}: {str(inner)!r} lies in {other} {str(outer)!r}")

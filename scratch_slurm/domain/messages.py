@@ -1,0 +1,107 @@
+"""What the daemon says on its socket: the answers of `GET /v1/status` and its like, as JSON.
+
+Paths: GET /v1/status -> NodeStatus. POST /v1/wait with WaitRequest -> WaitAnswer, after at least one round of the
+loop that has seen the ledger as it was when the request came. POST /v1/evict with EvictRequest -> EvictAnswer.
+An error is an HTTP status of 400 or more with an ErrorAnswer.
+"""
+
+import enum
+
+import msgspec
+
+
+class DatasetState(enum.StrEnum):
+    """What a dataset is doing on this node."""
+
+    CACHED = "cached"
+    """The reads come from the cache."""
+    STAGING = "staging"
+    """The reads come from the source; a copy is under way."""
+    QUEUED = "queued"
+    """The reads come from the source; a copy is wanted and waits for a worker, for room, or for a retry."""
+    SOURCE = "source"
+    """The reads come from the source and nobody asked for more."""
+    UNMOUNTED = "unmounted"
+    """In the source, but not mounted: see `problem`."""
+    UNKNOWN = "unknown"
+    """Not in the source, as far as this node knows."""
+
+
+class DatasetStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One dataset on one node."""
+
+    name: str
+    state: DatasetState
+    size_bytes: int = 0
+    cached_bytes: int = 0
+    """Bytes that cached copies occupy on this node's disk."""
+    staged_bytes: int = 0
+    """Of a copy under way."""
+    stage_bytes_per_s: float = 0.0
+    eta_s: float | None = None
+    use_count: int = 0
+    """Jobs that pin the dataset now; the administrator's pin is not a use."""
+    holders: tuple[str, ...] = ()
+    """Who pins it: `job:<id>`, `administrator`."""
+    read_bytes_per_s: float = 0.0
+    """Reads from its loop device lately; what RAM serves does not count."""
+    path: str = ""
+    """The mount point."""
+    problem: str = ""
+    """Why it is not as wished, and when the next try is; empty when all is well."""
+    update_waiting: bool = False
+    """The source has a newer image, which waits for the last pin to go."""
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """One node: its cache and its datasets."""
+
+    node: str
+    version: str
+    pid: int
+    started_at: float
+    source_dir: str
+    cache_dir: str
+    mount_dir: str
+    capacity_bytes: int
+    reserve_bytes: int
+    used_bytes: int
+    """Cached images, space reserved by copies under way, and deleted images that a device still holds."""
+    free_bytes: int
+    """Free on the cache's file system, for everybody."""
+    problem: str
+    """What is wrong with the node as a whole, like a source that hangs; empty when all is well."""
+    datasets: tuple[DatasetStatus, ...]
+
+
+class WaitRequest(msgspec.Struct, frozen=True):
+    """Ask for the states of some datasets, now or as soon as they are all settled.
+
+    Settled: cached, unknown, or beyond what waiting can mend (it does not fit, its image is bad).
+    """
+
+    datasets: tuple[str, ...]
+    timeout_s: float = 0.0
+
+
+class WaitAnswer(msgspec.Struct, frozen=True):
+    """The states in the order asked for."""
+
+    datasets: tuple[DatasetStatus, ...]
+    settled: bool
+
+
+class EvictRequest(msgspec.Struct, frozen=True):
+    dataset: str
+
+
+class EvictAnswer(msgspec.Struct, frozen=True):
+    freed_bytes: int
+
+
+class ErrorAnswer(msgspec.Struct, frozen=True):
+    """An error of the tree in domain.errors, by class name."""
+
+    error: str
+    message: str
+    hint: str | None = None

@@ -1,0 +1,130 @@
+"""The values that cross between modules: what is observed, and what is wanted."""
+
+import enum
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+ADMINISTRATOR = "administrator"
+
+
+class Backing(enum.StrEnum):
+    """Which file a dataset's loop device reads now."""
+
+    SOURCE = "source"
+    CACHE = "cache"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One version of an image file.
+
+    The device number is left out on purpose: network file systems get a new one at each mount, and every cached
+    image would be thought outdated after a reboot. docs/ARCHITECTURE.md, "Where we left the design".
+    """
+
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+
+    @property
+    def id(self) -> str:
+        """Sixteen hexadecimal digits that stand for this generation in file names and device tags."""
+        text = f"{self.inode}:{self.size_bytes}:{self.mtime_ns}"
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """An image in the source that can be mounted."""
+
+    dataset: str
+    path: str
+    generation: Generation
+    fs_type: str
+    digest: str | None
+    """BLAKE3 in hexadecimal from the manifest; None without one."""
+
+    @property
+    def size_bytes(self) -> int:
+        return self.generation.size_bytes
+
+
+@dataclass(frozen=True)
+class SkippedImage:
+    """A file in the source that is not served, and why."""
+
+    file_name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """What the source held when it was last listed."""
+
+    images: Mapping[str, SourceImage]
+    skipped: Mapping[str, SkippedImage]
+    """By dataset name where the file name gives one, else by file name."""
+
+
+@dataclass(frozen=True)
+class CachedImage:
+    """A whole, verified copy in the cache."""
+
+    dataset: str
+    generation_id: str
+    path: str
+    size_bytes: int
+    """Bytes that the file occupies on disk, at least its length."""
+
+
+@dataclass(frozen=True)
+class MountedImage:
+    """A dataset's mount and the loop device below it, as the kernel has them."""
+
+    dataset: str
+    device: str
+    backing: Backing
+    backing_path: str
+    generation_id: str | None
+    """None: the device's tag is not ours or cannot be read; the mount is replaced when nobody pins it."""
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One holder's claim that keeps a dataset cached."""
+
+    dataset: str
+    holder: str
+    """`job:<id>` or `administrator`."""
+    uid: int
+    asked_at: float
+
+    @property
+    def job_id(self) -> int | None:
+        kind, _, rest = self.holder.partition(":")
+        return int(rest) if kind == "job" else None
+
+
+def job_holder(job_id: int) -> str:
+    """Name the holder of a job's pins."""
+    return f"job:{job_id}"
+
+
+@dataclass(frozen=True)
+class Space:
+    """The room in the cache, in bytes.
+
+    `used_bytes` counts cached images, reserved staging files, and deleted images that a loop device still holds.
+    """
+
+    capacity_bytes: int
+    reserve_bytes: int
+    used_bytes: int
+    free_bytes: int
+    """Free on the file system now, for everybody."""
+
+    @property
+    def room_bytes(self) -> int:
+        """How much more may be reserved now: within the capacity, and leaving the reserve free."""
+        return min(self.capacity_bytes - self.used_bytes, self.free_bytes - self.reserve_bytes)
