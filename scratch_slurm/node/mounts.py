@@ -1,0 +1,398 @@
+"""Mounts of images: read mountinfo, mount, replace, unmount, probe. Must not log, decide or touch loop devices.
+
+What may block: `mount_image`, `replace_image` and the probes read from the device, uninterruptibly (not even SIGKILL
+ends it) while its backing hangs: call them only where a lost thread or child does no harm. The others do not block.
+"""
+
+import contextlib
+import ctypes
+import errno
+import itertools
+import os
+import re
+import secrets
+import stat
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from scratch_slurm.domain.errors import DeviceError, ImageError, ScratchError
+
+FsType = Literal["squashfs", "erofs"]
+Probe = Callable[[int], None]
+
+# The same on x86_64, aarch64, riscv64, ppc64le and s390x. Source: scripts/syscall.tbl
+_SYS_MOVE_MOUNT = 429
+_SYS_FSOPEN = 430
+_SYS_FSCONFIG = 431
+_SYS_FSMOUNT = 432
+# include/uapi/linux/mount.h
+_FSOPEN_CLOEXEC = 1
+_FSCONFIG_SET_FLAG = 0
+_FSCONFIG_SET_STRING = 1
+_FSCONFIG_CMD_CREATE = 6
+_FSMOUNT_CLOEXEC = 1
+_MOUNT_ATTR_RDONLY = 1
+_MOUNT_ATTR_NOSUID = 2
+_MOUNT_ATTR_NODEV = 4
+_MOVE_MOUNT_F_EMPTY_PATH = 0x04
+_MOVE_MOUNT_T_EMPTY_PATH = 0x40
+_MOVE_MOUNT_BENEATH = 0x200  # Linux 6.5
+_MS_RDONLY = 1
+_MS_NOSUID = 2
+_MS_NODEV = 4
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+
+_LOOP_MAJOR = 7
+_LOOP_SOURCE = re.compile(r"/dev/(loop[0-9]+)", re.ASCII)
+_ESCAPE = re.compile(r"\\([0-7]{3})", re.ASCII)
+
+# What a file system answers at mount when the image, not the node, is wrong.
+_BAD_IMAGE = frozenset(
+    {errno.EINVAL, errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODATA, errno.EOVERFLOW, errno.EOPNOTSUPP}
+)
+
+_PROBE_ENTRIES = 64
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of mountinfo. `device` is the loop device below (`loop3`), None for any other.
+
+    Of several mounts with one `mount_point` the last in the list is on top.
+    """
+
+    mount_id: int
+    parent_id: int
+    root: str
+    mount_point: str
+    options: tuple[str, ...]
+    fs_type: str
+    source: str
+    device: str | None
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """Parse /proc/<pid>/mountinfo, in its order.
+
+    Raises: DeviceError: a line is not of that form.
+    Source: proc_pid_mountinfo(5)
+    """
+    # Paths may hold every blank and line break but these two, so neither splitlines() nor split() will do.
+    return [_parse_mount(line) for line in text.split("\n") if line]
+
+
+def read_mounts(path: Path = Path("/proc/self/mountinfo")) -> list[Mount]:
+    """Read the mounts of a mount namespace; never blocks.
+
+    Raises: DeviceError: the file cannot be read.
+    """
+    try:
+        text = os.fsdecode(path.read_bytes())
+    except OSError as exc:
+        raise DeviceError(f"{path}: cannot read it: {exc.strerror}") from exc
+    return parse_mountinfo(text)
+
+
+def ensure_mount_point(path: Path) -> None:
+    """Make an empty directory of mode 0755 to mount on, unless the directory exists already.
+
+    Raises: DeviceError: a symlink or another file is in the way, or the directory above is missing.
+    """
+    try:
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+            path.chmod(0o755)  # whatever the umask
+        mode = path.lstat().st_mode
+    except OSError as exc:
+        raise DeviceError(f"{path}: cannot make the mount point: {exc.strerror}") from exc
+    if not stat.S_ISDIR(mode):
+        what = "a symlink" if stat.S_ISLNK(mode) else "not a directory"
+        raise DeviceError(f"{path}: the mount point is {what}", hint="move it away; nothing of it was changed")
+
+
+def mount_image(device_path: str, mount_point: Path, fs_type: FsType, *, probe: Probe | None = None) -> None:
+    """Mount an image: read-only, nosuid, nodev, and seen by nobody before the probe has passed.
+
+    Before Linux 5.2 the mount is seen while it is probed, and taken away when the probe fails.
+
+    Args:
+        device_path: `/dev/loop3`. A second mount of one device shares the first one's file system, errors and all.
+        mount_point: an existing directory that is neither a symlink nor mounted on.
+        probe: called with a descriptor of the root directory (O_PATH), `probe_root` unless given; what it raises
+            goes through.
+    Raises:
+        ImageError: the image cannot be mounted, with the kernel's reason, or does not pass the probe.
+        DeviceError: the mount point is not fit, or the kernel refuses.
+    """
+    probe = probe or probe_root
+    with _directory(mount_point) as target:
+        _refuse_mounted(target, mount_point)
+        with _detached_mount(device_path, fs_type) as root:
+            if root is None:
+                _mount_and_probe(device_path, target, mount_point, fs_type, probe)
+                return
+            probe(root)
+            try:
+                _move_mount(root, target)
+            except OSError as exc:
+                raise DeviceError(f"{mount_point}: cannot mount {device_path} there: {exc.strerror}") from exc
+
+
+def replace_image(device_path: str, mount_point: Path, fs_type: FsType, *, probe: Probe | None = None) -> bool:
+    """Put a new mount in the place of the one at `mount_point`; files open in the old one stay readable.
+
+    The new one is probed unseen, slides beneath the old one (Linux 6.5), and then the old one is detached: the path
+    is never empty. Where the kernel refuses that, the old one goes first and the path is empty for microseconds.
+
+    Seen on Linux 6.18: it works under private and under shared parents ("/" under systemd), and peers and slaves in
+    other namespaces follow both steps; a mount that a namespace holds privately stays the old one.
+
+    Args: as for `mount_image`; `device_path` must be another device than the one mounted now.
+    Returns: True: the path was never empty.
+    Raises: as `mount_image`; the old mount is untouched unless the message says that it is gone.
+    """
+    probe = probe or probe_root
+    with _detached_mount(device_path, fs_type) as root:
+        if root is not None:
+            probe(root)
+            with _directory(mount_point) as old:
+                beneath = _try_move_beneath(root, old)
+            if beneath:
+                unmount(mount_point)
+                return True
+        unmount(mount_point)
+        with _directory(mount_point) as target:
+            if root is None:
+                _mount_and_probe(device_path, target, mount_point, fs_type, probe)
+                return False
+            try:
+                _move_mount(root, target)
+            except OSError as exc:
+                raise DeviceError(
+                    f"{mount_point}: the old mount is gone, and {device_path} cannot be mounted there: {exc.strerror}"
+                ) from exc
+            return False
+
+
+def unmount(mount_point: Path, *, lazy: bool = True) -> None:
+    """Take the top mount off the path; lazily, it lives on for those who have files open in it.
+
+    Raises: DeviceError: nothing is mounted there, or, when not lazy, it is busy.
+    """
+    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
+    if _libc.umount2(os.fsencode(mount_point), flags) == 0:
+        return
+    code = ctypes.get_errno()
+    why = "it is not a mount point" if code == errno.EINVAL else os.strerror(code)
+    hint = f"`fuser -vm {mount_point}` shows who uses it" if code == errno.EBUSY else None
+    raise DeviceError(f"{mount_point}: cannot unmount: {why}", hint=hint)
+
+
+def probe_root(root_fd: int) -> None:
+    """Read names and inodes of a mounted image, breadth first, at most 64, and look up a name that is not there.
+
+    squashfs keeps an I/O error with the block of metadata it struck, even when the backing is well again; the
+    error comes back for every name that needs the block and that the kernel had not in memory before.
+    A dataset with a hole deeper than these 64 names passes.
+
+    Raises: ImageError: the file system answers with an error.
+    """
+    left = _PROBE_ENTRIES
+    folders = deque(["."])
+    while folders and left > 0:
+        folder = folders.popleft()
+        try:
+            names, below = _look_up(root_fd, folder, left)
+        except OSError as exc:
+            raise ImageError(
+                f"{folder}: the mounted image cannot be read: {exc.strerror}",
+                hint="squashfs keeps an I/O error until the image is mounted anew on another loop device",
+            ) from exc
+        left -= names
+        folders.extend(f"{folder}/{name}" for name in below)
+
+
+def probe_mount(mount_point: Path) -> None:
+    """Probe what is mounted at a path, as `probe_root` does.
+
+    Raises: ImageError: it cannot be read. DeviceError: the path is not a directory.
+    """
+    with _directory(mount_point) as root:
+        try:
+            probe_root(root)
+        except ImageError as exc:
+            raise ImageError(f"{mount_point}: {exc.message}", hint=exc.hint) from exc
+
+
+def same_mount_namespace_as_init(proc: Path = Path("/proc")) -> bool:
+    """Tell whether mounts made here are seen by the whole node.
+
+    A mount has one id in the whole system, and a new namespace gives its copies new ones. /proc/1/ns/mnt says the
+    same, but wants CAP_SYS_PTRACE, which root need not have.
+
+    Raises: DeviceError: /proc does not tell.
+    """
+    own = {mount.mount_id for mount in read_mounts(proc / "self/mountinfo")}
+    return any(mount.mount_id in own for mount in read_mounts(proc / "1/mountinfo"))
+
+
+def _parse_mount(line: str) -> Mount:
+    # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
+    fields = line.split(" ")
+    try:
+        tail = fields.index("-", 6)
+        fs_type, source = fields[tail + 1 : tail + 3]
+        major, minor = (int(number) for number in fields[2].split(":"))
+        mount_id, parent_id = int(fields[0]), int(fields[1])
+    except ValueError as exc:
+        raise DeviceError(f"mountinfo: not a line of its form: {line[:200]!r}") from exc
+    source = _unescape(source)
+    device = None
+    if major == _LOOP_MAJOR:
+        # The minor is the number unless the loop module has max_part set; the source is right then too.
+        named = _LOOP_SOURCE.fullmatch(source)
+        device = named[1] if named else f"loop{minor}"
+    return Mount(
+        mount_id=mount_id,
+        parent_id=parent_id,
+        root=_unescape(fields[3]),
+        mount_point=_unescape(fields[4]),
+        options=tuple(fields[5].split(",")),
+        fs_type=_unescape(fs_type),
+        source=source,
+        device=device,
+    )
+
+
+def _unescape(text: str) -> str:
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
+
+
+@contextlib.contextmanager
+def _directory(path: Path) -> Iterator[int]:
+    """Open a directory itself, or the root of what is mounted there, without reading it; no symlink."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as exc:
+        hint = "a symlink is refused" if path.is_symlink() else None
+        raise DeviceError(f"{path}: cannot use it as mount point: {exc.strerror}", hint=hint) from exc
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _refuse_mounted(target_fd: int, mount_point: Path) -> None:
+    path = str(Path(f"/proc/self/fd/{target_fd}").readlink())  # as mountinfo has it, symlinks above resolved
+    for mount in read_mounts():
+        if mount.mount_point == path:
+            raise DeviceError(f"{mount_point}: {mount.fs_type} of {mount.source} is mounted there already")
+
+
+@contextlib.contextmanager
+def _detached_mount(device_path: str, fs_type: FsType) -> Iterator[int | None]:
+    """Mount an image without a path; None where the kernel has no such mounts (before Linux 5.2).
+
+    Closing the descriptor, or death, takes the mount away unless it was moved to a path.
+    """
+    try:
+        context = _syscall(_SYS_FSOPEN, fs_type.encode(), _FSOPEN_CLOEXEC)
+    except OSError as exc:
+        # Seccomp filters of older container run-times say EPERM for what they do not know.
+        if exc.errno in (errno.ENOSYS, errno.EPERM):
+            yield None
+            return
+        raise _mount_error(device_path, fs_type, exc, "") from exc
+    try:
+        try:
+            _syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, b"source", os.fsencode(device_path), 0)
+            _syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_FLAG, b"ro", None, 0)
+            _syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+            attributes = _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV
+            root = _syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
+        except OSError as exc:
+            raise _mount_error(device_path, fs_type, exc, _context_log(context)) from exc
+    finally:
+        os.close(context)
+    try:
+        yield root
+    finally:
+        os.close(root)
+
+
+def _context_log(context: int) -> str:
+    """Read the kernel's messages about a mount: `e squashfs: Can't find a SQUASHFS superblock on loop3`."""
+    lines = []
+    with contextlib.suppress(OSError):  # ENODATA: no more
+        while line := os.read(context, 4096):
+            lines.append(line.decode(errors="replace").strip()[2:])
+    return "; ".join(lines)
+
+
+def _mount_error(device_path: str, fs_type: str, exc: OSError, log: str) -> ScratchError:
+    reason = log or exc.strerror
+    if exc.errno in _BAD_IMAGE:
+        return ImageError(f"{device_path}: cannot mount it as {fs_type}: {reason}")
+    if exc.errno == errno.ENODEV:
+        return DeviceError(f"{device_path}: this kernel has no {fs_type}", hint=f"modprobe {fs_type}")
+    return DeviceError(f"{device_path}: cannot mount it as {fs_type}: {reason}")
+
+
+def _mount_and_probe(device_path: str, target_fd: int, mount_point: Path, fs_type: FsType, probe: Probe) -> None:
+    """Mount as before Linux 5.2: seen at once."""
+    target = f"/proc/self/fd/{target_fd}".encode()
+    flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV
+    if _libc.mount(os.fsencode(device_path), target, fs_type.encode(), ctypes.c_ulong(flags), None) != 0:
+        code = ctypes.get_errno()
+        raise _mount_error(device_path, fs_type, OSError(code, os.strerror(code)), "")
+    try:
+        with _directory(mount_point) as root:
+            probe(root)
+    except BaseException:
+        unmount(mount_point)
+        raise
+
+
+def _move_mount(root_fd: int, target_fd: int, flags: int = 0) -> None:
+    flags |= _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
+    _syscall(_SYS_MOVE_MOUNT, root_fd, b"", target_fd, b"", flags)
+
+
+def _try_move_beneath(root_fd: int, old_root_fd: int) -> bool:
+    try:
+        _move_mount(root_fd, old_root_fd, _MOVE_MOUNT_BENEATH)
+    except OSError:
+        return False
+    return True
+
+
+def _syscall(number: int, *arguments: int | bytes | None) -> int:
+    """Call the kernel where libc has no name for it; the GIL is free meanwhile."""
+    converted = [ctypes.c_long(each) if isinstance(each, int) else ctypes.c_char_p(each) for each in arguments]
+    result = int(_libc.syscall(ctypes.c_long(number), *converted))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def _look_up(root_fd: int, folder: str, limit: int) -> tuple[int, list[str]]:
+    """Read up to `limit` names of a folder with their inodes: their number, and those of them that are folders."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
+    try:
+        with os.scandir(fd) as entries:
+            names = [entry.name for entry in itertools.islice(entries, limit)]
+        below = [name for name in names if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)]
+        # A name never asked for before reaches the folder's own blocks: memory cannot answer it.
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(f".probe-{secrets.token_hex(8)}", dir_fd=fd, follow_symlinks=False)
+        return len(names), below
+    finally:
+        os.close(fd)
