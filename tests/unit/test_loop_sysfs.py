@@ -1,0 +1,104 @@
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scratch_slurm.domain.errors import DeviceError
+from scratch_slurm.domain.names import DATASET_NAME
+from scratch_slurm.node.loopdev import (
+    MAX_TAG_BYTES,
+    TAG_PREFIX,
+    LoopDevice,
+    attach,
+    device_tag,
+    read_loop_device,
+    read_loop_devices,
+    read_status,
+)
+
+ATTRIBUTES = {
+    "dev": "7:3\n",
+    "size": "2048\n",
+    "ro": "1\n",
+    "loop/backing_file": "/source/imagenet.squashfs\n",
+    "loop/offset": "0\n",
+    "loop/autoclear": "1\n",
+    "loop/dio": "0\n",
+}
+BOUND = LoopDevice(
+    name="loop3",
+    minor=3,
+    backing_path="/source/imagenet.squashfs",
+    deleted=False,
+    size_bytes=1048576,
+    offset_bytes=0,
+    read_only=True,
+    auto_clear=True,
+    direct_io=False,
+)
+
+
+@pytest.fixture
+def sys_block(tmp_path):
+    def add(name, **changes):
+        for attribute, text in {**ATTRIBUTES, **changes}.items():
+            if text is not None:
+                file = tmp_path / name / attribute
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(os.fsencode(text))
+        return tmp_path
+
+    return add
+
+
+def test_a_bound_device(sys_block):
+    assert read_loop_device("loop3", sys_block("loop3")) == BOUND
+
+
+@pytest.mark.parametrize(
+    ("shown", "path", "deleted"),
+    [
+        pytest.param("/s/a.squashfs (deleted)\n", "/s/a.squashfs", True, id="deleted"),
+        pytest.param("/s/two\nlines\n\n", "/s/two\nlines\n", False, id="line-breaks"),
+        pytest.param("/s/\udcff \n", "/s/\udcff ", False, id="not-text-and-a-blank"),
+    ],
+)
+def test_odd_backing_paths(sys_block, shown, path, deleted):
+    device = read_loop_device("loop3", sys_block("loop3", **{"loop/backing_file": shown}))
+    assert (device.backing_path, device.deleted) == (path, deleted)
+
+
+def test_devices_come_by_number_and_others_are_left_out(sys_block):
+    for name in ("loop10", "loop9", "vda", "loopback", "loop\u0663"):
+        root = sys_block(name)
+    sys_block("loop2", **{"loop/backing_file": None, "loop/offset": None})  # not bound
+    sys_block("loop4", size=None)  # unbound meanwhile
+    assert [device.name for device in read_loop_devices(root)] == ["loop9", "loop10"]
+
+
+def test_a_missing_sysfs_is_an_error(tmp_path):
+    with pytest.raises(DeviceError, match="cannot list block devices"):
+        read_loop_devices(tmp_path / "none")
+
+
+def test_a_name_that_is_no_loop_device_never_becomes_a_path():
+    with pytest.raises(ValueError, match="loop device"):
+        read_status("../sda")
+
+
+@pytest.mark.parametrize("tag", ["x" * 64, "é" * 32, "a\0b"], ids=["64-bytes", "64-bytes-in-32-letters", "nul"])
+def test_a_tag_that_the_kernel_would_cut_is_refused(tag):
+    with pytest.raises(ValueError, match="tag"):
+        attach(-1, tag=tag, direct_io=False)
+
+
+@given(st.lists(st.from_regex(DATASET_NAME, fullmatch=True), min_size=2, unique=True))
+def test_tags_fit_and_stay_different(datasets):
+    tags = {device_tag(dataset) for dataset in datasets}
+    assert len(tags) == len(datasets)
+    assert all(tag.startswith(TAG_PREFIX) and len(tag.encode()) <= MAX_TAG_BYTES for tag in tags)
+
+
+def test_long_names_that_differ_at_the_end_get_different_tags():
+    assert device_tag("d" * 63 + "1") != device_tag("d" * 63 + "2")
