@@ -93,3 +93,11 @@ class LedgerError(ScratchError):
     """The record of pins and events cannot be read or written."""
 
     exit_code = 12
+
+
+def error_by_name(name: str, message: str, hint: str | None) -> ScratchError:
+    """Make the error that another process of ours told by its class name; `ScratchError` for a name unknown here."""
+    kind = globals().get(name)
+    if isinstance(kind, type) and issubclass(kind, ScratchError):
+        return kind(message, hint=hint)
+    return ScratchError(message, hint=hint)

@@ -65,6 +65,8 @@ class Catalog:
     images: Mapping[str, SourceImage]
     skipped: Mapping[str, SkippedImage]
     """By dataset name where the file name gives one, else by file name."""
+    complete: bool = True
+    """False until the source has been listed once: what is missing may be there all the same."""
 
 
 @dataclass(frozen=True)

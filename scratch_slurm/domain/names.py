@@ -17,6 +17,7 @@ IMAGE_SUFFIXES = {".squashfs": "squashfs", ".sqsh": "squashfs", ".sqfs": "squash
 MANIFEST_SUFFIX = ".json"
 
 _CACHED = re.compile(rf"({DATASET_NAME.pattern})@([0-9a-f]{{16}})\.image", re.ASCII)
+_TAG = re.compile(r"scratch-slurm:([0-9a-f]{16})", re.ASCII)
 
 
 def parse_dataset_name(text: str) -> str:
@@ -67,3 +68,17 @@ def nearest_hint(name: str, known: Iterable[str]) -> str | None:
     """Word a hint with the known names nearest to `name`; None when nothing is near."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f"did you mean {' or '.join(near)}?" if near else None
+
+
+def device_tag(generation_id: str) -> str:
+    """Name a loop device of ours by the generation that its backing holds, through every switch.
+
+    Returns: 30 characters; a loop device's name holds 63.
+    """
+    return f"scratch-slurm:{generation_id}"
+
+
+def parse_device_tag(tag: str) -> str | None:
+    """Give the generation id in a tag; None for a device that is not ours."""
+    match = _TAG.fullmatch(tag)
+    return match[1] if match else None

@@ -1,0 +1,398 @@
+"""The planner: from what is observed to ordered actions, each with its reason. Pure: `now` never enters."""
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from scratch_slurm.domain.errors import DaemonError, NotFoundError, PinnedError
+from scratch_slurm.domain.model import Backing, CachedImage, Catalog, Generation, MountedImage, Pin, SourceImage, Space
+from scratch_slurm.domain.sizes import format_bytes
+
+
+@dataclass(frozen=True)
+class StagedImage:
+    """A copy that is not whole yet: under way, or left by an earlier daemon."""
+
+    dataset: str
+    generation_id: str
+    reserved_bytes: int
+    """What it counts in `Space.used_bytes`: its full size once its space is reserved."""
+    under_way: bool
+
+
+class ActionKind(enum.StrEnum):
+    """What an action does; failures are remembered by dataset and kind."""
+
+    MOUNT = "mount"
+    REPLACE = "replace"
+    UNMOUNT = "unmount"
+    RETARGET = "retarget"
+    STAGE = "stage"
+    EVICT = "evict"
+    DROP = "drop"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Everything that a plan depends on."""
+
+    catalog: Catalog
+    mounted: Mapping[str, MountedImage]
+    cached: Sequence[CachedImage]
+    staged: Sequence[StagedImage]
+    pins: Sequence[Pin]
+    """In the order of asking."""
+    space: Space
+    last_used_at: Mapping[str, float] = field(default_factory=dict)
+    """Dataset -> epoch seconds of its latest read or pin; missing means never."""
+    busy: frozenset[str] = frozenset()
+    """Datasets with an operation under way: no other one may start."""
+    backing_off: frozenset[tuple[str, ActionKind]] = frozenset()
+    """(dataset, kind of action) that failed a moment ago and is tried again later."""
+    leaving_bytes: int = 0
+    """What evictions under way will free."""
+    foreign: frozenset[str] = frozenset()
+    """Datasets whose mount point carries a mount that is not ours: it is left alone."""
+
+
+@dataclass(frozen=True)
+class Mount:
+    """Make the dataset visible at its mount point for the first time."""
+
+    kind: ClassVar = ActionKind.MOUNT
+
+    image: SourceImage
+    backing_path: str
+    reason: str
+
+    @property
+    def dataset(self) -> str:
+        return self.image.dataset
+
+
+@dataclass(frozen=True)
+class Replace(Mount):
+    """Put another generation in the place of the one that is mounted."""
+
+    kind: ClassVar = ActionKind.REPLACE
+
+
+@dataclass(frozen=True)
+class Unmount:
+    kind: ClassVar = ActionKind.UNMOUNT
+
+    dataset: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Retarget:
+    """Switch a mounted dataset to its cached image, or to the source."""
+
+    kind: ClassVar = ActionKind.RETARGET
+
+    dataset: str
+    device: str
+    backing_path: str
+    expected: Generation | None
+    """What must be found at `backing_path`; None for a cached image, which never changes."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    kind: ClassVar = ActionKind.STAGE
+
+    image: SourceImage
+    reason: str
+
+    @property
+    def dataset(self) -> str:
+        return self.image.dataset
+
+
+@dataclass(frozen=True)
+class Evict:
+    """Delete a cached image; a mounted dataset is switched back to its source first."""
+
+    kind: ClassVar = ActionKind.EVICT
+
+    image: CachedImage
+    device: str | None
+    """The loop device that reads the image now; None: nothing does."""
+    source: SourceImage | None
+    """What that device is switched back to."""
+    outdated: bool
+    """Its generation is served to nobody, and no pin can mean it."""
+    reason: str
+
+    @property
+    def dataset(self) -> str:
+        return self.image.dataset
+
+
+@dataclass(frozen=True)
+class DropStaged:
+    """Stop a copy if it is under way, and delete what it has."""
+
+    kind: ClassVar = ActionKind.DROP
+
+    staged: StagedImage
+    reason: str
+
+    @property
+    def dataset(self) -> str:
+        return self.staged.dataset
+
+
+Action = Mount | Replace | Unmount | Retarget | Stage | Evict | DropStaged
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a wish cannot be met now, for status and for the job that waits."""
+
+    text: str
+    waiting_helps: bool
+    """Whether it may mend itself soon, so that a job's start may wait for it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    actions: tuple[Action, ...]
+    problems: Mapping[str, Problem]
+    """By dataset."""
+
+
+def plan(seen: Observation) -> Plan:
+    """Decide what to do next.
+
+    At most one action a dataset, but a copy to drop and a cached image to delete may come beside it. What depends on
+    an earlier action (staging into room that an eviction frees) waits for the next plan, when the room is seen.
+
+    Returns: actions in the order to start them: drops and evictions, mounts, switches, copies.
+    """
+    return _Planner(seen).plan()
+
+
+def plan_eviction(seen: Observation, dataset: str, reason: str) -> Evict:
+    """Plan the eviction that an administrator asks for.
+
+    Raises:
+        NotFoundError: the dataset is not cached here.
+        PinnedError: a job or the administrator holds a pin.
+        DaemonError: something else is under way with the dataset, or its source image cannot take over.
+    """
+    planner = _Planner(seen)
+    holders = [pin.holder for pin in seen.pins if pin.dataset == dataset]
+    copies = [copy for copy in seen.cached if copy.dataset == dataset]
+    if not copies:
+        raise NotFoundError(f"{dataset}: is not cached on this node")
+    if holders:
+        raise PinnedError(f"{dataset}: is pinned by {', '.join(holders)}", hint="it can go when its jobs have ended")
+    if dataset in seen.busy:
+        raise DaemonError(f"{dataset}: something is under way with it", hint="try again in some seconds")
+    mounted = seen.mounted.get(dataset)
+    if mounted and mounted.backing_path == copies[0].path and not planner.wanted_generation(dataset):
+        raise DaemonError(f"{dataset}: its image in the source cannot take over", hint="see `scratch-slurm status`")
+    return planner.eviction(copies[0], reason)
+
+
+class _Planner:
+    def __init__(self, seen: Observation) -> None:
+        self.seen = seen
+        self.idle = _all_datasets(seen) - seen.busy - seen.foreign
+        self.pinned = {pin.dataset for pin in seen.pins}
+        self.copies = {(image.dataset, image.generation_id): image for image in seen.cached}
+        self.problems: dict[str, Problem] = {}
+
+    def plan(self) -> Plan:
+        mounting = self._plan_mounts()
+        touched = {action.dataset for action in mounting}
+        drops = self._plan_drops()
+        outdated = [evict for evict in self._plan_outdated() if evict.dataset not in touched]
+        touched |= {evict.dataset for evict in outdated}
+        switches = [switch for switch in self._plan_switches() if switch.dataset not in touched]
+        touched |= {switch.dataset for switch in switches}
+        evictions, copies = self._plan_copies(touched)
+        return Plan((*drops, *outdated, *evictions, *mounting, *switches, *copies), self.problems)
+
+    def may(self, dataset: str, kind: ActionKind) -> bool:
+        return dataset in self.idle and (dataset, kind) not in self.seen.backing_off
+
+    def wanted_generation(self, dataset: str) -> SourceImage | None:
+        """The image to have in the cache for the dataset: only the one that is mounted, or about to be."""
+        image = self.seen.catalog.images.get(dataset)
+        mounted = self.seen.mounted.get(dataset)
+        if image is None or (mounted and mounted.generation_id != image.generation.id):
+            return None
+        return image
+
+    def _plan_mounts(self) -> list[Action]:
+        """Mount what is new, unmount what is gone, replace what is newer and pinned by nobody."""
+        actions: list[Action] = []
+        for dataset in sorted(self.idle):
+            image = self.seen.catalog.images.get(dataset)
+            mounted = self.seen.mounted.get(dataset)
+            if image and not mounted and self.may(dataset, ActionKind.MOUNT):
+                actions.append(Mount(image, self._best_path(image), "new in the source"))
+            elif image and mounted and mounted.generation_id != image.generation.id:
+                if dataset in self.pinned:
+                    self.problems[dataset] = Problem(
+                        "the source has a newer image; it is mounted when nobody pins the old one", waiting_helps=False
+                    )
+                elif self.may(dataset, ActionKind.REPLACE):
+                    actions.append(Replace(image, self._best_path(image), "the source has a newer image"))
+            elif mounted and not image and self._is_gone(dataset):
+                if dataset in self.pinned:
+                    self.problems[dataset] = Problem(
+                        "removed from the source; it stays while it is pinned", waiting_helps=False
+                    )
+                elif self.may(dataset, ActionKind.UNMOUNT):
+                    actions.append(Unmount(dataset, "removed from the source"))
+        return actions
+
+    def _is_gone(self, dataset: str) -> bool:
+        """Whether the source certainly has no such image: a listing that failed, or a bad image, is no proof."""
+        catalog = self.seen.catalog
+        return catalog.complete and dataset not in catalog.images and dataset not in catalog.skipped
+
+    def _best_path(self, image: SourceImage) -> str:
+        copy = self.copies.get((image.dataset, image.generation.id))
+        return copy.path if copy else image.path
+
+    def _plan_drops(self) -> list[DropStaged]:
+        """Stop copies that nobody wants any more; a stopped copy of a failed dataset waits for its retry."""
+        drops = []
+        for staged in self.seen.staged:
+            image = self.wanted_generation(staged.dataset)
+            if not self.seen.catalog.complete:
+                continue
+            if staged.dataset not in self.pinned:
+                drops.append(DropStaged(staged, "nobody asks for it any more"))
+            elif image is None or image.generation.id != staged.generation_id:
+                drops.append(DropStaged(staged, "the image in the source is another one now"))
+        return drops
+
+    def _plan_outdated(self) -> list[Evict]:
+        """Delete cached images that can never be served again: of another generation, or of no dataset."""
+        evictions = []
+        for copy in self.seen.cached:
+            mounted = self.seen.mounted.get(copy.dataset)
+            image = self.seen.catalog.images.get(copy.dataset)
+            current = {mounted.generation_id if mounted else None, image.generation.id if image else None}
+            in_use = mounted is not None and mounted.backing_path == copy.path
+            unsure = image is None and not self._is_gone(copy.dataset)
+            if copy.generation_id in current or in_use or unsure or not self.may(copy.dataset, ActionKind.EVICT):
+                continue
+            evictions.append(Evict(copy, None, None, True, "no dataset has this generation any more"))
+        return evictions
+
+    def _plan_switches(self) -> list[Retarget]:
+        """Read from the cache whatever is cached, and from the source what somebody deleted from the cache."""
+        switches = []
+        cached_paths = {copy.path for copy in self.seen.cached}
+        for dataset, mounted in sorted(self.seen.mounted.items()):
+            if not self.may(dataset, ActionKind.RETARGET):
+                continue
+            copy = self.copies.get((dataset, mounted.generation_id or ""))
+            image = self.wanted_generation(dataset)
+            if copy and mounted.backing_path != copy.path:
+                reason = "its copy is whole and verified"
+                switches.append(Retarget(dataset, mounted.device, copy.path, None, reason))
+            elif image and not copy and mounted.backing is Backing.CACHE and mounted.backing_path not in cached_paths:
+                reason = "its cached image was deleted by somebody"
+                switches.append(Retarget(dataset, mounted.device, image.path, image.generation, reason))
+        return switches
+
+    def _plan_copies(self, touched: set[str]) -> tuple[list[Evict], list[Stage]]:
+        """Stage what is pinned, in the order of asking; evict what is not, least recently used first."""
+        staged_now = {staged.dataset: staged for staged in self.seen.staged}
+        victims = self._victims(touched)
+        room_bytes = self.seen.space.room_bytes
+        leaving_bytes = self.seen.leaving_bytes
+        evictions: list[Evict] = []
+        copies: list[Stage] = []
+        for dataset in dict.fromkeys(pin.dataset for pin in self.seen.pins):
+            image = self.wanted_generation(dataset)
+            if image is None or (dataset, image.generation.id) in self.copies:
+                continue
+            staged = staged_now.get(dataset)
+            if staged and staged.under_way:
+                continue
+            need_bytes = image.size_bytes - (staged.reserved_bytes if staged else 0)
+            if need_bytes <= room_bytes:
+                room_bytes -= need_bytes
+                if self.may(dataset, ActionKind.STAGE) and dataset in self.seen.mounted:
+                    copies.append(Stage(image, "pinned by " + ", ".join(self._holders(dataset))))
+                continue
+            if need_bytes <= room_bytes + leaving_bytes:
+                leaving_bytes -= need_bytes - max(0, room_bytes)
+                room_bytes = min(0, room_bytes)
+                continue
+            chosen = _first_enough(victims, need_bytes - room_bytes - leaving_bytes)
+            if chosen is None:
+                self.problems[dataset] = self._does_not_fit(image, room_bytes, victims)
+                continue
+            for victim in chosen:
+                victims.remove(victim)
+                evictions.append(self.eviction(victim, f"room for {dataset}, pinned by {self._holders(dataset)[0]}"))
+            # Their room is seen, and staged into, only when they are gone.
+            leaving_bytes += sum(victim.size_bytes for victim in chosen) + room_bytes - need_bytes
+            room_bytes = 0
+        return evictions, copies
+
+    def _victims(self, touched: set[str]) -> list[CachedImage]:
+        """Cached images that may go, least recently used first; the larger, then the name, break ties."""
+        free_to_go = [
+            copy
+            for copy in self.seen.cached
+            if self.may(copy.dataset, ActionKind.EVICT)
+            and copy.dataset not in self.pinned
+            and copy.dataset not in touched
+            and (copy.dataset not in self.seen.mounted or self.wanted_generation(copy.dataset))
+        ]
+        return sorted(
+            free_to_go,
+            key=lambda copy: (self.seen.last_used_at.get(copy.dataset, 0.0), -copy.size_bytes, copy.dataset),
+        )
+
+    def eviction(self, copy: CachedImage, reason: str) -> Evict:
+        mounted = self.seen.mounted.get(copy.dataset)
+        image = self.seen.catalog.images.get(copy.dataset)
+        reading = mounted is not None and mounted.backing_path == copy.path
+        return Evict(copy, mounted.device if mounted and reading else None, image if reading else None, False, reason)
+
+    def _holders(self, dataset: str) -> list[str]:
+        return [pin.holder for pin in self.seen.pins if pin.dataset == dataset]
+
+    def _does_not_fit(self, image: SourceImage, room_bytes: int, victims: list[CachedImage]) -> Problem:
+        space = self.seen.space
+        could_bytes = max(0, room_bytes) + sum(victim.size_bytes for victim in victims)
+        if image.size_bytes > space.capacity_bytes:
+            return Problem(
+                f"does not fit: {format_bytes(image.size_bytes)}, the capacity is {format_bytes(space.capacity_bytes)}",
+                waiting_helps=False,
+            )
+        return Problem(
+            f"waits for room: needs {format_bytes(image.size_bytes)}, {format_bytes(could_bytes)} can be had now; "
+            "the rest is pinned, in use, or kept free",
+            waiting_helps=True,
+        )
+
+
+def _all_datasets(seen: Observation) -> set[str]:
+    return {*seen.catalog.images, *seen.mounted, *(image.dataset for image in seen.cached)}
+
+
+def _first_enough(victims: Sequence[CachedImage], need_bytes: int) -> list[CachedImage] | None:
+    """Take victims in order until they free `need_bytes`; None when all together do not."""
+    chosen: list[CachedImage] = []
+    freed_bytes = 0
+    for victim in victims:
+        if freed_bytes >= need_bytes:
+            break
+        chosen.append(victim)
+        freed_bytes += victim.size_bytes
+    return chosen if freed_bytes >= need_bytes else None

@@ -1,0 +1,147 @@
+"""The cache directory on the node-local disk.
+
+    <cache_dir>/                               root, 0700
+        <dataset>@<generation>.image           a whole, verified copy: being there under this name is the proof
+        .staging/                              nothing in here is ever served
+            <dataset>@<generation>.part        a copy under way, its space reserved
+            <dataset>@<generation>.journal     which chunks of it are verified
+            <dataset>@<generation>.evicted     on its way out
+
+One daemon a node writes here (it holds the lock in run_dir); a file enters or leaves the first level by rename only.
+"""
+
+import contextlib
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from scratch_slurm.domain.errors import ConfigError, NoSpaceError
+from scratch_slurm.domain.model import CachedImage
+from scratch_slurm.domain.names import cached_file_name, parse_cached_file_name
+
+_PART = re.compile(r"(?P<stem>.+)\.part")
+
+
+@dataclass(frozen=True)
+class PartialImage:
+    """A copy that is not whole; `size_bytes` is what it occupies on disk."""
+
+    dataset: str
+    generation_id: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class CacheContents:
+    """What the directory holds now."""
+
+    images: tuple[CachedImage, ...]
+    partials: tuple[PartialImage, ...]
+    used_bytes: int
+    """All files, whatever they are, by the larger of length and blocks for images, by blocks for the rest."""
+    free_bytes: int
+    whole_bytes: int
+    """Size of the file system."""
+
+
+class Cache:
+    """The directory and its few moves."""
+
+    def __init__(self, cache_dir: Path) -> None:
+        self.dir = cache_dir
+        self.staging = cache_dir / ".staging"
+
+    def prepare(self) -> None:
+        """Make the directories, and clear what a crash left on its way out.
+
+        Raises: ConfigError: the directory cannot be made, or others than root may write in it.
+        """
+        try:
+            self.dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = self.dir.lstat()
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+                raise ConfigError(
+                    f"{self.dir}: cache_dir must be a directory of root's that nobody else may write in",
+                    hint=f"chown root {self.dir} && chmod 0700 {self.dir}",
+                )
+            self.dir.chmod(0o700)
+            self.staging.mkdir(mode=0o700, exist_ok=True)
+            for path in self.staging.glob("*.evicted"):
+                path.unlink()
+        except OSError as exc:
+            raise ConfigError(f"{self.dir}: cannot use as cache_dir: {exc.strerror}") from exc
+
+    def read(self) -> CacheContents:
+        """Read what is there; a file that vanishes meanwhile is not counted.
+
+        Raises: OSError: the directory cannot be read (the disk is dead).
+        """
+        images: list[CachedImage] = []
+        partials: list[PartialImage] = []
+        used_bytes = 0
+        for entry in (*os.scandir(self.dir), *os.scandir(self.staging)):
+            with contextlib.suppress(FileNotFoundError):
+                status = entry.stat(follow_symlinks=False)
+                size_bytes = status.st_blocks * 512
+                named = parse_cached_file_name(entry.name)
+                part = parse_cached_file_name(entry.name.removesuffix(".part") + ".image")
+                if named and stat.S_ISREG(status.st_mode):
+                    size_bytes = max(size_bytes, status.st_size)
+                    images.append(CachedImage(*named, entry.path, size_bytes))
+                elif part and _PART.fullmatch(entry.name):
+                    partials.append(PartialImage(*part, size_bytes))
+                used_bytes += size_bytes
+        disk = os.statvfs(self.dir)
+        return CacheContents(
+            tuple(images), tuple(partials), used_bytes, disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+        )
+
+    def part_path(self, dataset: str, generation_id: str) -> Path:
+        """Where a copy grows."""
+        return self.staging / cached_file_name(dataset, generation_id).replace(".image", ".part")
+
+    def image_path(self, dataset: str, generation_id: str) -> Path:
+        """Where the whole copy is served from."""
+        return self.dir / cached_file_name(dataset, generation_id)
+
+    def publish(self, dataset: str, generation_id: str) -> Path:
+        """Let a whole, verified and fsynced copy be served.
+
+        Raises: NoSpaceError: the directory cannot be written (the disk fails).
+        """
+        part, target = self.part_path(dataset, generation_id), self.image_path(dataset, generation_id)
+        try:
+            part.rename(target)
+            _fsync_directory(self.dir)
+            _fsync_directory(self.staging)
+            part.with_suffix(".journal").unlink(missing_ok=True)
+        except OSError as exc:
+            raise NoSpaceError(f"{target}: cannot publish the copy: {exc.strerror}") from exc
+        return target
+
+    def withdraw(self, image: CachedImage) -> None:
+        """Take a cached image out of service by rename, at once."""
+        Path(image.path).rename(self._withdrawn_path(image))
+
+    def discard(self, image: CachedImage) -> None:
+        """Delete a withdrawn image; slow for a large file on some file systems."""
+        self._withdrawn_path(image).unlink(missing_ok=True)
+
+    def _withdrawn_path(self, image: CachedImage) -> Path:
+        return self.staging / (Path(image.path).stem + ".evicted")
+
+    def drop_partial(self, dataset: str, generation_id: str) -> None:
+        """Delete a copy that is not whole, and its journal."""
+        part = self.part_path(dataset, generation_id)
+        part.unlink(missing_ok=True)
+        part.with_suffix(".journal").unlink(missing_ok=True)
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,155 @@
+"""The source directory: which images it holds, read file by file.
+
+Everything here touches the slow storage and may block for ever: call it only in a child process that can be killed.
+"""
+
+import json
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from scratch_slurm.domain.errors import ImageError, SourceError
+from scratch_slurm.domain.model import Generation, SkippedImage, SourceImage
+from scratch_slurm.domain.names import MANIFEST_SUFFIX, parse_image_name
+
+_MANIFEST_LIMIT_BYTES = 64 * 1024
+_HEAD_BYTES = 2048
+_SECTOR_BYTES = 512
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one file of the source turned out to be."""
+
+    file_name: str
+    stamp: str
+    """Changes whenever the image's or its manifest's metadata do; the next scan is given it back."""
+    image: SourceImage | None = None
+    skipped: SkippedImage | None = None
+    """Neither: the file is as it was when it had this stamp."""
+
+
+def list_source(source_dir: Path) -> list[str]:
+    """List the image files of the source, sorted; other files, hidden ones among them, are none of our business.
+
+    Raises: SourceError: the directory cannot be listed.
+    """
+    try:
+        names = [path.name for path in source_dir.iterdir()]
+    except OSError as exc:
+        raise SourceError(f"{source_dir}: cannot list the source: {exc.strerror}") from exc
+    return sorted(name for name in names if parse_image_name(name))
+
+
+def read_entries(source_dir: Path, file_names: list[str], stamps: dict[str, str]) -> Iterator[Entry | None]:
+    """Read the named files one after the other; None stands for one that is not there.
+
+    Args:
+        stamps: file name -> stamp of the last scan; a file that still has it is not opened.
+    """
+    for file_name in file_names:
+        yield _read_entry(source_dir, file_name, stamps.get(file_name))
+
+
+def _read_entry(source_dir: Path, file_name: str, old_stamp: str | None) -> Entry | None:
+    parsed = parse_image_name(file_name)
+    if parsed is None:
+        return None
+    dataset, fs_type = parsed
+    path = source_dir / file_name
+    manifest_path = source_dir / (dataset + MANIFEST_SUFFIX)
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        return _skipped(file_name, "", f"cannot stat: {exc.strerror}")
+    stamp = f"{_stamp(status)} {_manifest_stamp(manifest_path)}"
+    if stamp == old_stamp:
+        return Entry(file_name, stamp)
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "not a regular file"
+        return _skipped(file_name, stamp, f"is {kind}")
+    try:
+        with path.open("rb") as file:
+            check_image_head(file.read(_HEAD_BYTES), fs_type, status.st_size)
+        digest = _read_manifest_digest(manifest_path, status.st_size)
+    except OSError as exc:
+        return _skipped(file_name, "", f"cannot read: {exc.strerror}")
+    except ImageError as exc:
+        return _skipped(file_name, stamp, exc.message)
+    generation = Generation(status.st_ino, status.st_size, status.st_mtime_ns)
+    return Entry(file_name, stamp, image=SourceImage(dataset, str(path), generation, fs_type, digest))
+
+
+def _skipped(file_name: str, stamp: str, reason: str) -> Entry:
+    return Entry(file_name, stamp, skipped=SkippedImage(file_name, reason))
+
+
+def check_image_head(head: bytes, fs_type: str, size_bytes: int) -> None:
+    """Check the superblock of an image.
+
+    Args:
+        head: the first 2048 bytes of the file, or all of it if it is shorter.
+        fs_type: `squashfs` or `erofs`, as the file's suffix says.
+        size_bytes: the length of the file.
+    Raises: ImageError: not such a file system, or cut short.
+    Source: Documentation/filesystems/squashfs.rst (magic 0x73717368, bytes_used at 40) and fs/erofs/erofs_fs.h
+        (magic 0xE0F5E1E2 at 1024, block size shift at 12, 32-bit block count at 36) of the kernel.
+    """
+    whole_sectors_bytes = size_bytes // _SECTOR_BYTES * _SECTOR_BYTES
+    if fs_type == "squashfs":
+        if len(head) < 96 or head[:4] != b"hsqs":
+            raise ImageError("is not a squashfs image: no magic number in its first bytes")
+        (used_bytes,) = struct.unpack_from("<Q", head, 40)
+    else:
+        if len(head) < 1024 + 128 or head[1024:1028] != b"\xe2\xe1\xf5\xe0":
+            raise ImageError("is not an erofs image: no magic number at byte 1024")
+        used_bytes = struct.unpack_from("<I", head, 1024 + 36)[0] << min(head[1024 + 12], 16)
+    if used_bytes > size_bytes:
+        raise ImageError(f"is cut short: {size_bytes} bytes of {used_bytes}")
+    if used_bytes > whole_sectors_bytes:
+        raise ImageError(f"has {size_bytes} bytes, not a multiple of 512: its last block cannot be read")
+
+
+def check_generation(descriptor: int, expected: Generation, path: str) -> None:
+    """Make sure that an open file is the generation that was planned with.
+
+    Raises: ImageError: another file took its place, or it was rewritten.
+    """
+    status = os.fstat(descriptor)
+    found = Generation(status.st_ino, status.st_size, status.st_mtime_ns)
+    if found != expected:
+        raise ImageError(f"{path}: is another image now: {found.size_bytes} bytes, planned {expected.size_bytes}")
+
+
+def _stamp(status: os.stat_result) -> str:
+    return f"{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_mode}"
+
+
+def _manifest_stamp(path: Path) -> str:
+    try:
+        return _stamp(path.lstat())
+    except OSError:
+        return "-"
+
+
+def _read_manifest_digest(path: Path, image_size_bytes: int) -> str | None:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MANIFEST_LIMIT_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    try:
+        manifest = json.loads(text)
+        digest, size_bytes = str(manifest["blake3"]), int(manifest["size_bytes"])
+    except (ValueError, TypeError, KeyError) as exc:
+        raise ImageError(f"its manifest {path.name} is not readable: needs size_bytes and blake3") from exc
+    if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+        raise ImageError(f"its manifest {path.name} has no BLAKE3 digest of 64 hexadecimal digits")
+    if size_bytes != image_size_bytes:
+        raise ImageError(f"its manifest {path.name} is for {size_bytes} bytes, the image has {image_size_bytes}")
+    return digest

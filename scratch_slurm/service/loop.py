@@ -1,0 +1,301 @@
+"""The loop: observe, plan, act. One task decides; what it starts never holds it up."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from scratch_slurm.domain import planner
+from scratch_slurm.domain.config import Config, resolve_size
+from scratch_slurm.domain.errors import DaemonError, DeviceError, PinnedError, ScratchError
+from scratch_slurm.domain.model import MountedImage, Space
+from scratch_slurm.domain.names import parse_device_tag
+from scratch_slurm.domain.planner import ActionKind, Observation, Plan, StagedImage
+from scratch_slurm.domain.throughput import ReadCounter
+from scratch_slurm.node.cache import Cache
+from scratch_slurm.node.ledger import Ledger
+from scratch_slurm.service import operations as op
+from scratch_slurm.service.memory import Copy, Memory
+from scratch_slurm.service.observe import Reading, SeenMount, read_node
+from scratch_slurm.service.perform import Performer
+from scratch_slurm.service.source import Source
+from scratch_slurm.service.workers import Workers
+
+log = logging.getLogger(__name__)
+
+READ_PERIOD_S = 600.0
+_GATHER_S = 0.02
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The latest round, for status: what was seen, and what was decided from it."""
+
+    seen: Observation
+    plan: Plan
+
+
+class Loop:
+    """Runs rounds: at each interval, when something it started has ended, and when somebody nudges it."""
+
+    def __init__(self, config: Config, cache: Cache, ledger: Ledger, workers: Workers, source: Source) -> None:
+        self.config = config
+        self.memory = Memory()
+        self.source = source
+        self.snapshot: Snapshot | None = None
+        self.problem = ""
+        """Why the latest round could not be carried out; empty when it was."""
+        self._cache = cache
+        self._ledger = ledger
+        self._workers = workers
+        self._performer = Performer(config, self.memory, cache, ledger, workers)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._nudged = asyncio.Event()
+        self._begun = 0
+        self._ended = 0
+        self._round_ended = asyncio.Condition()
+
+    def nudge(self) -> None:
+        """Ask for a round now."""
+        self._nudged.set()
+
+    async def after_next_round(self) -> None:
+        """Return when a round that began after this call has ended."""
+        wanted = self._begun + 1
+        self.nudge()
+        async with self._round_ended:
+            await self._round_ended.wait_for(lambda: self._ended >= wanted)
+
+    async def wait_for_change(self) -> None:
+        """Return when the next round has ended, whatever causes it."""
+        async with self._round_ended:
+            await self._round_ended.wait()
+
+    async def run(self) -> None:
+        """Run rounds for ever; ends only when cancelled, and then leaves all mounts serving."""
+        scanner = asyncio.create_task(self._scan_for_ever())
+        try:
+            while True:
+                await self._pause()
+                self._nudged.clear()
+                self._begun += 1
+                await self._run_round()
+                self._ended = self._begun
+                async with self._round_ended:
+                    self._round_ended.notify_all()
+        finally:
+            tasks = [scanner, *self._tasks.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=2.0)
+            self.source.close()
+
+    async def evict(self, dataset: str) -> int:
+        """Evict a dataset because the administrator says so; returns the bytes freed.
+
+        Raises: ScratchError: it is pinned, busy, not cached, or the switch back to the source failed.
+        """
+        seen = await self._observe_at_rest(dataset)
+        action = planner.plan_eviction(seen, dataset, "asked by the administrator")
+        self._start(action)
+        await asyncio.wait([self._tasks[dataset]])
+        failure = self.memory.failures.get((dataset, ActionKind.EVICT))
+        if failure:
+            raise DeviceError(f"{dataset}: {failure.message}")
+        if action.image in (await self._observe_at_rest(dataset)).cached:
+            raise PinnedError(f"{dataset}: was pinned while its eviction began")
+        return action.image.size_bytes
+
+    async def _observe_at_rest(self, dataset: str) -> Observation:
+        """Observe once nothing is under way with the dataset."""
+        while True:
+            await self.after_next_round()
+            task = self._tasks.get(dataset)
+            if task is None:
+                break
+            await asyncio.wait([task])
+        if self.snapshot is None:
+            raise DaemonError(f"this node cannot be observed: {self.problem}")
+        return self.snapshot.seen
+
+    async def _pause(self) -> None:
+        now = time.time()
+        wake_ats = [failure.retry_at for failure in self.memory.failures.values() if failure.retry_at > now]
+        pause_s = max(0.05, min([now + self.config.interval_s, *wake_ats]) - now)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._nudged.wait(), pause_s)
+            # What ends or is asked for at the same moment shares a round.
+            await asyncio.sleep(_GATHER_S)
+
+    async def _scan_for_ever(self) -> None:
+        while True:
+            await self.source.scan()
+            self.nudge()
+            # Jitter: thousands of nodes share the source.
+            await asyncio.sleep(self.config.interval_s * random.uniform(0.9, 1.1))  # noqa: S311 # not a secret
+
+    async def _run_round(self) -> None:
+        try:
+            reading = await asyncio.to_thread(read_node, self.config.mount_dir, self._cache, self._ledger)
+        except (ScratchError, OSError) as exc:
+            if str(exc) != self.problem:
+                log.error("cannot observe this node problem=%r", str(exc))
+            self.problem = str(exc)
+            return
+        self.problem = ""
+        self._identify(reading.mounted.values())
+        seen = self._observe(reading)
+        decided = planner.plan(seen)
+        self.snapshot = Snapshot(seen, decided)
+        for action in decided.actions:
+            self._start(action)
+
+    def _start(self, action: planner.Action) -> None:
+        """Start an action; a copy under way that is dropped is stopped first."""
+        dataset = action.dataset
+        running = self._tasks.get(dataset)
+        if isinstance(action, planner.DropStaged) and action.staged.under_way:
+            if running is not None and not running.cancelling():
+                running.cancel()
+            return
+        if running is not None:
+            return
+        self.memory.running[dataset] = action
+        if isinstance(action, planner.Stage):
+            self.memory.copies[dataset] = Copy(action.image, time.time())
+        task = asyncio.create_task(self._perform(action))
+        self._tasks[dataset] = task
+
+    async def _perform(self, action: planner.Action) -> None:
+        dataset, memory = action.dataset, self.memory
+        try:
+            await self._performer.perform(action)
+            memory.succeed(dataset, action.kind)
+        except PinnedError as exc:
+            log.info("kept dataset=%s reason=%r", dataset, exc.message)
+        except (ScratchError, OSError) as exc:
+            failure = memory.fail(dataset, action.kind, str(exc).partition("\n")[0], time.time())
+            log.warning(
+                "degraded dataset=%s action=%s attempt=%d problem=%r",
+                dataset, action.kind, failure.attempts, failure.message,
+            )  # fmt: skip
+        except asyncio.CancelledError:
+            log.info("stopped dataset=%s action=%s", dataset, action.kind)
+            raise
+        except Exception:
+            log.exception("bug dataset=%s action=%s", dataset, action.kind)
+            memory.fail(dataset, action.kind, "an error in scratch-slurm itself; see its log", time.time())
+        finally:
+            memory.running.pop(dataset, None)
+            memory.copies.pop(dataset, None)
+            self._tasks.pop(dataset, None)
+            self.nudge()
+
+    def _identify(self, mounted: Iterable[SeenMount]) -> None:
+        """Read the tags of devices not seen before, in workers: a tag may hang with its backing."""
+        seen_now = set()
+        for mount in mounted:
+            if mount.device is None:
+                continue
+            key = (mount.mount_id, mount.device)
+            seen_now.add(key)
+            if key not in self.memory.generations and mount.dataset not in self._tasks:
+                self._tasks[mount.dataset] = asyncio.create_task(self._read_tag(mount.dataset, key))
+        for gone in self.memory.generations.keys() - seen_now:
+            del self.memory.generations[gone]
+
+    async def _read_tag(self, dataset: str, key: tuple[int, str]) -> None:
+        def on_line(line: op.Line) -> None:
+            if isinstance(line, op.Tag):
+                self.memory.generations[key] = parse_device_tag(line.text)
+
+        def on_hang() -> None:
+            self.memory.hanging_since[dataset] = time.time() - self.config.source_timeout_s
+
+        try:
+            await self._workers.run(
+                op.ReadTag(key[1]),
+                silence_s=self.config.source_timeout_s,
+                on_line=on_line,
+                on_hang=on_hang,
+            )
+        except ScratchError as exc:
+            log.warning("cannot identify dataset=%s device=%s problem=%r", dataset, key[1], str(exc))
+        finally:
+            self.memory.hanging_since.pop(dataset, None)
+            self._tasks.pop(dataset, None)
+            self.nudge()
+
+    def _observe(self, reading: Reading) -> Observation:
+        """Join what was read with what is remembered. Pure but for the read counters."""
+        memory, now = self.memory, time.time()
+        ours = {
+            mount.dataset: MountedImage(
+                mount.dataset,
+                mount.device,
+                mount.backing,
+                mount.backing_path,
+                memory.generations.get((mount.mount_id, mount.device)),
+            )
+            for mount in reading.mounted.values()
+            if mount.device is not None and memory.generations.get((mount.mount_id, mount.device), "") is not None
+        }
+        self._count_reads(reading, ours, now)
+        for pin in reading.pins:
+            memory.last_used_at[pin.dataset] = now
+        return Observation(
+            catalog=self.source.catalog,
+            mounted=ours,
+            cached=reading.cache.images,
+            staged=self._staged(reading),
+            pins=reading.pins,
+            space=self._space(reading),
+            last_used_at=dict(memory.last_used_at),
+            busy=frozenset(self._tasks),
+            backing_off=frozenset(key for key, failure in memory.failures.items() if failure.retry_at > now),
+            foreign=frozenset(reading.mounted.keys() - ours.keys()),
+            leaving_bytes=sum(
+                action.image.size_bytes for action in memory.running.values() if isinstance(action, planner.Evict)
+            ),
+        )
+
+    def _count_reads(self, reading: Reading, ours: dict[str, MountedImage], now: float) -> None:
+        at = time.monotonic()
+        for dataset, mounted in ours.items():
+            counter = self.memory.counters.setdefault(dataset, ReadCounter(READ_PERIOD_S))
+            seen = reading.mounted[dataset]
+            if counter.sample(at, mounted.device, seen.read_bytes, mounted.backing):
+                self.memory.last_used_at[dataset] = now
+        for gone in self.memory.counters.keys() - ours.keys():
+            del self.memory.counters[gone]
+
+    def _staged(self, reading: Reading) -> tuple[StagedImage, ...]:
+        copies = self.memory.copies
+        under_way = [
+            StagedImage(dataset, copy.image.generation.id, copy.image.size_bytes, True)
+            for dataset, copy in copies.items()
+        ]
+        left_over = [
+            StagedImage(partial.dataset, partial.generation_id, partial.size_bytes, False)
+            for partial in reading.cache.partials
+            if partial.dataset not in copies
+        ]
+        return (*under_way, *left_over)
+
+    def _space(self, reading: Reading) -> Space:
+        """Count what copies under way will still take as taken already: the capacity holds at every moment."""
+        contents = reading.cache
+        on_disk = {(part.dataset, part.generation_id): part.size_bytes for part in contents.partials}
+        coming_bytes = sum(
+            max(0, copy.image.size_bytes - on_disk.get((dataset, copy.image.generation.id), 0))
+            for dataset, copy in self.memory.copies.items()
+        )
+        return Space(
+            capacity_bytes=resolve_size(self.config.capacity, whole_bytes=contents.whole_bytes),
+            reserve_bytes=resolve_size(self.config.reserve, whole_bytes=contents.whole_bytes),
+            used_bytes=contents.used_bytes + reading.held_bytes + coming_bytes,
+            free_bytes=contents.free_bytes - coming_bytes,
+        )

@@ -1,0 +1,157 @@
+"""`scratch-slurmd`: the node daemon's command line, start and end."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import filelock
+import msgspec
+
+from scratch_slurm import __version__
+from scratch_slurm.domain.config import Config
+from scratch_slurm.domain.errors import ConfigError, DaemonError, DeniedError, ScratchError
+from scratch_slurm.domain.sizes import format_bytes
+from scratch_slurm.node import mounts
+from scratch_slurm.node.cache import Cache
+from scratch_slurm.node.configfile import load_config
+from scratch_slurm.node.ledger import Ledger, read_boot_id
+from scratch_slurm.service.interface import Interface
+from scratch_slurm.service.loop import Loop
+from scratch_slurm.service.notify import notify
+from scratch_slurm.service.source import Source
+from scratch_slurm.service.unmount import unmount_all
+from scratch_slurm.service.workers import Workers
+
+log = logging.getLogger(__name__)
+
+_LAST_WORDS_S = 2.0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `scratch-slurmd`; ends the process with the error's exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        config = load_config(options.config)
+        if options.check_config:
+            print(_describe(config))
+            return
+        if os.geteuid() != 0:
+            raise DeniedError("scratch-slurmd: must run as root: it mounts images")
+        logging.basicConfig(level=config.log_level, format="%(levelname)s %(message)s", stream=sys.stderr)
+        config = _prepare_directories(config)
+        with _only_daemon(config):
+            if options.unmount:
+                for line in asyncio.run(unmount_all(config)):
+                    print(line)
+            else:
+                asyncio.run(_serve(config))
+    except ScratchError as exc:
+        print(f"scratch-slurmd: {exc}", file=sys.stderr)
+        sys.exit(exc.exit_code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scratch-slurmd",
+        description="The node daemon of scratch-slurm: mounts the source's images, and keeps the right ones cached.",
+        epilog="A daemon that ends leaves all mounts serving; the next one takes them over.",
+    )
+    parser.add_argument("--config", metavar="PATH", help="configuration file instead of $SCRATCH_SLURM_CONFIG")
+    parser.add_argument("--version", action="version", version=f"scratch-slurmd {__version__}")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--check-config", action="store_true", help="check the configuration, show it, and end")
+    what.add_argument("--unmount", action="store_true", help="take all mounts down, and end; the cache stays")
+    return parser
+
+
+def _describe(config: Config) -> str:
+    values = {field: getattr(config, field) for field in config.__struct_fields__}
+    width = max(len(name) for name in values)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in values.items())
+
+
+def _prepare_directories(config: Config) -> Config:
+    """Make the node's own directories, and resolve them as the kernel will name them."""
+    try:
+        config.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        config.jobs_dir.mkdir(mode=0o755, exist_ok=True)
+        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        config.mount_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for directory in (config.run_dir, config.jobs_dir, config.state_dir, config.mount_dir):
+            status = directory.stat()
+            if status.st_uid != 0 or status.st_mode & 0o022:
+                raise ConfigError(
+                    f"{directory}: others than root may write in it",
+                    hint=f"chown root {directory}; chmod go-w {directory}",
+                )
+    except OSError as exc:
+        raise ConfigError(f"{exc.filename}: cannot make the directory: {exc.strerror}") from exc
+    Cache(config.cache_dir).prepare()
+    resolved = {name: getattr(config, name).resolve() for name in ("mount_dir", "cache_dir")}
+    return msgspec.structs.replace(config, **resolved)
+
+
+def _only_daemon(config: Config) -> filelock.BaseFileLock:
+    lock = filelock.FileLock(config.lock_path, timeout=0, mode=0o600)
+    try:
+        lock.acquire()
+    except filelock.Timeout as exc:
+        raise DaemonError(
+            f"{config.lock_path}: a scratch-slurmd runs on this node already", hint="stop it first"
+        ) from exc
+    return lock
+
+
+async def _serve(config: Config) -> None:
+    log.info("starting version=%s node=%s source_dir=%s", __version__, config.node_name, config.source_dir)
+    if not mounts.same_mount_namespace_as_init():
+        log.warning("this daemon has a mount namespace of its own: jobs elsewhere on this node do not see its mounts")
+    ledger = Ledger(config.ledger_path, boot_id=read_boot_id(), now=time.time)
+    for holder, dataset in ledger.forget_other_boots():
+        log.info("forgot pin holder=%s dataset=%s reason=%r", holder, dataset, "the node has booted since")
+    workers = Workers()
+    source = Source(config.source_dir, workers, silence_s=config.source_timeout_s)
+    loop = Loop(config, Cache(config.cache_dir), ledger, workers, source)
+    interface = Interface(loop)
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    end = asyncio.create_task(ended.wait())
+    rounds = asyncio.create_task(loop.run())
+    try:
+        await interface.start(config.socket_path)
+        await _first(loop.after_next_round(), end, rounds)
+        notify("READY=1")
+        log.info("serving socket=%s capacity=%s", config.socket_path, _capacity(loop))
+        await asyncio.wait([end, rounds], return_when=asyncio.FIRST_COMPLETED)
+        if rounds.done():
+            rounds.result()
+    finally:
+        notify("STOPPING=1")
+        rounds.cancel()
+        await asyncio.wait([rounds], timeout=2 * _LAST_WORDS_S)
+        await interface.stop()
+        await workers.close(patience_s=_LAST_WORDS_S)
+        ledger.close()
+        log.info("ended; all mounts go on serving")
+
+
+async def _first(work: Coroutine[Any, Any, object], *others: asyncio.Future[Any]) -> None:
+    """Wait until the work, or one of the others, is done; the work does not outlast this call."""
+    task = asyncio.ensure_future(work)
+    await asyncio.wait([task, *others], return_when=asyncio.FIRST_COMPLETED)
+    task.cancel()
+
+
+def _capacity(loop: Loop) -> str:
+    return format_bytes(loop.snapshot.seen.space.capacity_bytes) if loop.snapshot else "unknown"
+
+
+if __name__ == "__main__":
+    main()

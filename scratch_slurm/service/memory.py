@@ -1,0 +1,84 @@
+"""What the daemon remembers between rounds: nothing that must survive it."""
+
+import time
+from dataclasses import dataclass, field
+
+from scratch_slurm.domain.model import SourceImage
+from scratch_slurm.domain.planner import Action, ActionKind
+from scratch_slurm.domain.throughput import ReadCounter
+
+_FIRST_RETRY_S = 5.0
+_LAST_RETRY_S = 600.0
+
+
+@dataclass
+class Copy:
+    """A copy under way, or waiting for its turn."""
+
+    image: SourceImage
+    asked_at: float
+    started_at: float | None = None
+    """Monotonic seconds; None while it waits."""
+    bytes_done: int = 0
+    bytes_at_start: int | None = None
+    """What an interrupted copy had already, so that the rate is that of this copy."""
+    phase: str = "queued"
+
+    def progress(self, bytes_done: int, phase: str) -> None:
+        """Take a worker's word."""
+        if self.bytes_at_start is None and phase == "copying":
+            self.bytes_at_start = bytes_done
+        self.bytes_done, self.phase = bytes_done, phase
+
+    def bytes_per_s(self, now: float) -> float:
+        if self.started_at is None or self.bytes_at_start is None or now <= self.started_at:
+            return 0.0
+        return max(0, self.bytes_done - self.bytes_at_start) / (now - self.started_at)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The latest failure of one kind of action on one dataset."""
+
+    message: str
+    attempts: int
+    retry_at: float
+    """Epoch seconds."""
+
+
+@dataclass
+class Memory:
+    """State of the loop. Everything in it is found again, or begun anew, by the next daemon."""
+
+    started_at: float = field(default_factory=time.time)
+    running: dict[str, Action] = field(default_factory=dict)
+    """Dataset -> the action under way."""
+    hanging_since: dict[str, float] = field(default_factory=dict)
+    """Dataset -> epoch seconds since when its action gives no answer."""
+    copies: dict[str, Copy] = field(default_factory=dict)
+    failures: dict[tuple[str, ActionKind], Failure] = field(default_factory=dict)
+    generations: dict[tuple[int, str], str | None] = field(default_factory=dict)
+    """(mount id, device) -> generation id on the device's tag; None: not ours."""
+    counters: dict[str, ReadCounter] = field(default_factory=dict)
+    last_used_at: dict[str, float] = field(default_factory=dict)
+
+    def fail(self, dataset: str, kind: ActionKind, message: str, now: float) -> Failure:
+        """Remember a failure; the next try is twice as far away as this one was, ten minutes at most."""
+        old = self.failures.get((dataset, kind))
+        attempts = old.attempts + 1 if old else 1
+        pause_s = min(_LAST_RETRY_S, _FIRST_RETRY_S * 2 ** min(attempts - 1, 16))
+        failure = Failure(message, attempts, now + pause_s)
+        self.failures[dataset, kind] = failure
+        return failure
+
+    def succeed(self, dataset: str, kind: ActionKind) -> None:
+        self.failures.pop((dataset, kind), None)
+
+    def problem(self, dataset: str, now: float) -> str:
+        """Word the failures of a dataset for people; empty without any."""
+        texts = []
+        for (name, kind), failure in self.failures.items():
+            if name == dataset:
+                wait_s = max(0.0, failure.retry_at - now)
+                texts.append(f"{kind} failed: {failure.message}; next try in {wait_s:.0f} s")
+        return "; ".join(texts)

@@ -1,0 +1,107 @@
+"""What the daemon asks of its worker processes, and what they say back: one JSON object a line.
+
+A request is answered by any number of lines that show progress, and one last line: `Done` or `Failed`.
+"""
+
+import msgspec
+
+from scratch_slurm.domain.model import Generation, SkippedImage, SourceImage
+
+
+class Request(msgspec.Struct, frozen=True, tag=True):
+    """Base of all requests."""
+
+
+class Scan(Request, frozen=True):
+    """List the source, or read only `file_names`; answered by a `Listed`, then a `Scanned` for each file in order."""
+
+    source_dir: str
+    file_names: tuple[str, ...] | None
+    leave_out: tuple[str, ...]
+    """Files that hang: listed, but not touched."""
+    stamps: dict[str, str]
+
+
+class MountImage(Request, frozen=True):
+    """Bind a loop device to an image and mount it, or put it in the place of what is mounted there.
+
+    `image` is the generation in the source; `backing_path` its file there or its cached copy.
+    """
+
+    image: SourceImage
+    backing_path: str
+    mount_point: str
+    tag: str
+    replace: bool
+
+
+class UnmountImage(Request, frozen=True):
+    mount_point: str
+
+
+class SwitchBacking(Request, frozen=True):
+    """Retarget a device. `expected` is given for a file in the source, whose generation must be checked."""
+
+    device: str
+    backing_path: str
+    expected: Generation | None
+
+
+class ReadTag(Request, frozen=True):
+    """Read a device's tag, which may block with its backing; answered by `Tag`."""
+
+    device: str
+
+
+class CopyImage(Request, frozen=True):
+    """Copy an image from the source to a staging path; answered by `Copied` now and then."""
+
+    image: SourceImage
+    staging_path: str
+    readers: int
+    bandwidth_bytes_per_s: int | None
+
+
+class Line(msgspec.Struct, frozen=True, tag=True):
+    """Base of all lines that come back."""
+
+
+class Listed(Line, frozen=True):
+    file_names: tuple[str, ...]
+
+
+class Scanned(Line, frozen=True):
+    """One file: an image, a skipped one, unchanged since its stamp (neither), or no longer there."""
+
+    file_name: str
+    there: bool
+    stamp: str = ""
+    image: SourceImage | None = None
+    skipped: SkippedImage | None = None
+
+
+class Tag(Line, frozen=True):
+    text: str
+
+
+class Copied(Line, frozen=True):
+    """How far a copy is. `phase` is resuming, copying or verifying."""
+
+    bytes_done: int
+    phase: str
+
+
+class Done(Line, frozen=True):
+    pass
+
+
+class Failed(Line, frozen=True):
+    """An error of the tree in domain.errors, by class name."""
+
+    error: str
+    message: str
+    hint: str | None = None
+
+
+AnyRequest = Scan | MountImage | UnmountImage | SwitchBacking | ReadTag | CopyImage
+AnyLine = Listed | Scanned | Tag | Copied | Done | Failed

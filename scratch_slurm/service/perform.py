@@ -1,0 +1,139 @@
+"""Act: how each action of a plan is carried out. Decides nothing."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from scratch_slurm.domain import planner
+from scratch_slurm.domain.config import Config
+from scratch_slurm.domain.errors import PinnedError
+from scratch_slurm.domain.names import device_tag
+from scratch_slurm.node.cache import Cache
+from scratch_slurm.node.ledger import Ledger
+from scratch_slurm.service import operations as op
+from scratch_slurm.service.memory import Copy, Memory
+from scratch_slurm.service.workers import Workers
+
+log = logging.getLogger(__name__)
+
+
+class Performer:
+    """Carries out one action at a time for each dataset; the loop sees to that."""
+
+    def __init__(self, config: Config, memory: Memory, cache: Cache, ledger: Ledger, workers: Workers) -> None:
+        self._config = config
+        self._memory = memory
+        self._cache = cache
+        self._ledger = ledger
+        self._workers = workers
+        self._turns = asyncio.Semaphore(config.copies)
+
+    async def perform(self, action: planner.Action) -> None:
+        """Do it, whole.
+
+        Raises: ScratchError, OSError: it was not done; the dataset is served as before.
+        """
+        match action:
+            case planner.Mount() | planner.Replace():
+                await self._mount(action)
+            case planner.Unmount():
+                await self._unmount(action)
+            case planner.Retarget():
+                await self._retarget(action)
+            case planner.Stage():
+                await self._stage(action)
+            case planner.Evict():
+                await self._evict(action)
+            case planner.DropStaged():
+                staged = action.staged
+                await asyncio.to_thread(self._cache.drop_partial, staged.dataset, staged.generation_id)
+                await self._record("dropped", action.dataset, action.reason)
+
+    async def _run(self, dataset: str, request: op.Request, copy: Copy | None = None) -> None:
+        def on_hang() -> None:
+            self._memory.hanging_since[dataset] = time.time() - self._config.source_timeout_s
+            log.warning("hangs dataset=%s request=%s", dataset, type(request).__name__)
+
+        try:
+            await self._workers.run(
+                request,
+                silence_s=self._config.source_timeout_s,
+                on_line=_follow(copy) if copy else None,
+                on_hang=on_hang,
+                takes_slot=copy is None,
+            )
+        finally:
+            self._memory.hanging_since.pop(dataset, None)
+
+    async def _record(self, event: str, dataset: str, reason: str, **numbers: int) -> None:
+        figures = "".join(f" {name}={number}" for name, number in numbers.items())
+        log.info("%s dataset=%s%s reason=%r", event, dataset, figures, reason)
+        await asyncio.to_thread(self._ledger.record, event, dataset=dataset, detail=reason + figures)
+
+    async def _mount(self, action: planner.Mount) -> None:
+        replace = isinstance(action, planner.Replace)
+        request = op.MountImage(
+            image=action.image,
+            backing_path=action.backing_path,
+            mount_point=str(self._config.mount_dir / action.dataset),
+            tag=device_tag(action.image.generation.id),
+            replace=replace,
+        )
+        await self._run(action.dataset, request)
+        await self._record("replaced" if replace else "mounted", action.dataset, action.reason)
+
+    async def _unmount(self, action: planner.Unmount) -> None:
+        await self._run(action.dataset, op.UnmountImage(str(self._config.mount_dir / action.dataset)))
+        await self._record("unmounted", action.dataset, action.reason)
+
+    async def _retarget(self, action: planner.Retarget) -> None:
+        await self._run(action.dataset, op.SwitchBacking(action.device, action.backing_path, action.expected))
+        await self._record("retargeted", action.dataset, action.reason)
+
+    async def _stage(self, action: planner.Stage) -> None:
+        image, generation_id = action.image, action.image.generation.id
+        copy = self._memory.copies[action.dataset]
+        request = op.CopyImage(
+            image=image,
+            staging_path=str(self._cache.part_path(image.dataset, generation_id)),
+            readers=self._config.readers,
+            bandwidth_bytes_per_s=self._config.bandwidth_bytes_per_s,
+        )
+        async with self._turns:
+            copy.started_at = time.monotonic()
+            log.info("staging dataset=%s bytes=%d reason=%r", image.dataset, image.size_bytes, action.reason)
+            await self._run(action.dataset, request, copy)
+        elapsed_s = time.monotonic() - copy.started_at
+        await asyncio.to_thread(self._cache.publish, image.dataset, generation_id)
+        await self._record(
+            "staged", image.dataset, action.reason, bytes=image.size_bytes, milliseconds=round(elapsed_s * 1000)
+        )
+
+    async def _evict(self, action: planner.Evict) -> None:
+        if action.device is not None:
+            assert action.source is not None, "a device is switched back before its cached image goes"
+            request = op.SwitchBacking(action.device, action.source.path, action.source.generation)
+            await self._run(action.dataset, request)
+        await asyncio.to_thread(self._delete, action)
+        await self._record("evicted", action.dataset, action.reason, freed_bytes=action.image.size_bytes)
+
+    def _delete(self, action: planner.Evict) -> None:
+        """Take the image out of service unless a pin came first, then delete it.
+
+        Raises: PinnedError: a pin came first. The next plan switches back to the cache.
+        """
+        image = action.image
+        if action.outdated:
+            self._cache.withdraw(image)
+        elif not self._ledger.remove_unless_pinned(image.dataset, lambda: self._cache.withdraw(image)):
+            raise PinnedError(f"{image.dataset}: was pinned while its eviction began")
+        self._cache.discard(image)
+
+
+def _follow(copy: Copy) -> Callable[[op.Line], None]:
+    def on_line(line: op.Line) -> None:
+        if isinstance(line, op.Copied):
+            copy.progress(line.bytes_done, line.phase)
+
+    return on_line

@@ -1,0 +1,190 @@
+"""The source as the daemon knows it: listed now and then by a worker, and never waited for."""
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+from scratch_slurm.domain.errors import ScratchError
+from scratch_slurm.domain.model import Catalog, SkippedImage, SourceImage
+from scratch_slurm.domain.names import IMAGE_SUFFIXES, parse_image_name
+from scratch_slurm.service import operations as op
+from scratch_slurm.service.workers import Workers
+
+log = logging.getLogger(__name__)
+
+
+class Source:
+    """What the source holds, file by file.
+
+    A file that hangs keeps what was known of it and is left out of later scans until the kernel has let go of the
+    worker that it caught; all others are read on.
+    """
+
+    def __init__(self, source_dir: Path, workers: Workers, *, silence_s: float) -> None:
+        self.problem = ""
+        """What is wrong with the source as a whole; empty when the latest listing went well."""
+        self.hanging: dict[str, float] = {}
+        """File name -> epoch seconds since when it gives no answer."""
+        self._dir = source_dir
+        self._workers = workers
+        self._silence_s = silence_s
+        self._entries: dict[str, op.Scanned] = {}
+        self._listed = False
+        self._scanning = asyncio.Lock()
+        self._lost: set[asyncio.Task[None]] = set()
+        self._lost_listing: asyncio.Task[None] | None = None
+
+    @property
+    def catalog(self) -> Catalog:
+        """The images by dataset; the first file in order of names serves when two claim one dataset."""
+        images: dict[str, SourceImage] = {}
+        skipped: dict[str, SkippedImage] = {}
+        for file_name in sorted(self._entries):
+            entry = self._entries[file_name]
+            dataset = (parse_image_name(file_name) or (file_name, ""))[0]
+            if entry.image and dataset in images:
+                other = Path(images[dataset].path).name
+                skipped[file_name] = SkippedImage(file_name, f"{other} holds dataset {dataset} already")
+            elif entry.image:
+                images[dataset] = entry.image
+            elif entry.skipped:
+                skipped[dataset] = entry.skipped
+        for file_name in self.hanging:
+            dataset = (parse_image_name(file_name) or (file_name, ""))[0]
+            if dataset not in images:
+                skipped[dataset] = SkippedImage(file_name, "gives no answer")
+        return Catalog(images, {name: why for name, why in skipped.items() if name not in images}, self._listed)
+
+    async def scan(self) -> None:
+        """List the source and read what changed. A failure is remembered in `problem`; what was known stays known.
+
+        While an earlier listing hangs in the kernel no other one is tried.
+        """
+        if self._lost_listing is not None:
+            return
+        async with self._scanning:
+            await self._scan(None)
+
+    async def look(self, datasets: list[str]) -> None:
+        """Look for datasets by name, without listing the source: they may be newer than the latest listing."""
+        names = tuple(dataset + suffix for dataset in datasets for suffix in IMAGE_SUFFIXES)
+        async with self._scanning:
+            await self._scan(names)
+
+    def close(self) -> None:
+        """Forget the workers that hang."""
+        for task in self._lost:
+            task.cancel()
+
+    async def _scan(self, file_names: tuple[str, ...] | None) -> None:
+        reading = _Reading(self, file_names)
+        while reading.again:
+            await reading.run_once()
+
+    def take(self, scanned: op.Scanned) -> None:
+        """Keep what a scan says of one file."""
+        old = self._entries.get(scanned.file_name)
+        if not scanned.there:
+            self._entries.pop(scanned.file_name, None)
+        elif scanned.image or scanned.skipped or old is None:
+            self._entries[scanned.file_name] = scanned
+            if scanned.skipped and (old is None or old.skipped != scanned.skipped):
+                log.warning("skipped file=%s reason=%r", scanned.file_name, scanned.skipped.reason)
+
+    def keep_only(self, file_names: tuple[str, ...]) -> None:
+        """Forget the files that a complete listing does not show any more."""
+        for gone in self._entries.keys() - set(file_names):
+            del self._entries[gone]
+
+
+class _Reading:
+    """One scan, carried on with a fresh worker behind each file that hangs."""
+
+    def __init__(self, source: Source, file_names: tuple[str, ...] | None) -> None:
+        self.source = source
+        self.wanted = file_names
+        self.pending: list[str] | None = None
+        self.again = True
+
+    async def run_once(self) -> None:
+        source = self.source
+        names = tuple(self.pending) if self.pending is not None else self.wanted
+        stamps = {name: entry.stamp for name, entry in source._entries.items()}
+        request = op.Scan(str(source._dir), names, tuple(source.hanging), stamps)
+        if names is not None:
+            self.pending = [name for name in names if name not in source.hanging]
+        hung: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(
+            source._workers.run(
+                request,
+                silence_s=source._silence_s,
+                on_line=self._on_line,
+                on_hang=lambda: hung.set_result(None),
+                takes_slot=False,
+            )
+        )
+        try:
+            await asyncio.wait([task, hung], return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if task.done() and not hung.done():
+            self._finish(task)
+        else:
+            self._give_up(task)
+
+    def _on_line(self, line: op.Line) -> None:
+        match line:
+            case op.Listed():
+                self.pending = [name for name in line.file_names if name not in self.source.hanging]
+                self.source.keep_only(line.file_names)
+            case op.Scanned():
+                if self.pending and self.pending[0] == line.file_name:
+                    self.pending.pop(0)
+                self.source.take(line)
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        self.again = False
+        try:
+            task.result()
+        except ScratchError as exc:
+            self._report(exc.message)
+            return
+        if self.wanted is None:
+            self.source._listed = True
+            if self.source.problem:
+                log.info("source answers again source_dir=%s", self.source._dir)
+            self.source.problem = ""
+
+    def _report(self, problem: str) -> None:
+        if self.source.problem != problem:
+            log.warning("source degraded problem=%r", problem)
+        self.source.problem = problem
+
+    def _give_up(self, task: asyncio.Task[None]) -> None:
+        """Leave the worker to the kernel; go on behind the file that caught it, or stop if the listing itself did."""
+        source = self.source
+        stuck = self.pending.pop(0) if self.pending else None
+        since = time.time() - source._silence_s
+        self.again = bool(self.pending)
+        if stuck is None:
+            clock = time.strftime("%H:%M:%S", time.localtime(since))
+            self._report(f"{source._dir} gives no answer since {clock}")
+            source._lost_listing = task
+
+            def on_gone(done: asyncio.Task[None]) -> None:
+                source._lost.discard(done)
+                source._lost_listing = None
+
+        else:
+            log.warning("source file hangs file=%s", stuck)
+            source.hanging[stuck] = since
+
+            def on_gone(done: asyncio.Task[None]) -> None:
+                source._lost.discard(done)
+                source.hanging.pop(stuck, None)
+
+        source._lost.add(task)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        task.add_done_callback(on_gone)

@@ -1,0 +1,141 @@
+"""What the daemon says of itself: pure functions of the latest round and of what is remembered."""
+
+import time
+from collections import defaultdict
+
+from scratch_slurm import __version__
+from scratch_slurm.domain.config import Config
+from scratch_slurm.domain.messages import DatasetState, DatasetStatus, NodeStatus
+from scratch_slurm.domain.model import Backing, CachedImage, Pin
+from scratch_slurm.domain.names import nearest_hint
+from scratch_slurm.domain.throughput import recent_rates
+from scratch_slurm.service.loop import Loop, Snapshot
+from scratch_slurm.service.memory import Memory
+
+
+class StatusView:
+    """The statuses of datasets at one moment.
+
+    Args:
+        now: epoch seconds.
+        monotonic: monotonic seconds.
+    """
+
+    def __init__(self, config: Config, memory: Memory, snapshot: Snapshot, *, now: float, monotonic: float) -> None:
+        self._config = config
+        self._memory = memory
+        self._seen = snapshot.seen
+        self._plan = snapshot.plan
+        self._now = now
+        self._monotonic = monotonic
+        self._rates = recent_rates(memory.counters, monotonic)
+        self._pins: defaultdict[str, list[Pin]] = defaultdict(list)
+        for pin in snapshot.seen.pins:
+            self._pins[pin.dataset].append(pin)
+        self._cached: defaultdict[str, list[CachedImage]] = defaultdict(list)
+        for image in snapshot.seen.cached:
+            self._cached[image.dataset].append(image)
+
+    def names(self) -> list[str]:
+        """All datasets that this node knows or is asked for, sorted."""
+        seen = self._seen
+        return sorted({*seen.catalog.images, *seen.catalog.skipped, *seen.mounted, *self._pins, *self._cached})
+
+    def dataset(self, name: str) -> DatasetStatus:
+        """Tell one dataset's status; an unknown name gives the state UNKNOWN, with the nearest names."""
+        image = self._seen.catalog.images.get(name)
+        mounted = self._seen.mounted.get(name)
+        copy = self._memory.copies.get(name)
+        staging = copy is not None and copy.started_at is not None
+        rate = copy.bytes_per_s(self._monotonic) if copy else 0.0
+        left_bytes = copy.image.size_bytes - copy.bytes_done if copy else 0
+        holders = [pin.holder for pin in self._pins[name]]
+        return DatasetStatus(
+            name=name,
+            state=self._state(name),
+            size_bytes=image.size_bytes if image else sum(each.size_bytes for each in self._cached[name]),
+            cached_bytes=sum(each.size_bytes for each in self._cached[name]),
+            staged_bytes=copy.bytes_done if copy else 0,
+            stage_bytes_per_s=rate,
+            eta_s=left_bytes / rate if staging and rate > 0 else None,
+            use_count=sum(pin.job_id is not None for pin in self._pins[name]),
+            holders=tuple(holders),
+            read_bytes_per_s=self._rates.get(name, 0.0),
+            path=str(self._config.mount_dir / name) if mounted else "",
+            problem=self._problem(name),
+            update_waiting=bool(image and mounted and mounted.generation_id != image.generation.id),
+        )
+
+    def _state(self, name: str) -> DatasetState:
+        seen = self._seen
+        mounted = seen.mounted.get(name)
+        image = seen.catalog.images.get(name)
+        if not mounted:
+            known = image or name in seen.catalog.skipped or name in self._cached
+            return DatasetState.UNMOUNTED if known else DatasetState.UNKNOWN
+        if mounted.backing is Backing.CACHE:
+            return DatasetState.CACHED
+        copy = self._memory.copies.get(name)
+        if copy is not None and copy.started_at is not None:
+            return DatasetState.STAGING
+        return DatasetState.QUEUED if name in self._pins and image else DatasetState.SOURCE
+
+    def _problem(self, name: str) -> str:
+        texts = [self._memory.problem(name, self._now)]
+        if name in self._memory.hanging_since:
+            since = time.strftime("%H:%M:%S", time.localtime(self._memory.hanging_since[name]))
+            texts.append(f"gives no answer since {since}")
+        if name in self._plan.problems:
+            texts.append(self._plan.problems[name].text)
+        if name in self._seen.catalog.skipped:
+            skipped = self._seen.catalog.skipped[name]
+            texts.append(f"skipped: {skipped.file_name} {skipped.reason}")
+        if name in self._seen.foreign:
+            texts.append(f"{self._config.mount_dir / name} carries a mount that is not ours; it is left alone")
+        if self._state(name) is DatasetState.UNKNOWN:
+            near = nearest_hint(name, self._seen.catalog.images)
+            texts.append("no such dataset on this node" + (f"; {near}" if near else ""))
+        return "; ".join(text for text in texts if text)
+
+    def is_settled(self, name: str) -> bool:
+        """Whether waiting longer changes nothing that can be foreseen: cached, or beyond what waiting mends."""
+        if name in self._memory.copies:
+            return False
+        if self._state(name) in (DatasetState.CACHED, DatasetState.UNKNOWN):
+            return True
+        failed = any(dataset == name for dataset, _ in self._memory.failures)
+        problem = self._plan.problems.get(name)
+        hopeless = problem is not None and not problem.waiting_helps
+        return failed or hopeless or name in self._seen.catalog.skipped or name in self._seen.foreign
+
+    def is_changing_hands(self, name: str) -> bool:
+        """Whether its mount is being made, replaced or taken away: a job must not start reading now."""
+        action = self._memory.running.get(name)
+        return action is not None and action.kind in ("mount", "replace", "unmount")
+
+
+def view(loop: Loop) -> StatusView | None:
+    """Look at the latest round; None before the first one."""
+    if loop.snapshot is None:
+        return None
+    return StatusView(loop.config, loop.memory, loop.snapshot, now=time.time(), monotonic=time.monotonic())
+
+
+def node_status(loop: Loop, pid: int) -> NodeStatus:
+    """Tell the whole node's status."""
+    config, now_view, space = loop.config, view(loop), loop.snapshot.seen.space if loop.snapshot else None
+    return NodeStatus(
+        node=config.node_name,
+        version=__version__,
+        pid=pid,
+        started_at=loop.memory.started_at,
+        source_dir=str(config.source_dir),
+        cache_dir=str(config.cache_dir),
+        mount_dir=str(config.mount_dir),
+        capacity_bytes=space.capacity_bytes if space else 0,
+        reserve_bytes=space.reserve_bytes if space else 0,
+        used_bytes=space.used_bytes if space else 0,
+        free_bytes=space.free_bytes if space else 0,
+        problem="; ".join(text for text in (loop.problem, loop.source.problem) if text),
+        datasets=tuple(now_view.dataset(name) for name in now_view.names()) if now_view else (),
+    )

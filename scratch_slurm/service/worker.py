@@ -1,0 +1,163 @@
+"""The worker process: does one thing at a time that may block for ever, and dies with the daemon.
+
+It reads a request a line from standard input, and answers on standard output; see `operations`. The daemon kills it
+when it gives no sign for too long: what it was doing must be safe to be cut off at any instant.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from scratch_slurm.domain.errors import ScratchError
+from scratch_slurm.domain.model import Generation
+from scratch_slurm.node import catalog, loopdev, mounts
+from scratch_slurm.service import operations as op
+
+_PR_SET_PDEATHSIG = 1
+
+Say = Callable[[op.Line], None]
+
+
+def main() -> None:
+    """Serve requests until standard input ends."""
+    _die_with_parent()
+    # Whatever a library prints must not pass for an answer.
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    encoder, decoder = msgspec.json.Encoder(), msgspec.json.Decoder(op.AnyRequest)
+
+    def say(line: op.Line) -> None:
+        answers.write(encoder.encode(line) + b"\n")
+
+    for text in sys.stdin.buffer:
+        try:
+            _serve(decoder.decode(text), say)
+            say(op.Done())
+        except ScratchError as exc:
+            say(op.Failed(type(exc).__name__, exc.message, exc.hint))
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:
+        sys.exit("scratch-slurm worker: the daemon is gone")
+
+
+def _serve(request: op.Request, say: Say) -> None:
+    match request:
+        case op.Scan():
+            _scan(request, say)
+        case op.MountImage():
+            _mount(request)
+        case op.UnmountImage():
+            _unmount(Path(request.mount_point))
+        case op.SwitchBacking():
+            _switch(request)
+        case op.ReadTag():
+            status = loopdev.read_status(request.device)
+            say(op.Tag(status.tag if status else ""))
+        case op.CopyImage():
+            _copy(request, say)
+        case _:
+            raise ScratchError(f"worker: no such request: {type(request).__name__}")
+
+
+def _scan(request: op.Scan, say: Say) -> None:
+    source_dir = Path(request.source_dir)
+    if request.file_names is None:
+        names = catalog.list_source(source_dir)
+        say(op.Listed(tuple(names)))
+    else:
+        names = list(request.file_names)
+    names = [name for name in names if name not in request.leave_out]
+    for name, entry in zip(names, catalog.read_entries(source_dir, names, request.stamps), strict=True):
+        if entry is None:
+            say(op.Scanned(name, there=False))
+        else:
+            say(op.Scanned(name, True, entry.stamp, entry.image, entry.skipped))
+
+
+def _open_backing(path: str, expected: Generation | None) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as exc:
+        raise ScratchError(f"{path}: cannot open: {exc.strerror}") from exc
+    try:
+        if expected is not None:
+            catalog.check_generation(descriptor, expected, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _mount(request: op.MountImage) -> None:
+    mount_point = Path(request.mount_point)
+    from_source = request.backing_path == request.image.path
+    mounts.ensure_mount_point(mount_point)
+    descriptor = _open_backing(request.backing_path, request.image.generation if from_source else None)
+    show = mounts.replace_image if request.replace else mounts.mount_image
+    fs_type: mounts.FsType = "erofs" if request.image.fs_type == "erofs" else "squashfs"
+    try:
+        # Direct reads from the source: its statistics are what the slow storage really served, and RAM holds the
+        # data once. The cached image is read through the page cache: direct I/O costs squashfs a fifth of its speed.
+        with loopdev.attach(descriptor, tag=request.tag, direct_io=from_source) as device:
+            show(device.path, mount_point, fs_type)
+    finally:
+        os.close(descriptor)
+
+
+def _unmount(mount_point: Path) -> None:
+    mounts.unmount(mount_point)
+    try:
+        mount_point.rmdir()
+    except OSError as exc:
+        raise ScratchError(f"{mount_point}: unmounted, but not removed: {exc.strerror}") from exc
+
+
+def _switch(request: op.SwitchBacking) -> None:
+    descriptor = _open_backing(request.backing_path, request.expected)
+    try:
+        loopdev.retarget(request.device, descriptor, direct_io=request.expected is not None)
+    finally:
+        os.close(descriptor)
+
+
+def _copy(request: op.CopyImage, say: Say) -> None:
+    # Only copies need it, and it takes the hash library along.
+    from scratch_slurm.node import copying
+
+    generation = request.image.generation
+    last = (-1, "")
+
+    def report(progress: copying.CopyProgress) -> None:
+        nonlocal last
+        # Silence means that nothing moves: that is how a hanging source is noticed.
+        if (progress.bytes_done, progress.phase) != last:
+            last = (progress.bytes_done, progress.phase)
+            say(op.Copied(progress.bytes_done, progress.phase))
+
+    copying.copy_image(
+        Path(request.image.path),
+        Path(request.staging_path),
+        expected=copying.ExpectedImage(
+            inode=generation.inode,
+            size_bytes=generation.size_bytes,
+            mtime_ns=generation.mtime_ns,
+            digest=request.image.digest,
+        ),
+        options=copying.CopyOptions(workers=request.readers, bandwidth_bytes_per_s=request.bandwidth_bytes_per_s),
+        report=report,
+        now=time.monotonic,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""The pool of worker processes: everything that may block for ever is done in one, and given up on in time."""
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import Callable
+
+import msgspec
+
+from scratch_slurm.domain.errors import ScratchError, SourceError, error_by_name
+from scratch_slurm.service import operations as op
+
+log = logging.getLogger(__name__)
+
+_LINE_LIMIT_BYTES = 16 * 1024 * 1024
+_COMMAND = (sys.executable, "-I", "-m", "scratch_slurm.service.worker")
+
+
+class _GivenUpError(Exception):
+    """A worker gave no sign for too long, and was killed; the kernel may not let go of it yet."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        super().__init__(process.pid)
+        self.process = process
+
+
+class Workers:
+    """Runs requests, each in a process of its own while it lasts; idle processes are kept for a while.
+
+    A process that gives no sign for too long is killed. One that hangs in the kernel dies only when the storage is
+    back: whoever asked waits for that, so that nothing else is tried on the same object meanwhile.
+    """
+
+    def __init__(self, *, slots: int = 8, max_idle: int = 2, idle_s: float = 75.0) -> None:
+        self._slots = asyncio.Semaphore(slots)
+        self._max_idle = max_idle
+        self._idle_s = idle_s
+        self._idle: list[tuple[asyncio.subprocess.Process, asyncio.TimerHandle]] = []
+        self._running: set[asyncio.subprocess.Process] = set()
+
+    async def run(
+        self,
+        request: op.Request,
+        *,
+        silence_s: float,
+        on_line: Callable[[op.Line], None] | None = None,
+        on_hang: Callable[[], None] | None = None,
+        takes_slot: bool = True,
+    ) -> None:
+        """Do one request.
+
+        Args:
+            silence_s: how long the worker may say nothing before it is killed.
+            on_line: called with each line of progress.
+            on_hang: called when the worker was given up; this call then lasts until its process is really gone.
+            takes_slot: wait for one of the few slots that bound the number of processes; given back on a hang.
+        Raises:
+            ScratchError: what the worker answered.
+            SourceError: it gave no sign for `silence_s` seconds, or died.
+        """
+        try:
+            if takes_slot:
+                async with self._slots:
+                    await self._run_in_process(request, silence_s, on_line)
+            else:
+                await self._run_in_process(request, silence_s, on_line)
+        except _GivenUpError as exc:
+            if on_hang:
+                on_hang()
+            await exc.process.wait()
+            raise SourceError(f"no sign of life for {silence_s:.0f} s in {_describe(request)}") from exc
+
+    async def _run_in_process(
+        self, request: op.Request, silence_s: float, on_line: Callable[[op.Line], None] | None
+    ) -> None:
+        process = await self._take()
+        self._running.add(process)
+        try:
+            await self._converse(process, request, silence_s, on_line)
+        except TimeoutError as exc:
+            _kill(process)
+            raise _GivenUpError(process) from exc
+        except asyncio.CancelledError:
+            _kill(process)
+            await process.wait()
+            raise
+        except ScratchError:
+            if process.returncode is None:
+                self._keep(process)
+            raise
+        else:
+            self._keep(process)
+        finally:
+            self._running.discard(process)
+
+    async def close(self, *, patience_s: float) -> None:
+        """Kill all processes, and wait for them for a bounded time: the ones that hang are left to the kernel."""
+        processes = [*(process for process, _ in self._idle), *self._running]
+        for _, timer in self._idle:
+            timer.cancel()
+        self._idle.clear()
+        for process in processes:
+            _kill(process)
+        if processes:
+            await asyncio.wait([asyncio.create_task(process.wait()) for process in processes], timeout=patience_s)
+
+    async def _converse(
+        self,
+        process: asyncio.subprocess.Process,
+        request: op.Request,
+        silence_s: float,
+        on_line: Callable[[op.Line], None] | None,
+    ) -> None:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(msgspec.json.encode(request) + b"\n")
+        while True:
+            text = await asyncio.wait_for(process.stdout.readline(), silence_s)
+            if not text:
+                code = await process.wait()
+                raise SourceError(f"the worker process ended with {code} in {_describe(request)}")
+            line = msgspec.json.decode(text, type=op.AnyLine)
+            if isinstance(line, op.Done):
+                return
+            if isinstance(line, op.Failed):
+                raise error_by_name(line.error, line.message, line.hint)
+            if on_line:
+                on_line(line)
+
+    async def _take(self) -> asyncio.subprocess.Process:
+        while self._idle:
+            process, timer = self._idle.pop()
+            timer.cancel()
+            if process.returncode is None:
+                return process
+        return await asyncio.create_subprocess_exec(
+            *_COMMAND,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=_LINE_LIMIT_BYTES,
+        )
+
+    def _keep(self, process: asyncio.subprocess.Process) -> None:
+        if len(self._idle) >= self._max_idle:
+            _dismiss(process)
+            return
+        timer = asyncio.get_running_loop().call_later(self._idle_s, self._retire, process)
+        self._idle.append((process, timer))
+
+    def _retire(self, process: asyncio.subprocess.Process) -> None:
+        self._idle = [kept for kept in self._idle if kept[0] is not process]
+        _dismiss(process)
+
+
+def _describe(request: op.Request) -> str:
+    match request:
+        case op.Scan():
+            return f"listing {request.source_dir}"
+        case op.MountImage():
+            return f"mounting {request.backing_path}"
+        case op.SwitchBacking():
+            return f"switching {request.device} to {request.backing_path}"
+        case op.CopyImage():
+            return f"copying {request.image.path}"
+        case op.UnmountImage():
+            return f"unmounting {request.mount_point}"
+        case op.ReadTag():
+            return f"reading the tag of {request.device}"
+        case _:
+            return type(request).__name__
+
+
+def _dismiss(process: asyncio.subprocess.Process) -> None:
+    """Let an idle worker end by itself."""
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
