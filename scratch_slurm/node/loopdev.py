@@ -1,10 +1,11 @@
 """Loop devices: find the bound ones, bind an image, switch the backing live. Must not log, decide or mount.
 
-What may block: everything that takes a file descriptor of an image, and everything that opens /dev/loopN. The
-kernel asks the backing file for its attributes (LOOP_GET_STATUS64, LOOP_CHANGE_FD) and waits for reads in flight
-(LOOP_CHANGE_FD, LOOP_SET_DIRECT_IO) while it holds the device's mutex, which open(2) of the device takes too. With
-a dead backing these wait without a limit, and not even SIGKILL ends the wait: call them only where a lost thread or
-child does no harm. `read_loop_devices` and `read_loop_device` read sysfs alone and never block.
+What may block without a limit when the storage of a backing hangs: everything that takes a descriptor of an image, and
+everything that opens /dev/loopN. The kernel asks the backing file for its attributes (LOOP_GET_STATUS64,
+LOOP_CHANGE_FD: of the old file and of the new one) and waits for reads in flight, all under the device's mutex, which
+open(2) of the device takes too. SIGKILL ends the wait for attributes and for the mutex, but not that for reads: call
+these only where a lost thread or child does no harm. `read_loop_devices` and `read_loop_device` read sysfs alone and
+never block. Binding another device and unmounting do not block either.
 """
 
 import contextlib
@@ -166,7 +167,7 @@ def read_loop_device(name: str, sys_block: Path = Path("/sys/block")) -> LoopDev
 def read_status(name: str) -> LoopStatus | None:
     """Read a device's tag and its backing file's identity; None when it is not bound.
 
-    Blocks while the backing file's storage hangs.
+    Blocks while the backing file's storage hangs. `device` is the file system's as stat(2) gives it.
 
     Raises: DeviceError: the kernel refuses.
     """
@@ -234,7 +235,8 @@ def retarget(name: str, image_fd: int, *, direct_io: bool = False) -> None:
 
     The kernel asks for the same size (in sectors) of the new file and of the old one *as it is now*: an old backing
     that was truncated or deleted on a network file system meanwhile refuses every switch, and the mount needs a
-    fresh device. The statistics and the tag go on. Blocks while the old or the new backing hangs, uninterruptibly.
+    fresh device. The statistics and the tag go on. Blocks while the old or the new backing hangs, with or without a
+    read in flight: the way out is a fresh device on the copy, mounted in the old one's place.
 
     Args:
         name: `loop3`.

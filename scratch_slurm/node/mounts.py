@@ -1,7 +1,8 @@
 """Mounts of images: read mountinfo, mount, replace, unmount, probe. Must not log, decide or touch loop devices.
 
-What may block: `mount_image`, `replace_image` and the probes read from the device, uninterruptibly (not even SIGKILL
-ends it) while its backing hangs: call them only where a lost thread or child does no harm. The others do not block.
+What may block: `mount_image`, `replace_image` and the probes read from the device that they mount or probe,
+uninterruptibly (not even SIGKILL ends it) while its backing hangs: call them only where a lost thread or child does no
+harm. The others do not block, nor does `replace_image` when only the old device hangs.
 """
 
 import contextlib
@@ -151,8 +152,9 @@ def replace_image(device_path: str, mount_point: Path, fs_type: FsType, *, probe
     The new one is probed unseen, slides beneath the old one (Linux 6.5), and then the old one is detached: the path
     is never empty. Where the kernel refuses that, the old one goes first and the path is empty for microseconds.
 
-    Seen on Linux 6.18: it works under private and under shared parents ("/" under systemd), and peers and slaves in
-    other namespaces follow both steps; a mount that a namespace holds privately stays the old one.
+    Seen on Linux 6.18: the seamless way works under private and under shared parents ("/" under systemd); peers and
+    slaves in other namespaces follow and never see an empty path either; a private copy of the mount in a stranger's
+    namespace stays the old one. It works while the old device hangs.
 
     Args: as for `mount_image`; `device_path` must be another device than the one mounted now.
     Returns: True: the path was never empty.
@@ -160,25 +162,18 @@ def replace_image(device_path: str, mount_point: Path, fs_type: FsType, *, probe
     """
     probe = probe or probe_root
     with _detached_mount(device_path, fs_type) as root:
-        if root is not None:
-            probe(root)
-            with _directory(mount_point) as old:
-                beneath = _try_move_beneath(root, old)
-            if beneath:
-                unmount(mount_point)
-                return True
-        unmount(mount_point)
-        with _directory(mount_point) as target:
-            if root is None:
-                _mount_and_probe(device_path, target, mount_point, fs_type, probe)
-                return False
-            try:
-                _move_mount(root, target)
-            except OSError as exc:
-                raise DeviceError(
-                    f"{mount_point}: the old mount is gone, and {device_path} cannot be mounted there: {exc.strerror}"
-                ) from exc
+        if root is None:
+            _replace_visibly(device_path, mount_point, fs_type, probe)
             return False
+        probe(root)
+        with _directory(mount_point) as old:
+            beneath = _try_move_beneath(root, old)
+        unmount(mount_point)
+        if beneath:
+            return True
+        with _old_mount_gone(mount_point), _directory(mount_point) as target:
+            _move_mount(root, target)
+        return False
 
 
 def unmount(mount_point: Path, *, lazy: bool = True) -> None:
@@ -358,6 +353,25 @@ def _mount_and_probe(device_path: str, target_fd: int, mount_point: Path, fs_typ
     except BaseException:
         unmount(mount_point)
         raise
+
+
+def _replace_visibly(device_path: str, mount_point: Path, fs_type: FsType, probe: Probe) -> None:
+    """Replace as before Linux 5.2: tried on top of the old one, which is there still when the new one is no good."""
+    with _directory(mount_point) as old:
+        _mount_and_probe(device_path, old, mount_point, fs_type, probe)
+    unmount(mount_point)
+    unmount(mount_point)
+    with _old_mount_gone(mount_point), _directory(mount_point) as target:
+        _mount_and_probe(device_path, target, mount_point, fs_type, lambda root: None)
+
+
+@contextlib.contextmanager
+def _old_mount_gone(mount_point: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ScratchError) as exc:
+        reason = exc.message if isinstance(exc, ScratchError) else exc.strerror
+        raise DeviceError(f"{mount_point}: the old mount is gone, and the new one refused: {reason}") from exc
 
 
 def _move_mount(root_fd: int, target_fd: int, flags: int = 0) -> None:

@@ -115,9 +115,10 @@ def in_child(function, *arguments):
     child.start()
     theirs.close()
     try:
+        assert ours.poll(30), "the child hangs"
         result, error = ours.recv()
-    finally:
         child.join(30)
+    finally:
         child.kill()
     if error is not None:
         raise error

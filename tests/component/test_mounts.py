@@ -66,6 +66,11 @@ def mount(path, mount_point, fs_type, **options):
         return device.name
 
 
+def replace_on_an_old_kernel(path, mount_point, fs_type, refused_bits=MOVE_MOUNT_BENEATH):
+    seccomp.refuse(seccomp.MOVE_MOUNT, errno.EINVAL, argument=4, has_bits=refused_bits)
+    return replace(path, mount_point, fs_type)
+
+
 def replace(path, mount_point, fs_type, **options):
     with attached(path) as device:
         return mounts.replace_image(device.path, mount_point, fs_type, **options)
@@ -203,6 +208,21 @@ def test_without_fsopen_a_failed_probe_or_garbage_leaves_nothing(folder, image, 
     assert mounted_at(mount_point) == []
 
 
+def test_without_fsopen_a_bad_replacement_leaves_the_old_mount(folder, image, fs_type, mount_point):
+    mount(image, mount_point, fs_type)
+    before = mounted_at(mount_point)
+    (folder / "garbage").write_bytes(b"garbage!" * 20_000)
+    with pytest.raises(ImageError):
+        without_fsopen(errno.ENOSYS, replace, folder / "garbage", mount_point, fs_type)
+
+    def probe(root):
+        raise ImageError("the manifest wants another file")
+
+    with pytest.raises(ImageError, match="wants another"):
+        without_fsopen(errno.ENOSYS, replace, image, mount_point, fs_type, probe=probe)
+    assert mounted_at(mount_point) == before
+
+
 # replace
 
 
@@ -247,14 +267,19 @@ def test_where_beneath_is_refused_the_old_mount_goes_first(folder, image, fs_typ
     copy = copy_image(image, folder / "copy", changed=True)
     old = mount(image, mount_point, fs_type)
 
-    def replace_on_an_old_kernel():
-        seccomp.refuse(seccomp.MOVE_MOUNT, errno.EINVAL, argument=4, has_bits=MOVE_MOUNT_BENEATH)
-        return replace(copy, mount_point, fs_type)
-
-    assert in_child(replace_on_an_old_kernel) is False
+    assert in_child(replace_on_an_old_kernel, copy, mount_point, fs_type) is False
     assert len(mounted_at(mount_point)) == 1
     assert (mount_point / "d0/f0").read_bytes().startswith(CHANGED)
     wait_until(lambda: loopdev.read_loop_device(old) is None)
+
+
+@pytest.mark.parametrize("fs_type", ["squashfs"], indirect=True)
+def test_a_replacement_that_comes_to_nothing_says_so(image, fs_type, mount_point):
+    mount(image, mount_point, fs_type)
+    every_move = 0x04
+    with pytest.raises(DeviceError, match="the old mount is gone, and the new one refused: Invalid argument"):
+        in_child(replace_on_an_old_kernel, image, mount_point, fs_type, every_move)
+    assert mounted_at(mount_point) == []
 
 
 @pytest.mark.parametrize("fs_type", ["squashfs"], indirect=True)

@@ -1,0 +1,132 @@
+"""A source that stops answering: a stopped FUSE server, which ends as a dead hard-mounted NFS server does."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scratch_slurm.node import diskstats, loopdev, mounts
+from tests.component.images import CHANGED, MARK, clean_up, copy_image, in_child, make_image, opened, wait_until
+
+pytest.importorskip("mfusepy", reason="mfusepy is not installed")
+pytestmark = pytest.mark.root
+
+SERVER = """
+import os, sys
+import mfusepy
+
+class Source(mfusepy.Operations):
+    use_ns = True
+
+    def getattr(self, path, fh=None):
+        found = os.lstat(sys.argv[1] + path)
+        return {key: getattr(found, key) for key in ("st_mode", "st_size", "st_nlink", "st_ino", "st_mtime_ns")}
+
+    def open(self, path, flags):
+        return os.open(sys.argv[1] + path, os.O_RDONLY)
+
+    def read(self, path, size, offset, fh):
+        return os.pread(fh, size, offset)
+
+mfusepy.FUSE(Source(), sys.argv[2], foreground=True, attr_timeout=0, max_threads=4)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    yield tmp_path
+    clean_up(tmp_path)
+
+
+@pytest.fixture
+def source(folder):
+    """An image on a FUSE file system: (its path, its server)."""
+    (folder / "server").mkdir()
+    (folder / "source").mkdir()
+    make_image(folder / "server" / "image.squashfs")
+    server = subprocess.Popen([sys.executable, "-W", "ignore", "-c", SERVER, folder / "server", folder / "source"])
+    image = folder / "source" / "image.squashfs"
+    try:
+        wait_until(image.exists)
+        yield image, server
+    finally:
+        server.kill()  # what hangs ends with an error now
+        server.wait()
+
+
+@pytest.fixture
+def mounted(folder, source):
+    image, server = source
+    mount_point = folder / "datasets"
+    mount_point.mkdir()
+    with opened(image) as fd, loopdev.attach(fd, tag="test", direct_io=False) as device:
+        mounts.mount_image(device.path, mount_point, "squashfs")
+    server.send_signal(signal.SIGSTOP)
+    return device.name, mount_point
+
+
+@contextlib.contextmanager
+def blocked(function, *arguments):
+    """Run a function in a child, and see that it is still at it after a while; killed in the end."""
+    child = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    child.start()
+    try:
+        child.join(0.5)
+        assert child.is_alive()
+        yield child
+    finally:
+        child.kill()
+
+
+def switch(name, path):
+    with opened(path) as fd:
+        loopdev.retarget(name, fd)
+
+
+def look_without_blocking(name, mount_point):
+    assert loopdev.read_loop_device(name) in loopdev.read_loop_devices()
+    assert name in diskstats.read_diskstats()
+    assert name in [mount.device for mount in mounts.read_mounts()]
+    mounts.ensure_mount_point(mount_point)
+    mounts.unmount(mount_point)
+    return "done"
+
+
+def test_what_promises_not_to_block_does_not(folder, source, mounted):
+    name, mount_point = mounted
+    copy = copy_image(folder / "server" / "image.squashfs", folder / "copy")
+    with blocked(loopdev.read_status, name), blocked(switch, name, copy):
+        assert in_child(look_without_blocking, name, mount_point) == "done"
+
+
+def test_a_switch_away_blocks_without_a_read_in_flight_but_can_be_killed(folder, source, mounted):
+    name, _ = mounted
+    copy = copy_image(folder / "server" / "image.squashfs", folder / "copy")
+    with blocked(switch, name, copy) as child:
+        pass
+    child.join(10)
+    assert child.exitcode == -signal.SIGKILL
+    assert loopdev.read_loop_device(name).backing_path == str(source[0])
+    source[1].send_signal(signal.SIGCONT)
+    switch(name, copy)
+    assert loopdev.read_loop_device(name).backing_path == str(copy)
+
+
+def rescue(copy, mount_point):
+    with opened(copy) as fd, loopdev.attach(fd, tag="test", direct_io=False) as device:
+        mounts.replace_image(device.path, mount_point, "squashfs")
+    return [path.read_bytes()[: len(MARK)] for path in sorted(Path(mount_point).glob("d*/f*"))]
+
+
+def test_a_cached_copy_takes_the_place_of_a_hanging_source(folder, source, mounted):
+    name, mount_point = mounted
+    copy = copy_image(folder / "server" / "image.squashfs", folder / "copy", changed=True)
+    with opened(mount_point / "d0/f0") as fd:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        with blocked(os.pread, fd, 1000, 0), blocked(switch, name, copy):
+            assert in_child(rescue, copy, mount_point) == [CHANGED] * 6
