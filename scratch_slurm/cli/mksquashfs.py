@@ -1,0 +1,155 @@
+"""Run mksquashfs(1). Must not decide where an image goes or what is published."""
+
+import contextlib
+import os
+import re
+import select
+import shutil
+import subprocess
+import tempfile
+import termios
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from scratch_slurm.cli.words import clean
+from scratch_slurm.domain.errors import ConfigError, ImageError
+
+COMPRESSIONS = {
+    "zstd": ("-comp", "zstd"),
+    "lz4": ("-comp", "lz4", "-Xhc"),
+    "gzip": ("-comp", "gzip"),
+    "xz": ("-comp", "xz"),
+    # The superblock names a compressor all the same: gzip, which every kernel with squashfs has.
+    "none": ("-comp", "gzip", "-noI", "-noD", "-noF", "-noX"),
+}
+"""Choice -> options."""
+
+MODES_VERSION = (4, 5)
+"""From here on mksquashfs can change the modes of all files."""
+_TIMES_VERSION = (4, 4)
+
+_LATEST_TIME = 2**32 - 1
+_POLL_S = 0.25
+_KILL_S = 10.0
+_VERSION = re.compile(r"version (\d+)\.(\d+)")
+_PROGRESS = re.compile(rb"(\d+)/(\d+)\s+\d+%")
+_STDERR_LIMIT_BYTES = 4096
+
+Watch = Callable[[int, int | None], None]
+"""Called now and then with blocks done and blocks in all, None while that is unknown."""
+
+
+def find_program() -> tuple[str, tuple[int, int]]:
+    """Find mksquashfs.
+
+    Returns: its path, and its version's first two numbers; (0, 0) for a version that it does not tell.
+    Raises: ConfigError: it is not installed.
+    """
+    program = shutil.which("mksquashfs")
+    if program is None:
+        raise ConfigError(
+            "mksquashfs: not found in PATH",
+            hint="install squashfs-tools (Debian, Ubuntu, RHEL, Fedora) or squashfs (SUSE)",
+        )
+    told = subprocess.run(
+        [program, "-version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+    )
+    version = _VERSION.search(told.stdout)
+    return program, (int(version[1]), int(version[2])) if version else (0, 0)
+
+
+def choose_options(
+    version: tuple[int, int], compression: str, *, newest_at: float, fixed_times: bool
+) -> tuple[str, ...]:
+    """Choose mksquashfs's options. Pure.
+
+    Blocks of 128 KiB and no fragments: a random read of a small file then reads one block from the device and nothing
+    of its neighbours; fragments and larger blocks read 1.7 to 7.5 times as much. All files belong to root and everybody
+    may read them: who may read the image may read its files.
+
+    Args:
+        version: of mksquashfs; before 4.5 it cannot change modes, before 4.4 it sets no times.
+        newest_at: the newest modification time in the tree, epoch seconds: the file system's own time, so that equal
+            trees give equal images.
+        fixed_times: SOURCE_DATE_EPOCH is in the environment, and mksquashfs refuses a time besides.
+    """
+    options = ["-noappend", "-no-recovery", "-exit-on-error"]
+    options += [*COMPRESSIONS[compression], "-b", "131072", "-no-fragments", "-no-xattrs", "-all-root"]
+    if version >= _TIMES_VERSION:
+        options += ["-root-mode", "0755"]
+        if not fixed_times:
+            options += ["-mkfs-time", str(max(0, min(int(newest_at), _LATEST_TIME)))]
+    if version >= MODES_VERSION:
+        options += ["-action", "chmod(a+rX,u-s,g-s,o-t)@true"]
+    return tuple(options)
+
+
+def run_mksquashfs(program: str, directory: Path, image: Path, options: tuple[str, ...], watch: Watch | None) -> None:
+    """Pack the contents of a directory into an image file, over what the file held.
+
+    Args:
+        directory, image: absolute, so that no name is taken for an option.
+        watch: called about four times a second; None: nobody looks.
+    Raises: ImageError: mksquashfs failed; with what it said.
+    """
+    arguments = [program, str(directory), str(image), *options]
+    with tempfile.TemporaryFile() as errors, _progress_terminal(watch) as (output, master):
+        progress = "-progress" if watch else "-no-progress"
+        process = subprocess.Popen([*arguments, progress], stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
+        try:
+            if watch is not None:
+                _follow(process, master, watch)
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            # Writes to dead storage cannot be killed: then it is left to itself.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_KILL_S)
+            raise
+        if code != 0:
+            raise ImageError(f"{directory}: mksquashfs {_ending(code)}{_read_tail(errors.fileno())}")
+
+
+def parse_progress(text: bytes) -> tuple[int, int] | None:
+    """Parse the last `[=====  ] 3800/7775  48%` of mksquashfs's output; None if there is none.
+
+    Returns: blocks done, blocks in all.
+    """
+    found = _PROGRESS.findall(text)
+    return (int(found[-1][0]), int(found[-1][1])) if found else None
+
+
+@contextlib.contextmanager
+def _progress_terminal(watch: Watch | None) -> Iterator[tuple[int, int]]:
+    """Give mksquashfs a terminal to draw its bar on: into a pipe it tells its progress too seldom."""
+    if watch is None:
+        yield subprocess.DEVNULL, -1
+        return
+    master, terminal = os.openpty()
+    try:
+        termios.tcsetwinsize(terminal, (25, 80))
+        os.set_blocking(master, False)
+        yield terminal, master
+    finally:
+        os.close(master)
+        os.close(terminal)
+
+
+def _follow(process: subprocess.Popen[bytes], master: int, watch: Watch) -> None:
+    done, total = 0, None
+    while process.poll() is None:
+        select.select([master], [], [], _POLL_S)
+        with contextlib.suppress(BlockingIOError):
+            done, total = parse_progress(os.read(master, 65536)) or (done, total)
+        watch(done, total)
+
+
+def _ending(code: int) -> str:
+    return f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
+
+
+def _read_tail(errors: int) -> str:
+    size_bytes = os.fstat(errors).st_size
+    tail = os.pread(errors, _STDERR_LIMIT_BYTES, max(0, size_bytes - _STDERR_LIMIT_BYTES))
+    lines = [line.strip() for line in tail.decode(errors="replace").splitlines() if line.strip()]
+    return ": " + clean("; ".join(lines[-4:])) if lines else ""

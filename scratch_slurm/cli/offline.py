@@ -1,0 +1,109 @@
+"""What can be told of a node while its daemon is down.
+
+Reads text from /proc and /sys, the cache directory and the ledger. Must not touch the mounts or the source: with the
+storage behind them hanging, whoever looks at them hangs too.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from scratch_slurm.cli.pins import read_pins
+from scratch_slurm.cli.views import OfflineStatus
+from scratch_slurm.domain.config import Config
+from scratch_slurm.domain.errors import ScratchError
+from scratch_slurm.domain.messages import DatasetState, DatasetStatus
+from scratch_slurm.domain.model import Pin
+from scratch_slurm.domain.names import DATASET_NAME
+from scratch_slurm.node.cache import Cache, CacheContents
+from scratch_slurm.node.loopdev import LoopDevice, read_loop_device
+from scratch_slurm.node.mounts import Mount, read_mounts
+
+
+def read_offline(config: Config) -> OfflineStatus:
+    """Read what the node tells without its daemon; what cannot be read is listed with the reason."""
+    untold: list[str] = []
+    mounted: dict[str, LoopDevice | None] = {}
+    try:
+        for name, mount in mounted_datasets(read_mounts(), os.path.realpath(config.mount_dir)).items():
+            mounted[name] = read_loop_device(mount.device) if mount.device else None
+    except ScratchError as exc:
+        untold.append(f"mounts: {exc.message}")
+    cache = _read_cache(config, untold)
+    try:
+        pins: Sequence[Pin] = read_pins(config)
+    except ScratchError as exc:
+        pins = ()
+        untold.append(f"pins: {exc.message}")
+    return OfflineStatus(
+        source_dir=str(config.source_dir),
+        cache_dir=str(config.cache_dir),
+        mount_dir=str(config.mount_dir),
+        used_bytes=cache.used_bytes if cache else None,
+        free_bytes=cache.free_bytes if cache else None,
+        datasets=offline_datasets(config, mounted, cache, pins),
+        untold=tuple(untold),
+    )
+
+
+def mounted_datasets(mounts: Iterable[Mount], mount_dir: str) -> dict[str, Mount]:
+    """Choose the mounts that are datasets: directly below the mount directory; the topmost of several."""
+    found = {}
+    for mount in mounts:
+        parent, _, name = mount.mount_point.rpartition("/")
+        if parent == mount_dir and DATASET_NAME.fullmatch(name):
+            found[name] = mount
+    return found
+
+
+def offline_datasets(
+    config: Config, mounted: dict[str, LoopDevice | None], cache: CacheContents | None, pins: Sequence[Pin]
+) -> tuple[DatasetStatus, ...]:
+    """Put mounts, cached images and pins together, by name. Pure."""
+    copies: dict[str, int] = {}
+    for image in cache.images if cache else ():
+        copies[image.dataset] = copies.get(image.dataset, 0) + image.size_bytes
+    holders: dict[str, list[str]] = {}
+    for pin in pins:
+        holders.setdefault(pin.dataset, []).append(pin.holder)
+    datasets = []
+    for name in sorted({*mounted, *copies, *holders}):
+        device = mounted.get(name)
+        state, problem = _state(name, mounted, copies, str(config.cache_dir))
+        datasets.append(
+            DatasetStatus(
+                name,
+                state,
+                size_bytes=device.size_bytes if device else 0,
+                cached_bytes=copies.get(name, 0),
+                use_count=len({holder for holder in holders.get(name, ()) if holder.startswith("job:")}),
+                holders=tuple(dict.fromkeys(holders.get(name, ()))),
+                path=str(config.mount_dir / name) if name in mounted else "",
+                problem=problem,
+            )
+        )
+    return tuple(datasets)
+
+
+def _state(
+    name: str, mounted: dict[str, LoopDevice | None], copies: dict[str, int], cache_dir: str
+) -> tuple[DatasetState, str]:
+    if name in mounted:
+        device = mounted[name]
+        if device is None:
+            return DatasetState.UNMOUNTED, "something else than a dataset is mounted on its path"
+        in_cache = device.backing_path.startswith(cache_dir.rstrip("/") + "/")
+        return (DatasetState.CACHED if in_cache else DatasetState.SOURCE), ""
+    if name in copies:
+        return DatasetState.UNMOUNTED, "not mounted; its cached image is served when the daemon runs"
+    return DatasetState.UNKNOWN, "pinned, but neither mounted nor cached"
+
+
+def _read_cache(config: Config, untold: list[str]) -> CacheContents | None:
+    try:
+        return Cache(Path(config.cache_dir)).read()
+    except FileNotFoundError:
+        untold.append(f"cache: {config.cache_dir} is not there yet")
+    except OSError as exc:
+        untold.append(f"cache: {config.cache_dir}: {exc.strerror}")
+    return None

@@ -1,0 +1,213 @@
+"""Put a new image and its manifest into a directory that others read all the time.
+
+    .<dataset>.<random>.building     the image while it is made: hidden, 0600; removed whatever happens but kill -9
+    <dataset>.json                   its manifest, made with O_EXCL: it also locks the name against another builder
+    <dataset>.squashfs               the image, linked last: a name that is taken is never overwritten
+
+An image is visible only with its whole manifest beside it. A crash between the last two leaves a manifest without
+an image, which nobody reads and which a later build names.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from scratch_slurm.domain.errors import DeniedError, ImageError, NoSpaceError, ScratchError, SourceError
+from scratch_slurm.domain.names import IMAGE_SUFFIXES, MANIFEST_SUFFIX
+
+_SUFFIX = ".squashfs"
+_READ_BYTES = 4 * 2**20
+# What file systems without hard links answer: FUSE, SMB, some object store gateways.
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+Watch = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What is known of an image, `<dataset>.json` beside it; nodes check size_bytes and blake3."""
+
+    dataset: str
+    size_bytes: int
+    blake3: str
+    """Digest of the image file, hexadecimal."""
+    files: int
+    content_bytes: int
+    compression: str
+    built_at: int
+    """Epoch seconds."""
+    built_by: str
+    format: str = "squashfs"
+    version: int = 1
+
+
+def find_taken(where: Path, dataset: str) -> None:
+    """Refuse a name that an image or a manifest has.
+
+    Raises: ImageError: it is taken.
+    """
+    _find_image(where, dataset)
+    if os.path.lexists(where / (dataset + MANIFEST_SUFFIX)):
+        raise _manifest_taken(where / (dataset + MANIFEST_SUFFIX))
+
+
+def _find_image(where: Path, dataset: str) -> None:
+    for suffix in IMAGE_SUFFIXES:
+        path = where / (dataset + suffix)
+        if os.path.lexists(path):
+            raise ImageError(
+                f"{path}: is there already; nothing was changed", hint="give a new version a new name, like name-v2"
+            )
+
+
+def _manifest_taken(path: Path) -> ImageError:
+    return ImageError(
+        f"{path}: is there already, without an image; nothing was changed",
+        hint="another build is about to end, or one was killed: if none runs, remove the file",
+    )
+
+
+class Publication:
+    """An image on its way into a directory; leaving the context without `publish` leaves nothing behind.
+
+    Raises: DeniedError, SourceError: no file can be made in the directory.
+    """
+
+    def __init__(self, where: Path, dataset: str) -> None:
+        self.where = where
+        self.dataset = dataset
+        self.path = where / f".{dataset}.{secrets.token_hex(6)}.building"
+        self._fd = -1
+
+    def __enter__(self) -> "Publication":
+        with _translated(self.where, "make a file"):
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._fd = os.open(self.path, flags, 0o600)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
+    def size_bytes(self) -> int:
+        """Tell how large the file is now."""
+        return os.fstat(self._fd).st_size
+
+    def seal(self, watch: Watch) -> tuple[int, str]:
+        """Make the finished file durable, and read it whole.
+
+        Returns: its size in bytes and its BLAKE3 digest.
+        Raises: SourceError, NoSpaceError: the storage fails. ImageError: the file was replaced meanwhile.
+        """
+        from blake3 import blake3
+
+        with _translated(self.path, "write"):
+            os.fchmod(self._fd, 0o644)
+            os.fsync(self._fd)
+            total = self.size_bytes()
+            digest = blake3(max_threads=blake3.AUTO)
+            done = 0
+            while block := os.pread(self._fd, _READ_BYTES, done):
+                digest.update(block)
+                done += len(block)
+                watch(done, total)
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            own, named = os.fstat(self._fd), os.lstat(self.path)
+        if done != total or (own.st_dev, own.st_ino) != (named.st_dev, named.st_ino) or total == 0:
+            raise ImageError(f"{self.path}: somebody else changed the file while it was built")
+        return total, digest.hexdigest()
+
+    def publish(self, manifest: Manifest) -> tuple[Path, Path]:
+        """Give image and manifest their names.
+
+        Returns: the paths of both.
+        Raises: ImageError: the name was taken meanwhile; nothing was changed. SourceError: the storage fails.
+        """
+        image = self.where / (self.dataset + _SUFFIX)
+        manifest_path = self.where / (self.dataset + MANIFEST_SUFFIX)
+        text = json.dumps(msgspec.to_builtins(manifest), indent=2) + "\n"
+        with _undisturbed(), _translated(self.where, "publish"):
+            find_taken(self.where, self.dataset)
+            with _new_manifest(manifest_path, text):
+                _find_image(self.where, self.dataset)  # again: by now the manifest keeps other builders out
+                _name_image(self.path, image)
+            _fsync_directory(self.where)
+        return image, manifest_path
+
+
+@contextlib.contextmanager
+def _new_manifest(path: Path, text: str) -> Iterator[None]:
+    """Make a manifest, and take it away again unless the image is published."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except FileExistsError as exc:
+        raise _manifest_taken(path) from exc
+    try:
+        with open(fd, "w", encoding="ascii") as file:
+            file.write(text)
+            file.flush()
+            os.fchmod(fd, 0o644)
+            os.fsync(fd)
+        yield
+    except BaseException:
+        path.unlink()
+        raise
+
+
+def _name_image(hidden: Path, image: Path) -> None:
+    try:
+        image.hardlink_to(hidden)
+    except OSError as exc:
+        if _same_file(hidden, image):
+            return  # an NFS server's first answer was lost, and the repeated request found its own link: link(2), BUGS
+        if isinstance(exc, FileExistsError) or os.path.lexists(image):
+            raise ImageError(f"{image}: somebody else made it just now; nothing was changed") from exc
+        if exc.errno not in _NO_LINKS:
+            raise
+        hidden.rename(image)  # the manifest keeps other builders from making the name in between
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samestat(one.lstat(), other.lstat())
+    except OSError:
+        return False
+
+
+def _fsync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep Ctrl-C and its like waiting: between manifest and image nobody could tell what is published."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _translated(path: Path, verb: str) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as exc:
+        raise DeniedError(f"{path}: you may not {verb} here") from exc
+    except OSError as exc:
+        full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
+        kind: type[ScratchError] = NoSpaceError if full else SourceError
+        raise kind(f"{path}: cannot {verb}: {exc.strerror}") from exc
