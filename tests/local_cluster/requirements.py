@@ -1,0 +1,40 @@
+"""What a machine must have to run a local cluster."""
+
+import os
+import pwd
+import shutil
+from pathlib import Path
+from typing import Final
+
+from tests.local_cluster.layout import CLIENT_PATH
+
+_PROGRAMS: Final = {
+    "slurmctld": "slurmctld",
+    "slurmd": "slurmd",
+    "sbatch": "slurm-client",
+    "munged": "munge",
+    "mksquashfs": "squashfs-tools",
+    "unshare": "util-linux",
+    "nsenter": "util-linux",
+    "setpriv": "util-linux",
+}
+
+
+def missing_for_root_tests() -> list[str]:
+    """What is missing for loop devices and mounts; empty when nothing is."""
+    if os.geteuid() != 0:
+        return ["root"]
+    return [] if Path("/dev/loop-control").exists() else ["/dev/loop-control (modprobe loop)"]
+
+
+def missing_for_cluster() -> list[str]:
+    """What is missing for a local cluster; empty when nothing is."""
+    missing = missing_for_root_tests()
+    for program, package in _PROGRAMS.items():
+        if shutil.which(program, path=CLIENT_PATH) is None:
+            missing.append(f"{program} (Debian package {package})")
+    try:
+        pwd.getpwnam("munge")
+    except KeyError:
+        missing.append("the user munge (Debian package munge)")
+    return missing

@@ -1,0 +1,31 @@
+"""The end of a cluster: wait for it, and look for what it may have left."""
+
+import os
+import select
+
+from tests.local_cluster import kernel
+from tests.local_cluster.layout import Layout
+
+
+def await_process_end(pid: int, timeout_s: float) -> bool:
+    """Wait for any process of this machine to end; False when it does not in time."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([fd], [], [], timeout_s)[0])
+    finally:
+        os.close(fd)
+
+
+def find_leftovers(layout: Layout, namespaces: frozenset[str]) -> list[str]:
+    """Say what a cluster that has ended left behind; empty is right."""
+    left = [f"mount {point}" for point in kernel.mounts_under(layout.directory)]
+    loops = kernel.release_loops(kernel.loops_under(layout.directory))
+    left += [f"/dev/{loop.name} on {loop.backing_file}" for loop in loops]
+    left += [f"process {pid}" for pid in kernel.processes_in(namespaces)]
+    if not layout.keep:
+        remains = layout.directory.exists() and (layout.remove_directory or any(layout.directory.iterdir()))
+        left += [f"files in {layout.directory}"] if remains else []
+    return left
