@@ -1,12 +1,11 @@
 """What the daemon says of itself: pure functions of the latest round and of what is remembered."""
 
 import time
-from collections import defaultdict
 
 from scratch_slurm import __version__
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.messages import DatasetState, DatasetStatus, NodeStatus
-from scratch_slurm.domain.model import Backing, CachedImage, Pin
+from scratch_slurm.domain.model import Backing, Pin
 from scratch_slurm.domain.names import nearest_hint
 from scratch_slurm.domain.throughput import recent_rates
 from scratch_slurm.service.loop import Loop, Snapshot
@@ -29,17 +28,17 @@ class StatusView:
         self._now = now
         self._monotonic = monotonic
         self._rates = recent_rates(memory.counters, monotonic)
-        self._pins: defaultdict[str, list[Pin]] = defaultdict(list)
+        self._pins: dict[str, list[Pin]] = {}
         for pin in snapshot.seen.pins:
-            self._pins[pin.dataset].append(pin)
-        self._cached: defaultdict[str, list[CachedImage]] = defaultdict(list)
+            self._pins.setdefault(pin.dataset, []).append(pin)
+        self._cached_bytes: dict[str, int] = {}
         for image in snapshot.seen.cached:
-            self._cached[image.dataset].append(image)
+            self._cached_bytes[image.dataset] = self._cached_bytes.get(image.dataset, 0) + image.size_bytes
 
     def names(self) -> list[str]:
         """All datasets that this node knows or is asked for, sorted."""
         seen = self._seen
-        return sorted({*seen.catalog.images, *seen.catalog.skipped, *seen.mounted, *self._pins, *self._cached})
+        return sorted({*seen.catalog.images, *seen.catalog.skipped, *seen.mounted, *self._pins, *self._cached_bytes})
 
     def dataset(self, name: str) -> DatasetStatus:
         """Tell one dataset's status; an unknown name gives the state UNKNOWN, with the nearest names."""
@@ -49,17 +48,17 @@ class StatusView:
         staging = copy is not None and copy.started_at is not None
         rate = copy.bytes_per_s(self._monotonic) if copy else 0.0
         left_bytes = copy.image.size_bytes - copy.bytes_done if copy else 0
-        holders = [pin.holder for pin in self._pins[name]]
+        pins = self._pins.get(name, [])
         return DatasetStatus(
             name=name,
             state=self._state(name),
-            size_bytes=image.size_bytes if image else sum(each.size_bytes for each in self._cached[name]),
-            cached_bytes=sum(each.size_bytes for each in self._cached[name]),
+            size_bytes=image.size_bytes if image else self._cached_bytes.get(name, 0),
+            cached_bytes=self._cached_bytes.get(name, 0),
             staged_bytes=copy.bytes_done if copy else 0,
             stage_bytes_per_s=rate,
             eta_s=left_bytes / rate if staging and rate > 0 else None,
-            use_count=sum(pin.job_id is not None for pin in self._pins[name]),
-            holders=tuple(holders),
+            use_count=sum(pin.job_id is not None for pin in pins),
+            holders=tuple(pin.holder for pin in pins),
             read_bytes_per_s=self._rates.get(name, 0.0),
             path=str(self._config.mount_dir / name) if mounted else "",
             problem=self._problem(name),
@@ -71,7 +70,7 @@ class StatusView:
         mounted = seen.mounted.get(name)
         image = seen.catalog.images.get(name)
         if not mounted:
-            known = image or name in seen.catalog.skipped or name in self._cached
+            known = image or name in seen.catalog.skipped or name in self._cached_bytes
             return DatasetState.UNMOUNTED if known else DatasetState.UNKNOWN
         if mounted.backing is Backing.CACHE:
             return DatasetState.CACHED

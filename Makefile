@@ -1,0 +1,69 @@
+# make demo      the main job on a real local cluster, step by step; sets up what it needs and cleans up
+# make test      linters, type checks, C warnings, all tests (root: loop devices, mounts, a real Slurm cluster)
+# make cluster   a local cluster to play with; make cluster-down takes it down
+# make stress    the long random runs          make bench     the benchmarks
+# make install   the node's files below $(DESTDIR)/: stubs, SPANK plugin, unit, example configuration
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SCRIPTS := prolog.d/50-scratch-slurm epilog.d/50-scratch-slurm .ci/run
+
+# What the commands above need from Debian. A machine that is not Debian brings them itself.
+DEBIAN_PACKAGES := slurmctld slurmd slurm-client munge libslurm-dev slurm-wlm-basic-plugins-dev squashfs-tools \
+	erofs-utils fuse3 shellcheck strace gcc libc6-dev python3-venv e2fsprogs iproute2 psmisc
+
+.PHONY: test demo cluster cluster-down stress bench check plugin packages install clean
+
+test: check
+	$(BIN)/python -m pytest -m "not stress" $(PYTEST_ARGS)
+
+check: $(VENV)/ready plugin
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	shellcheck $(SCRIPTS)
+
+demo: $(VENV)/ready plugin
+	$(BIN)/python -m tests.demo
+
+cluster: $(VENV)/ready plugin
+	$(BIN)/python -m tests.demo --keep
+
+cluster-down: $(VENV)/ready
+	$(BIN)/python -m tests.local_cluster down
+
+stress: $(VENV)/ready plugin
+	$(BIN)/python -m pytest -m stress $(PYTEST_ARGS)
+
+bench: $(VENV)/ready
+	for each in bench/[a-z]*.py; do $(BIN)/python $$each || exit; done
+
+plugin: packages
+	$(MAKE) -C spank
+
+packages:
+	@missing=$$(for p in $(DEBIAN_PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ] && command -v apt-get >/dev/null; then \
+		echo "installing $$missing"; \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing >/dev/null; \
+	fi
+
+$(VENV)/ready: pyproject.toml | packages
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev,demo]'
+	touch $@
+
+PREFIX ?= /usr/local
+install: plugin
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/lib/scratch-slurm/prolog.d prolog.d/50-scratch-slurm
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/lib/scratch-slurm/epilog.d epilog.d/50-scratch-slurm
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/scratch-slurm spank/scratch_slurm.so
+	install -D -m 0644 -t $(DESTDIR)/etc/systemd/system daemon/scratch-slurmd.service
+	install -D -m 0644 daemon/config.yaml $(DESTDIR)/etc/scratch-slurm/config.yaml.example
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man1 docs/man/scratch-slurm.1
+
+clean:
+	$(MAKE) -C spank clean
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
