@@ -1,0 +1,109 @@
+"""The prolog: pin what the job asked for, have the daemon see to it, wait a little, leave word for the job.
+
+Must not copy anything, nor touch the source or a mount: scancel cannot stop a prolog, and dead storage would hang it.
+Killed at any point it leaves pins, which the epilog releases.
+"""
+
+import time
+
+from scratch_slurm.domain.config import Config
+from scratch_slurm.domain.errors import DaemonError, DeniedError, LedgerError, ScratchError, UsageError
+from scratch_slurm.domain.messages import DatasetState, DatasetStatus
+from scratch_slurm.domain.model import job_holder
+from scratch_slurm.domain.names import parse_dataset_list
+from scratch_slurm.domain.sizes import NO_LIMIT_S, format_duration, parse_wait
+from scratch_slurm.hooks import hooklog
+from scratch_slurm.hooks.report import Report, format_report, write_report
+from scratch_slurm.hooks.request import JobRequest
+from scratch_slurm.hooks.waiting import asker, wait_for
+from scratch_slurm.hooks.wording import word_status
+from scratch_slurm.node.ledger import Ledger, read_boot_id
+
+# What the hook needs beside the waiting: the ledger's patience, the daemon's last answer, writing the report.
+_MARGIN_S = 30.0
+
+_CUT_SHORT = "the prolog was cut short: the datasets are read from the source until they are cached"
+
+
+def run_prolog(config: Config, request: JobRequest) -> None:
+    """Serve one job. What fails is logged and told to the job, which then reads the source."""
+    try:
+        datasets = parse_dataset_list(request.datasets_text)
+    except UsageError as exc:
+        hooklog.warning("refused", job=request.job_id, uid=request.uid, error=exc.message)
+        _leave_word(config, request, Report(config.mount_dir, messages=(_one_line(exc) + "; nothing is cached",)))
+        return
+    began_at = time.monotonic()
+    messages = _pin(config, request, datasets)
+    wait_s, wait_message = choose_wait(request, config)
+    early = Report(config.mount_dir, datasets, (), (*messages, wait_message, _CUT_SHORT))
+    _leave_word(config, request, early)
+    statuses, problem = _ask_and_wait(config, request, datasets, wait_s)
+    waited_s = time.monotonic() - began_at
+    messages += [wait_message, problem, *(word_status(status) or "" for status in statuses)]
+    _leave_word(config, request, Report(config.mount_dir, datasets, statuses, tuple(messages)))
+    states = ",".join(f"{status.name}:{status.state}" for status in statuses)
+    all_cached = bool(statuses) and all(status.state is DatasetState.CACHED for status in statuses)
+    log = hooklog.info if all_cached else hooklog.warning
+    log("cached" if all_cached else "degraded", job=request.job_id, states=states, waited_s=f"{waited_s:.2f}")
+
+
+def choose_wait(request: JobRequest, config: Config) -> tuple[float, str]:
+    """Decide how long the job's start waits.
+
+    Returns: seconds, and what the job is told if that is not what it asked for, else empty text.
+    """
+    longest_s = max(0.0, min(config.wait_limit_s, request.limit_s - _MARGIN_S))
+    if not request.wait_text:
+        return min(config.wait_s, longest_s), ""
+    try:
+        asked_s = parse_wait(request.wait_text)
+    except UsageError as exc:
+        wait_s = min(config.wait_s, longest_s)
+        return wait_s, f"{exc.message}; the job's start waits {format_duration(wait_s)} at most"
+    if longest_s < asked_s < NO_LIMIT_S:
+        return longest_s, f"--datasets-wait: this node waits {format_duration(longest_s)} at most"
+    return min(asked_s, longest_s), ""
+
+
+def _pin(config: Config, request: JobRequest, datasets: tuple[str, ...]) -> list[str]:
+    """Pin the datasets. Returns: what the job is told of it."""
+    try:
+        with Ledger(config.ledger_path, boot_id=read_boot_id(), now=time.time) as ledger:
+            ledger.pin(job_holder(request.job_id), datasets, uid=request.uid)
+            if ledger.moved_aside:
+                hooklog.error("ledger-corrupt", job=request.job_id, kept_as=ledger.moved_aside)
+    except LedgerError as exc:
+        hooklog.error("not-pinned", job=request.job_id, datasets=",".join(datasets), error=exc.message, hint=exc.hint)
+        return [f"nothing is cached for this job: {exc.message}"]
+    hooklog.info("pinned", job=request.job_id, uid=request.uid, datasets=",".join(datasets))
+    return []
+
+
+def _ask_and_wait(
+    config: Config, request: JobRequest, datasets: tuple[str, ...], wait_s: float
+) -> tuple[tuple[DatasetStatus, ...], str]:
+    """Have the daemon see to the pins, and wait. Returns: the states, and what the job is told of a silent daemon."""
+    try:
+        answer = wait_for(datasets, wait_s, asker(config.socket_path))
+        if len(answer.datasets) == len(datasets):
+            return answer.datasets, ""
+        raise DaemonError(f"{config.socket_path}: the daemon has not seen the node yet")
+    except ScratchError as exc:
+        hooklog.warning("no-answer", job=request.job_id, error=exc.message)
+        problem = f"the node daemon does not serve this job: {exc.message}"
+    # Here, not above: it costs 20 ms that a job with a daemon need not wait.
+    from scratch_slurm.hooks.look import look_at
+
+    return look_at(datasets, config.mount_dir), problem
+
+
+def _leave_word(config: Config, request: JobRequest, report: Report) -> None:
+    try:
+        write_report(config.jobs_dir, request.job_id, format_report(report))
+    except (OSError, DeniedError) as exc:
+        hooklog.error("no-report", job=request.job_id, jobs_dir=config.jobs_dir, error=exc)
+
+
+def _one_line(exc: ScratchError) -> str:
+    return exc.message + (f" ({exc.hint})" if exc.hint else "")

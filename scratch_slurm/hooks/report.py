@@ -1,0 +1,108 @@
+"""The word that the prolog leaves for a job: <run_dir>/jobs/<job id>, which the SPANK plugin reads.
+
+Lines `SCRATCH_...=value`, exported to the job, and `message=...`, shown in its log. Root alone may write there: a
+directory of somebody else's is refused, and no symlink is followed below `run_dir`.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from scratch_slurm.domain.errors import DeniedError
+from scratch_slurm.domain.messages import DatasetStatus
+
+# The plugin passes over lines of more than 8192 bytes; no message needs so much.
+_MAX_MESSAGE = 500
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a job is told."""
+
+    mount_dir: Path
+    names: tuple[str, ...] = ()
+    statuses: tuple[DatasetStatus, ...] = ()
+    messages: tuple[str, ...] = ()
+
+
+def format_report(report: Report) -> str:
+    """Write the lines of a report; messages become one printable line each."""
+    lines = [f"SCRATCH_DATASETS_DIR={report.mount_dir}"]
+    if report.names:
+        lines.append("SCRATCH_DATASETS=" + ",".join(report.names))
+    if report.statuses:
+        lines.append("SCRATCH_DATASETS_STATE=" + ",".join(f"{each.name}:{each.state}" for each in report.statuses))
+    lines += [f"message={_printable(message)}" for message in report.messages if message]
+    return "".join(line + "\n" for line in lines)
+
+
+def write_report(jobs_dir: Path, job_id: int, text: str) -> None:
+    """Put a job's report in its place, at once and whole.
+
+    Raises: DeniedError: others than root may write there. OSError: it cannot be written.
+    """
+    new_name = _new_name(job_id)
+    with _open_directory(jobs_dir) as directory:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new_name, dir_fd=directory)  # of a hook that was killed
+        with open(os.open(new_name, _NEW_FILE, 0o600, dir_fd=directory), "wb") as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
+            os.fchmod(file.fileno(), 0o644)  # whatever the umask
+        os.rename(new_name, str(job_id), src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def remove_report(jobs_dir: Path, job_id: int) -> None:
+    """Remove a job's report; one that is not there is no error.
+
+    Raises: DeniedError: others than root may write there. OSError: it cannot be removed.
+    """
+    if not jobs_dir.exists():
+        return
+    with _open_directory(jobs_dir) as directory:
+        for name in (str(job_id), _new_name(job_id)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=directory)
+
+
+def _new_name(job_id: int) -> str:
+    return f".{job_id}.new"
+
+
+@contextlib.contextmanager
+def _open_directory(jobs_dir: Path) -> Iterator[int]:
+    """Open the jobs' directory; it and `run_dir` are made if missing."""
+    with _open_owned(jobs_dir.parent, None) as run_dir, _open_owned(jobs_dir, run_dir) as directory:
+        yield directory
+
+
+@contextlib.contextmanager
+def _open_owned(path: Path, parent: int | None) -> Iterator[int]:
+    """Open a directory below the directory `parent`, None: by its whole path; refuse one that others may write."""
+    name = str(path) if parent is None else path.name
+    try:
+        os.mkdir(name, 0o700, dir_fd=parent)
+        made = True
+    except FileExistsError:
+        made = False
+    directory = os.open(name, _DIRECTORY, dir_fd=parent)
+    try:
+        if made:
+            os.fchmod(directory, 0o755)  # whatever the umask
+        status = os.fstat(directory)
+        if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise DeniedError(
+                f"{path}: belongs to uid {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o}",
+                hint="others could tell jobs what to believe there: chown root and chmod 0755",
+            )
+        yield directory
+    finally:
+        os.close(directory)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)[:_MAX_MESSAGE]
