@@ -1,0 +1,315 @@
+"""Copy one image from the source into the staging area: whole, verified and durable, or not at all.
+
+It runs in a process of its own that may be killed at any instant, and has no limit on its own time: whoever started it
+watches the progress. It publishes nothing; the cache does that by renaming.
+
+    <cache_dir>/.staging/<name>.part       all its blocks reserved from the start, mode 0600
+    <cache_dir>/.staging/<name>.journal    which chunks are durable; the cache deletes it when it publishes
+
+After a kill or an error of the source both stay, for the next try to resume; where the copy itself cannot be right, or
+its disk fails or is full, neither does.
+"""
+
+import contextlib
+import enum
+import os
+import stat
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+
+from scratch_slurm.domain.errors import ImageError, NoSpaceError, SourceError
+from scratch_slurm.node.chunks import Chunk, CopyHeader
+from scratch_slurm.node.ranges import Ranges, RateLimit
+from scratch_slurm.node.rawio import BLOCK_BYTES, ColdReader
+from scratch_slurm.node.staged import StagedFile
+
+_REPORT_EVERY_S = 0.25
+
+
+@dataclass(frozen=True)
+class ExpectedImage:
+    """The generation to copy, and the digest that its manifest promises."""
+
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+    digest: str | None = None
+    """BLAKE3 of the whole image in hexadecimal; None without a manifest."""
+
+
+@dataclass(frozen=True)
+class CopyOptions:
+    """How to copy. The buffers take 64 MiB at most, whatever is said here."""
+
+    workers: int = 16
+    """Ranges read at once: a source bound by latency needs many, a disk does not mind."""
+    range_bytes: int = 2 << 20
+    chunk_bytes: int = 64 << 20
+    """What a killed copy does again at most, beside the ranges under way."""
+    bandwidth_bytes_per_s: int | None = None
+    direct: bool = True
+    """Read the source past the page cache where it lets us; else drop what a plain read brought in."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.range_bytes < BLOCK_BYTES or self.range_bytes % BLOCK_BYTES:
+            raise ValueError(f"cannot read {self.range_bytes} bytes at once with {self.workers} workers")
+        if self.chunk_bytes < 1 or self.chunk_bytes % self.range_bytes:
+            raise ValueError(f"a chunk of {self.chunk_bytes} bytes is not whole ranges of {self.range_bytes}")
+        if self.bandwidth_bytes_per_s is not None and self.bandwidth_bytes_per_s < 1:
+            raise ValueError(f"a bandwidth of {self.bandwidth_bytes_per_s} bytes/s never ends")
+
+
+class CopyPhase(enum.StrEnum):
+    """What the bytes that are done were: read back, copied, or read again."""
+
+    RESUMING = "resuming"
+    COPYING = "copying"
+    VERIFYING = "verifying"
+
+
+@dataclass(frozen=True)
+class CopyProgress:
+    """How far the phase is; `bytes_done` counts from the image's start, and what was resumed is done."""
+
+    phase: CopyPhase
+    bytes_done: int
+    bytes_total: int
+
+
+@dataclass(frozen=True)
+class CopyResult:
+    """A copy that is whole, right and durable, under its staging name."""
+
+    digest: str
+    bytes_copied: int
+    """Read from the source."""
+    bytes_resumed: int
+    """Found whole from an earlier try."""
+    seconds: float
+
+
+def copy_image(
+    source: Path,
+    staging: Path,
+    *,
+    expected: ExpectedImage,
+    options: CopyOptions,
+    report: Callable[[CopyProgress], None],
+    now: Callable[[], float],
+    sleep: Callable[[float], None] = time.sleep,
+) -> CopyResult:
+    """Copy `source` to `staging` so that it can be published; resumes what an earlier try left there.
+
+    Verified against the manifest's digest; without one, what the disk holds is read again and compared with what
+    was read from the source.
+
+    Args:
+        source: the image; it may hang, and then so does this call.
+        staging: `<name>.part` in a directory that only the owner of this process may write in.
+        report: called at each phase's start and end and every 0.25 s at most in between, by the caller's thread.
+        now: seconds, monotonic.
+    Raises:
+        SourceError: the source cannot be read.
+        ImageError: the image is empty, has changed, or has another digest; or the cache's disk failed.
+        NoSpaceError: the cache's file system is full.
+        ConfigError: the cache's file system cannot reserve space.
+    """
+    began_at = now()
+    with contextlib.ExitStack() as stack:
+        opened = _open_source(source, expected)
+        stack.callback(os.close, opened)
+        header = CopyHeader(expected.inode, expected.size_bytes, expected.mtime_ns, options.chunk_bytes)
+        staged = stack.enter_context(StagedFile.open(staging, header))
+        try:
+            limit = RateLimit(options.bandwidth_bytes_per_s, now=now, sleep=sleep)
+            copy = _Copy(source, opened, staged, expected, options, _Reporter(expected.size_bytes, report, now))
+            hasher, resumed_bytes = copy.resume()
+            digest = copy.transfer(hasher, resumed_bytes, limit)
+            _check_unchanged(source, opened, expected)
+            staged.sync()
+            copy.verify(digest)
+        except (ImageError, NoSpaceError):
+            staged.discard()
+            raise
+    return CopyResult(digest, expected.size_bytes - resumed_bytes, resumed_bytes, now() - began_at)
+
+
+def _open_source(source: Path, expected: ExpectedImage) -> int:
+    try:
+        # O_NONBLOCK: a FIFO of that name must not hold us; it means nothing for a regular file.
+        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as exc:
+        raise SourceError(f"{source}: cannot open: {exc.strerror}") from exc
+    try:
+        if expected.size_bytes < 1:
+            raise ImageError(f"{source}: the image is empty")
+        _check_generation(source, os.fstat(descriptor), expected, "is not the image that was listed")
+    except BaseException as exc:
+        os.close(descriptor)
+        if isinstance(exc, OSError):
+            raise SourceError(f"{source}: cannot stat: {exc.strerror}") from exc
+        raise
+    return descriptor
+
+
+def _check_unchanged(source: Path, opened: int, expected: ExpectedImage) -> None:
+    """Look at the file that was read, which shows a write, and at the name, which shows a replacement."""
+    try:
+        found = (os.fstat(opened), source.stat())
+    except OSError as exc:
+        raise SourceError(f"{source}: cannot stat: {exc.strerror}") from exc
+    for status in found:
+        _check_generation(source, status, expected, "changed while it was copied")
+
+
+def _check_generation(source: Path, status: os.stat_result, expected: ExpectedImage, otherwise: str) -> None:
+    found = (status.st_ino, status.st_size, status.st_mtime_ns)
+    wanted = (expected.inode, expected.size_bytes, expected.mtime_ns)
+    if found != wanted or not stat.S_ISREG(status.st_mode):
+        names = ("inode", "size in bytes", "mtime in ns")
+        told = [f"{name} {b}, was {a}" for name, a, b in zip(names, wanted, found, strict=True) if a != b]
+        raise ImageError(f"{source}: {otherwise}: {', '.join(told) or 'not a regular file'}")
+
+
+class _Reporter:
+    def __init__(self, total_bytes: int, report: Callable[[CopyProgress], None], now: Callable[[], float]) -> None:
+        self._total_bytes = total_bytes
+        self._report = report
+        self._now = now
+        self._due_at = 0.0
+
+    def __call__(self, phase: CopyPhase, done_bytes: int, *, always: bool = False) -> None:
+        at = self._now()
+        if always or at >= self._due_at:
+            self._due_at = at + _REPORT_EVERY_S
+            self._report(CopyProgress(phase, done_bytes, self._total_bytes))
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """One copy under way, and its three passes over the image."""
+
+    source: Path
+    opened: int
+    staged: StagedFile
+    expected: ExpectedImage
+    options: CopyOptions
+    report: _Reporter
+
+    def resume(self) -> tuple[blake3, int]:
+        """Read what is staged and believe the chunks that match the journal, up to the first that does not.
+
+        Returns: the hash of those chunks, and their bytes.
+        """
+        hasher, kept = blake3(), 0
+        if self.staged.found:
+            kept_hasher, chunks = hasher.copy(), deque(self.staged.found)
+            with contextlib.closing(self._hash_staged(hasher, chunks[-1].end_bytes, CopyPhase.RESUMING)) as passes:
+                for done_bytes in passes:
+                    if done_bytes == chunks[0].end_bytes:
+                        if hasher.hexdigest() != chunks.popleft().digest:
+                            break
+                        kept_hasher, kept = hasher.copy(), kept + 1
+            hasher = kept_hasher
+        self.staged.start_journal(kept)
+        return hasher, self.staged.found[kept - 1].end_bytes if kept else 0
+
+    def transfer(self, hasher: blake3, start: int, limit: RateLimit) -> str:
+        """Copy from `start` to the end.
+
+        Returns: the digest of the whole image as it was read.
+        """
+        reader = ColdReader(self.opened, direct=self.options.direct)
+
+        def fill(view: memoryview, offset: int, length: int) -> None:
+            limit.take(length, lambda: ranges.stopped)
+            self._read_source(reader, view, offset, length)
+
+        total_bytes = self.expected.size_bytes
+        self.report(CopyPhase.COPYING, start, always=True)
+        ranges = self._ranges(fill, self.staged.write, start, total_bytes)
+        # Syncing takes a while: a thread of its own does it, and the ranges go on.
+        with ThreadPoolExecutor(1) as committer, ranges:
+            commits: deque[Future[None]] = deque()
+            done_bytes = start
+            for view in ranges:
+                hasher.update(view)
+                done_bytes += len(view)
+                if done_bytes % self.options.chunk_bytes == 0 or done_bytes == total_bytes:
+                    commits.append(committer.submit(self._commit, ranges, Chunk(done_bytes, hasher.hexdigest())))
+                while commits and commits[0].done():
+                    commits.popleft().result()
+                self.report(CopyPhase.COPYING, done_bytes)
+            ranges.finish()
+            for commit in commits:
+                commit.result()
+        self.report(CopyPhase.COPYING, done_bytes, always=True)
+        return hasher.hexdigest()
+
+    def verify(self, digest: str) -> None:
+        """Compare with the manifest; without one, compare what the disk holds."""
+        if self.expected.digest is not None:
+            if digest != self.expected.digest.lower():
+                raise ImageError(
+                    f"{self.source}: BLAKE3 is {digest[:16]}..., the manifest says {self.expected.digest[:16]}...",
+                    hint="the image or its manifest is damaged: write both anew",
+                )
+            return
+        hasher = blake3()
+        for _ in self._hash_staged(hasher, self.expected.size_bytes, CopyPhase.VERIFYING):
+            pass
+        if hasher.hexdigest() != digest:
+            raise ImageError(
+                f"{self.staged.path}: BLAKE3 is {hasher.hexdigest()[:16]}... on the disk, {digest[:16]}... when read",
+                hint="check the cache's disk and the kernel log",
+            )
+
+    def _hash_staged(self, hasher: blake3, end: int, phase: CopyPhase) -> Generator[int, None, None]:
+        """Hash the staged file up to `end`; yields the bytes done after each range."""
+        descriptor, reader = self.staged.reader()
+        self.report(phase, 0, always=True)
+        try:
+
+            def fill(view: memoryview, offset: int, length: int) -> None:
+                self.staged.read(reader, view, offset, length)
+
+            with self._ranges(fill, None, 0, end) as ranges:
+                done_bytes = 0
+                for view in ranges:
+                    hasher.update(view)
+                    done_bytes += len(view)
+                    self.report(phase, done_bytes)
+                    yield done_bytes
+            self.report(phase, done_bytes, always=True)
+        finally:
+            os.close(descriptor)
+
+    def _ranges(
+        self,
+        fill: Callable[[memoryview, int, int], None],
+        write: Callable[[memoryview, int], None] | None,
+        start: int,
+        end: int,
+    ) -> Ranges:
+        return Ranges(fill, write, start, end, range_bytes=self.options.range_bytes, workers=self.options.workers)
+
+    def _read_source(self, reader: ColdReader, view: memoryview, offset: int, length: int) -> None:
+        try:
+            got = reader.read(view, offset, length)
+        except OSError as exc:
+            raise SourceError(f"{self.source}: cannot read {length} bytes at {offset}: {exc.strerror}") from exc
+        if got != length:
+            raise ImageError(
+                f"{self.source}: changed while it was copied: ends at byte {offset + got},"
+                f" was {self.expected.size_bytes}"
+            )
+
+    def _commit(self, ranges: Ranges, chunk: Chunk) -> None:
+        if ranges.wait_written(chunk.end_bytes):
+            self.staged.commit(chunk)
