@@ -59,7 +59,7 @@ def render_node(
     parts: list[RenderableType] = [
         Text.assemble(
             (clean(node.node), "bold"),
-            f"  up {up}, {_states_summary(node.datasets)}",
+            f"  up {up}  {_states_summary(node.datasets)}",
         ),
         capacity_line(node, width=width, blocks=blocks),
     ]
@@ -168,13 +168,15 @@ def stage_details(dataset: DatasetStatus) -> list[str]:
 
 
 def holders_text(dataset: DatasetStatus, *, narrow: bool = False) -> Text:
-    """Write the use count and who holds it: `2 jobs: 12, 13; administrator`."""
+    """Write the use count and who holds it: `2 jobs: 12, 13; administrator`; narrow: `2 jobs; admin`."""
     parts = []
-    if dataset.use_count:
+    numbers = [str(number) for number in job_ids(dataset)]
+    if dataset.use_count == 1 and numbers:
+        parts.append(f"job {numbers[0]}")
+    elif dataset.use_count:
         jobs = plural(dataset.use_count, "job")
-        shown = join_some([str(number) for number in job_ids(dataset)], 1 if narrow else 4)
         # A caller who may not see whose jobs they are gets the count alone.
-        parts.append(f"{jobs}: {shown}" if shown else jobs)
+        parts.append(f"{jobs}: {join_some(numbers, 3)}" if numbers and not narrow else jobs)
     if held_by_administrator(dataset):
         parts.append("admin" if narrow else "administrator")
     return Text("; ".join(parts)) if parts else _NOTHING
@@ -239,7 +241,7 @@ def describe_dataset(dataset: DatasetStatus) -> str:
 
 def _states_summary(datasets: Sequence[DatasetStatus]) -> str:
     counts = ", ".join(f"{count} {state.value}" for state, count in state_counts(datasets).items())
-    return f"{plural(len(datasets), 'dataset')} ({counts})" if counts else "no datasets"
+    return f"{plural(len(datasets), 'dataset')}: {counts}" if counts else "no datasets"
 
 
 def _table() -> Table:
