@@ -32,7 +32,7 @@ _LATEST_TIME = 2**32 - 1
 _POLL_S = 0.25
 _KILL_S = 10.0
 _VERSION = re.compile(r"version (\d+)\.(\d+)")
-_PROGRESS = re.compile(rb"(\d+)/(\d+)\s+\d+%")
+_PROGRESS = re.compile(rb"\]\s+(\d+)/(\d+)\s+\d+%")
 _STDERR_LIMIT_BYTES = 4096
 
 Watch = Callable[[int, int | None], None]

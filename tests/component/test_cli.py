@@ -19,10 +19,10 @@ from scratch_slurm.node import loopdev, mounts
 from scratch_slurm.node.ledger import Ledger, read_boot_id
 from tests.component.fake_daemon import GB, FakeDaemon
 from tests.component.images import clean_up, make_image, opened
+from tests.component.people import as_nobody, reachable_directory
 
 root = pytest.mark.root
 REPOSITORY = Path(__file__).parents[2]
-NOBODY = 65534
 
 IMAGENET = DatasetStatus("imagenet", DatasetState.CACHED, size_bytes=10 * GB, cached_bytes=10 * GB)
 COCO = DatasetStatus("coco", DatasetState.SOURCE, size_bytes=2 * GB)
@@ -67,15 +67,6 @@ def node(tmp_path):
 def daemon(node):
     with FakeDaemon(IMAGENET, COCO).listening(node.socket) as fake:
         yield fake
-
-
-@contextlib.contextmanager
-def as_nobody():
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def command(*arguments: object, **options):
@@ -167,15 +158,25 @@ def test_without_the_daemon_status_tells_mounts_cached_files_and_pins(node, caps
 
 
 @root
-def test_without_the_daemon_a_user_is_told_what_only_root_may_read(node, capsys):
-    node.cache.chmod(0o700)
-    node.dir.chmod(0o755)
-    with as_nobody():
-        assert node.run("status", "--json") in (3, 5)  # 3: the directories above tmp_path are private
+def test_without_the_daemon_a_user_is_told_what_only_root_may_read(capsys):
+    with reachable_directory() as folder:
+        node = Node(folder)
+        node.cache.chmod(0o700)
+        with as_nobody():
+            assert node.run("status", "--json") == 5
     told = json.loads(capsys.readouterr().out)
-    if "untold" in told:
-        assert any("only root" in reason for reason in told["untold"])
-        assert any("Permission denied" in reason for reason in told["untold"])
+    assert told["used_bytes"] is None
+    assert [reason for reason in told["untold"] if "only root" in reason]
+    assert [reason for reason in told["untold"] if "Permission denied" in reason]
+
+
+@root
+def test_jobs_without_the_daemon_is_an_error_for_a_user(capsys):
+    with reachable_directory() as folder:
+        node = Node(folder)
+        with as_nobody():
+            assert node.run("jobs") == 5
+    assert "daemon does not run" in capsys.readouterr().err
 
 
 @root

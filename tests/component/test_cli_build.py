@@ -1,0 +1,365 @@
+"""`scratch-slurm build` with the real mksquashfs."""
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import blake3
+import pytest
+
+from scratch_slurm.cli import mksquashfs, publish
+from scratch_slurm.cli.main import run
+from scratch_slurm.domain.errors import ImageError
+from scratch_slurm.node import catalog, loopdev, mounts
+from tests.component.images import clean_up, opened
+from tests.component.people import as_nobody, reachable_directory
+
+pytestmark = pytest.mark.skipif(shutil.which("mksquashfs") is None, reason="needs squashfs-tools")
+
+REPOSITORY = Path(__file__).parents[2]
+HOSTILE = ["a b", "-r", "x\ny", "$(id)", "*", "\\", "'\"", "ü", "...", "#"]
+
+
+@pytest.fixture
+def where(tmp_path):
+    path = tmp_path / "source"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def content(tmp_path):
+    path = tmp_path / "content"
+    (path / "private").mkdir(parents=True)
+    (path / "a.txt").write_bytes(b"hello" * 1000)
+    (path / "private" / "b.bin").write_bytes(os.urandom(300_000))
+    (path / "link").symlink_to("/etc/hostname")
+    return path
+
+
+def build(*arguments: object) -> int:
+    return run(["build", *map(str, arguments)])
+
+
+def published(where: Path) -> list[str]:
+    return sorted(entry.name for entry in where.iterdir())
+
+
+def read_manifest(where: Path, name: str) -> dict:
+    return json.loads((where / f"{name}.json").read_text())
+
+
+def test_an_image_and_its_manifest_agree(content, where, capsys):
+    assert build(content, "coco", "--to", where) == 0
+    assert published(where) == ["coco.json", "coco.squashfs"]
+    image = where / "coco.squashfs"
+    manifest = read_manifest(where, "coco")
+    assert manifest["dataset"] == "coco"
+    assert manifest["size_bytes"] == image.stat().st_size
+    assert manifest["blake3"] == blake3.blake3(image.read_bytes()).hexdigest()
+    assert (manifest["files"], manifest["content_bytes"]) == (2, 305_000)
+    assert stat.S_IMODE(image.stat().st_mode) == 0o644
+    assert stat.S_IMODE((where / "coco.json").stat().st_mode) == 0o644
+    assert "built coco" in capsys.readouterr().out
+
+
+def test_the_nodes_catalog_takes_image_and_digest(content, where):
+    assert build(content, "coco", "--to", where) == 0
+    (entry,) = catalog.read_entries(where, catalog.list_source(where), {})
+    assert entry.image.digest == read_manifest(where, "coco")["blake3"]
+
+
+def test_json_tells_the_manifest_and_the_paths(content, where, capsys):
+    assert build(content, "coco", "--to", where, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["image"] == str(where / "coco.squashfs")
+    assert told["manifest"] == read_manifest(where, "coco")
+
+
+def test_equal_trees_give_equal_images(content, where, capsys):
+    assert build(content, "one", "--to", where) == 0
+    time.sleep(1.1)
+    assert build(content, "two", "--to", where) == 0
+    assert (where / "one.squashfs").read_bytes() == (where / "two.squashfs").read_bytes()
+
+
+def test_source_date_epoch_is_left_to_mksquashfs(content, where, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")
+    assert build(content, "coco", "--to", where) == 0
+
+
+def test_the_umask_does_not_close_the_image(content, where):
+    before = os.umask(0o077)
+    try:
+        assert build(content, "coco", "--to", where) == 0
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((where / "coco.squashfs").stat().st_mode) == 0o644
+    assert stat.S_IMODE((where / "coco.json").stat().st_mode) == 0o644
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("compression", ["zstd", "none"])
+def test_a_mounted_image_has_the_same_content_and_everybody_may_read_it(tmp_path, where, compression):
+    content = tmp_path / "tree"
+    (content / "closed").mkdir(parents=True)
+    wanted = {}
+    for name in [*HOSTILE, "closed/inside"]:
+        (content / name).write_bytes(name.encode() * 40_000)
+        (content / name).chmod(0o600)
+        wanted[name] = name.encode() * 40_000
+    (content / "tool").write_bytes(b"#!/bin/sh\n")
+    (content / "tool").chmod(0o6700)
+    os.chown(content / "tool", 1234, 1234)
+    (content / "closed").chmod(0o700)
+    content.chmod(0o700)
+    assert build(content, "coco", "--to", where, "--compression", compression) == 0
+    mounts.ensure_mount_point(tmp_path / "mnt")
+    try:
+        with (
+            opened(where / "coco.squashfs") as fd,
+            loopdev.attach(fd, tag="test", direct_io=False) as device,
+        ):
+            mounts.mount_image(device.path, tmp_path / "mnt", "squashfs")
+            found = tmp_path / "mnt"
+            assert {name: (found / name).read_bytes() for name in wanted} == wanted
+            assert sorted(path.name for path in found.iterdir()) == sorted([*HOSTILE, "closed", "tool"])
+            for name in wanted:
+                assert stat.S_IMODE((found / name).stat().st_mode) == 0o644
+            assert stat.S_IMODE((found / "tool").stat().st_mode) == 0o755
+            assert (found / "tool").stat().st_uid == 0
+            assert stat.S_IMODE((found / "closed").stat().st_mode) == 0o755
+            assert stat.S_IMODE(found.stat().st_mode) == 0o755
+    finally:
+        clean_up(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".squashfs", ".sqsh", ".sqfs", ".erofs", ".json"])
+def test_a_name_that_is_taken_is_refused_and_nothing_is_lost(content, where, capsys, suffix):
+    (where / f"coco{suffix}").write_bytes(b"precious")
+    assert build(content, "coco", "--to", where) == 8
+    assert published(where) == [f"coco{suffix}"]
+    assert (where / f"coco{suffix}").read_bytes() == b"precious"
+    assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".squashfs", ".erofs", ".json"])
+def test_a_name_taken_while_it_is_built_is_refused_too(where, suffix):
+    with publish.Publication(where, "coco") as publication:
+        publication.path.write_bytes(b"hsqs" * 1000)
+        size_bytes, digest = publication.seal(lambda _done, _total: None)
+        (where / f"coco{suffix}").write_bytes(b"precious")
+        with pytest.raises(ImageError, match="is there already"):
+            publication.publish(publish.Manifest("coco", size_bytes, digest, 1, 1, "zstd", 0, "test"))
+    assert published(where) == [f"coco{suffix}"]
+    assert (where / f"coco{suffix}").read_bytes() == b"precious"
+
+
+def test_of_builds_at_once_one_wins_and_its_manifest_is_the_images(tmp_path, where):
+    contents = []
+    for number in range(3):
+        contents.append(tmp_path / f"c{number}")
+        contents[-1].mkdir()
+        (contents[-1] / "f").write_bytes(b"%d" % number * 10_000 * (number + 1))
+    codes = []
+    threads = [
+        threading.Thread(target=lambda one=one: codes.append(build(one, "coco", "--to", where))) for one in contents
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(codes) == [0, 8, 8]
+    assert published(where) == ["coco.json", "coco.squashfs"]
+    digest = blake3.blake3((where / "coco.squashfs").read_bytes()).hexdigest()
+    assert read_manifest(where, "coco")["blake3"] == digest
+
+
+def test_a_file_system_without_hard_links_is_published_to_by_rename(where, monkeypatch):
+    def refuse(_self, _target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)  # as FUSE and SMB answer; there is none here to try on
+    with publish.Publication(where, "coco") as publication:
+        publication.path.write_bytes(b"hsqs" * 1000)
+        size_bytes, digest = publication.seal(lambda _done, _total: None)
+        publication.publish(publish.Manifest("coco", size_bytes, digest, 1, 1, "zstd", 0, "test"))
+    assert published(where) == ["coco.json", "coco.squashfs"]
+
+
+@pytest.mark.parametrize("name", ["../x", "-x", ".hidden", "a/b", "a b", "", "x" * 65])
+def test_names_that_are_none_are_refused(content, where, name):
+    assert build("--to", where, "--", content, name) == 2
+    assert published(where) == []
+
+
+def test_a_directory_that_is_none_is_refused(tmp_path, where, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    file = tmp_path / "file"
+    file.write_bytes(b"x")
+    for wrong in (tmp_path / "missing", file, empty):
+        assert build(wrong, "coco", "--to", where) == 2
+        assert str(wrong) in capsys.readouterr().err
+    assert published(where) == []
+
+
+def test_a_directory_that_holds_the_images_is_refused(tmp_path, where, capsys):
+    (tmp_path / "link").symlink_to(tmp_path)
+    for wrong in (tmp_path, where, tmp_path / "link"):
+        assert build(wrong, "coco", "--to", where) == 2
+    assert "holds the directory of images" in capsys.readouterr().err
+
+
+def test_a_directory_that_begins_with_a_dash_is_a_directory(tmp_path, where, monkeypatch):
+    (tmp_path / "-noappend").mkdir()
+    (tmp_path / "-noappend" / "f").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    assert build("--to", "source", "--", "-noappend", "coco") == 0
+    assert published(where) == ["coco.json", "coco.squashfs"]
+
+
+def test_a_missing_target_is_an_error(content, tmp_path):
+    assert build(content, "coco", "--to", tmp_path / "none") == 2
+
+
+def test_without_mksquashfs_the_error_names_the_package(content, where, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert build(content, "coco", "--to", where) == 3
+    assert "squashfs-tools" in capsys.readouterr().err
+
+
+def test_a_failing_mksquashfs_leaves_nothing_and_its_words_are_told(tmp_path, content, where, monkeypatch, capsys):
+    fake = tmp_path / "bin" / "mksquashfs"
+    fake.parent.mkdir()
+    fake.write_text(
+        "#!/bin/sh\ncase $1 in -version) echo mksquashfs version 4.5.1;; *) echo 'no \033[2J luck' >&2; exit 3;; esac\n"
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    assert build(content, "coco", "--to", where) == 8
+    assert "exit code 3: no \\x1b[2J luck" in capsys.readouterr().err
+    assert published(where) == []
+
+
+@pytest.mark.root
+def test_unreadable_files_are_named_before_anything_is_made(capsys):
+    with reachable_directory() as folder:
+        content, where = folder / "content", folder / "source"
+        for path in (content, content / "closed", where):
+            path.mkdir()
+        (content / "closed").chmod(0o700)
+        for number in range(5):
+            (content / f"{number}.txt").touch(0o600)
+        where.chmod(0o777)
+        with as_nobody():
+            assert build(content, "coco", "--to", where) == 11
+        told = capsys.readouterr().err
+        assert "6 paths below it that you may not read" in told
+        assert ".txt" in told
+        assert published(where) == []
+
+
+@pytest.mark.root
+def test_a_target_that_one_may_not_write_is_denied(capsys):
+    with reachable_directory() as folder:
+        content, where = folder / "content", folder / "source"
+        for path in (content, where):
+            path.mkdir()
+        (content / "f").touch()
+        with as_nobody():
+            assert build(content, "coco", "--to", where) == 11
+        assert f"{where}: you may not make a file here" in capsys.readouterr().err
+        assert published(where) == []
+
+
+def test_an_old_mksquashfs_cannot_open_files_so_closed_ones_are_refused(content, where, monkeypatch, capsys):
+    real = mksquashfs.find_program()
+    monkeypatch.setattr(mksquashfs, "find_program", lambda: (real[0], (4, 3)))
+    (content / "a.txt").chmod(0o600)
+    assert build(content, "coco", "--to", where) == 8
+    assert "a.txt" in capsys.readouterr().err
+    (content / "a.txt").chmod(0o644)
+    assert build(content, "coco", "--to", where) == 0
+
+
+@pytest.mark.parametrize(
+    ("send", "code"),
+    [
+        pytest.param(lambda process: os.killpg(process.pid, signal.SIGINT), 130, id="ctrl-c"),
+        pytest.param(lambda process: process.terminate(), 143, id="terminate"),
+    ],
+)
+def test_ctrl_c_and_its_like_leave_nothing_behind(tmp_path, where, send, code):
+    content = tmp_path / "big"
+    content.mkdir()
+    (content / "f").write_bytes(os.urandom(2**20) * 48)
+    process = start(tmp_path, "build", content, "coco", "--to", where, "--compression", "xz", start_new_session=True)
+    try:
+        wait_for(lambda: any(entry.stat().st_size > 0 for entry in where.iterdir()))
+        send(process)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert b"Traceback" not in err
+    assert published(where) == []
+    assert mksquashfs_of(process.pid) == []
+
+
+def test_on_a_terminal_progress_is_drawn(tmp_path, content, where):
+    master, terminal = os.openpty()
+    process = start(tmp_path, "build", content, "coco", "--to", where, stderr=terminal)
+    os.close(terminal)
+    drawn = b""
+    while True:
+        try:
+            piece = os.read(master, 65536)
+        except OSError:  # EIO: the last writer has gone
+            break
+        drawn += piece
+    os.close(master)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert b"coco: packing" in drawn
+    assert out.startswith(b"built coco")
+
+
+PROGRESS = [
+    pytest.param(b"\r[==-   ] 12/50  24%", (12, 50), id="one"),
+    pytest.param(b"\r[==-   ] 12/50  24%\r[===|  ] 25/50  50%", (25, 50), id="the-last"),
+    pytest.param(b"Creating 4.0 filesystem on /a/1/2 30%x, block size 131072.", None, id="no-bar"),
+    pytest.param(b"", None, id="nothing"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), PROGRESS)
+def test_parse_progress(text, expected):
+    assert mksquashfs.parse_progress(text) == expected
+
+
+def start(home: Path, *arguments: object, **options):
+    code = "from scratch_slurm.cli.main import main; main()"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HOME": str(home), "TERM": "xterm"}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=environment, **options)
+
+
+def mksquashfs_of(group: int) -> list[str]:
+    """Find what still runs in a process group."""
+    found = subprocess.run(["ps", "-o", "pid=,stat=", "-g", str(group)], capture_output=True, text=True, check=False)
+    return [line for line in found.stdout.splitlines() if "Z" not in line]
+
+
+def wait_for(condition, timeout_s=30.0):
+    give_up_at = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < give_up_at, "did not happen in time"
+        time.sleep(0.01)
