@@ -12,7 +12,7 @@ SCRIPTS := prolog.d/50-scratch-slurm epilog.d/50-scratch-slurm .ci/run
 
 # What the commands above need from Debian. A machine that is not Debian brings them itself.
 DEBIAN_PACKAGES := slurmctld slurmd slurm-client munge libslurm-dev slurm-wlm-basic-plugins-dev squashfs-tools \
-	erofs-utils fuse3 shellcheck strace gcc libc6-dev python3-venv e2fsprogs iproute2 psmisc
+	erofs-utils fuse3 shellcheck strace gcc libc6-dev python3-venv e2fsprogs unicode-data dict-gcide
 
 .PHONY: test demo cluster cluster-down stress bench check plugin packages install clean
 
@@ -52,7 +52,9 @@ packages:
 
 $(VENV)/ready: pyproject.toml | packages
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[dev,demo]'
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	# Only their data files, for the demo.
+	$(BIN)/pip install --quiet --no-deps scikit-learn vega_datasets
 	touch $@
 
 PREFIX ?= /usr/local
