@@ -13,7 +13,7 @@ import msgspec
 
 from scratch_slurm.cli.words import clean
 from scratch_slurm.domain.config import Config
-from scratch_slurm.domain.errors import DeniedError
+from scratch_slurm.domain.errors import DeniedError, ScratchError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -109,3 +109,10 @@ def to_plain(value: object) -> Any:
 def note(text: str) -> None:
     """Tell people something on standard error."""
     click.echo(clean(text), err=True)
+
+
+def note_error(error: ScratchError) -> None:
+    """Tell people of an error on standard error, with its hint."""
+    note(f"scratch-slurm: {error.message}")
+    if error.hint:
+        note(f"  hint: {error.hint}")

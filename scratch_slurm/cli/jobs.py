@@ -6,7 +6,7 @@ import time
 import click
 
 from scratch_slurm.cli import client
-from scratch_slurm.cli.app import App, json_option, make_console, note, pass_app, print_json
+from scratch_slurm.cli.app import App, json_option, make_console, note_error, pass_app, print_json
 from scratch_slurm.cli.views import group_holders
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import DaemonError, LedgerError
@@ -33,7 +33,7 @@ def command(app: App) -> int:
             raise
         from scratch_slurm.cli.offline import read_offline
 
-        note(f"scratch-slurm: {exc.message}")
+        note_error(exc)
         datasets, code = read_offline(config).datasets, exc.exit_code
     holders = group_holders(datasets, _read_pins(config))
     if app.json:
@@ -54,5 +54,5 @@ def _read_pins(config: Config) -> list[Pin]:
     try:
         return read_pins(config)
     except LedgerError as exc:
-        note(f"scratch-slurm: {exc.message}")
+        note_error(exc)
         return []

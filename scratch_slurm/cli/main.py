@@ -10,8 +10,7 @@ from types import FrameType
 import click
 
 from scratch_slurm import __version__
-from scratch_slurm.cli.app import CONTEXT_SETTINGS, App, print_json
-from scratch_slurm.cli.words import clean
+from scratch_slurm.cli.app import CONTEXT_SETTINGS, App, note_error, print_json
 from scratch_slurm.domain.errors import ScratchError, UsageError
 from scratch_slurm.domain.messages import ErrorAnswer
 from scratch_slurm.domain.names import nearest_hint
@@ -123,9 +122,7 @@ def _usage(exc: click.UsageError, app: App) -> int:
 
 
 def _report(exc: ScratchError, app: App) -> int:
-    click.echo(clean(f"{PROGRAM}: {exc.message}"), err=True)
-    if exc.hint:
-        click.echo(clean(f"  hint: {exc.hint}"), err=True)
+    note_error(exc)
     if app.json:
         print_json(ErrorAnswer(type(exc).__name__, exc.message, exc.hint))
     return exc.exit_code

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 import click
 
 from scratch_slurm.cli import client
-from scratch_slurm.cli.app import App, draws_blocks, json_option, make_console, note, pass_app, print_json, to_plain
+from scratch_slurm.cli.app import (
+    App,
+    draws_blocks,
+    json_option,
+    make_console,
+    note_error,
+    pass_app,
+    print_json,
+    to_plain,
+)
 from scratch_slurm.cli.views import choose_datasets
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import DaemonError, UsageError
@@ -75,8 +84,7 @@ def _run_offline(app: App, config: Config, names: tuple[str, ...], why: DaemonEr
     offline = read_offline(config)
     # Without the daemon nobody knows what the source has: a name that is not here may be right all the same.
     datasets = tuple(dataset for dataset in offline.datasets if not names or dataset.name in names)
-    note(f"scratch-slurm: {why.message}")
-    note(f"  hint: {why.hint or 'systemctl status scratch-slurmd'}")
+    note_error(why)
     if app.json:
         print_json({**to_plain(offline), "datasets": datasets})
     else:

@@ -17,7 +17,7 @@ from scratch_slurm.domain.messages import DatasetState, DatasetStatus, NodeStatu
 from scratch_slurm.domain.model import ADMINISTRATOR
 from scratch_slurm.node import loopdev, mounts
 from scratch_slurm.node.ledger import Ledger, read_boot_id
-from tests.component.fake_daemon import GB, FakeDaemon
+from tests.component.answering_daemon import GB, AnsweringDaemon
 from tests.component.images import clean_up, make_image, opened
 from tests.component.people import as_nobody, reachable_directory
 
@@ -65,7 +65,7 @@ def node(tmp_path):
 
 @pytest.fixture
 def daemon(node):
-    with FakeDaemon(IMAGENET, COCO).listening(node.socket) as fake:
+    with AnsweringDaemon(IMAGENET, COCO).listening(node.socket) as fake:
         yield fake
 
 
@@ -124,6 +124,22 @@ def test_a_daemon_that_is_down_is_said_on_standard_error(node, capsys):
     told = capsys.readouterr()
     assert "daemon does not run" in told.err
     assert "no datasets" in told.out
+
+
+def test_watching_draws_again_until_ctrl_c(node, daemon):
+    master, terminal = os.openpty()
+    process = command("--config", node.config, "status", "--watch", stdout=terminal, stderr=subprocess.PIPE)
+    os.close(terminal)
+    wait_for(lambda: len(daemon.asked) >= 2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    os.close(master)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+
+
+def test_watching_as_json_is_wrong_usage(node, daemon):
+    assert node.run("status", "--watch", "--json") == 2
 
 
 @root
