@@ -12,6 +12,9 @@ from pathlib import Path
 MARK = b"original"
 CHANGED = b"replaced"
 
+_CLONE_NEWNS = 0x00020000
+_libc = ctypes.CDLL(None, use_errno=True)
+
 
 def make_tree(root: Path, *, seed: int = 0, files: int = 6, file_bytes: int = 200_000) -> dict[str, bytes]:
     """Write a tree of random files, each beginning with MARK; returns path -> bytes."""
@@ -127,7 +130,20 @@ def in_child(function, *arguments):
 
 def own_mount_namespace() -> None:
     """Leave the mounts of the machine alone from here on; for `in_child`."""
-    clone_newns = 0x00020000
-    if ctypes.CDLL(None, use_errno=True).unshare(clone_newns):
+    if _libc.unshare(_CLONE_NEWNS):
         raise OSError(ctypes.get_errno(), "unshare")
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+
+
+@contextlib.contextmanager
+def apart():
+    """Mount where no stranger's new namespace copies it: a copy would keep its loop device bound."""
+    here = Path.cwd()
+    with opened(Path("/proc/self/ns/mnt")) as machine:
+        own_mount_namespace()
+        try:
+            yield
+        finally:
+            if _libc.setns(machine, _CLONE_NEWNS):
+                raise OSError(ctypes.get_errno(), "setns")
+            os.chdir(here)

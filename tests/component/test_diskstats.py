@@ -7,11 +7,17 @@ import pytest
 
 from scratch_slurm.node import loopdev
 from scratch_slurm.node.diskstats import DiskReads, read_diskstats
-from tests.component.images import clean_up, copy_image, opened
+from tests.component.images import apart, clean_up, copy_image, opened
 
 pytestmark = pytest.mark.root
 
 IMAGE_BYTES = 1 << 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _namespace():
+    with apart():
+        yield
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from tests.component import seccomp
 from tests.component.images import (
     CHANGED,
     MARK,
+    apart,
     backings_below,
     clean_up,
     copy_image,
@@ -34,6 +35,12 @@ pytestmark = pytest.mark.root
 LOOP_CONFIGURE = 0x4C0A
 LOOP_CHANGE_FD = 0x4C06
 TAG = loopdev.device_tag("imagenet")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _namespace():
+    with apart():
+        yield
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from tests.component import seccomp
 from tests.component.images import (
     CHANGED,
     MARK,
+    apart,
     backings_below,
     clean_up,
     copy_image,
@@ -28,6 +29,12 @@ from tests.component.images import (
 pytestmark = pytest.mark.root
 
 MOVE_MOUNT_BENEATH = 0x200
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _namespace():
+    with apart():
+        yield
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A source that stops answering: a stopped FUSE server, which ends as a dead hard-mounted NFS server does."""
+"""Sources at their worst, by a FUSE server: one that stops answering, as a dead NFS server does, and a picky one."""
 
 import contextlib
 import multiprocessing
@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from scratch_slurm.node import diskstats, loopdev, mounts
-from tests.component.images import CHANGED, MARK, clean_up, copy_image, in_child, make_image, opened, wait_until
+from tests.component.images import CHANGED, MARK, apart, clean_up, copy_image, in_child, make_image, opened, wait_until
 
 pytest.importorskip("mfusepy", reason="mfusepy is not installed")
 pytestmark = pytest.mark.root
 
 SERVER = """
-import os, sys
+import errno, os, sys
 import mfusepy
 
 class Source(mfusepy.Operations):
@@ -31,10 +31,18 @@ class Source(mfusepy.Operations):
         return os.open(sys.argv[1] + path, os.O_RDONLY)
 
     def read(self, path, size, offset, fh):
+        if size % 4096 and sys.argv[3] == "whole-pages":
+            raise mfusepy.FuseOSError(errno.EINVAL)
         return os.pread(fh, size, offset)
 
 mfusepy.FUSE(Source(), sys.argv[2], foreground=True, attr_timeout=0, max_threads=4)
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _namespace():
+    with apart():
+        yield
 
 
 @pytest.fixture
@@ -44,12 +52,14 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def source(folder):
+def source(folder, request):
     """An image on a FUSE file system: (its path, its server)."""
     (folder / "server").mkdir()
     (folder / "source").mkdir()
     make_image(folder / "server" / "image.squashfs")
-    server = subprocess.Popen([sys.executable, "-W", "ignore", "-c", SERVER, folder / "server", folder / "source"])
+    kind = getattr(request, "param", "plain")
+    arguments = [folder / "server", folder / "source", kind]
+    server = subprocess.Popen([sys.executable, "-W", "ignore", "-c", SERVER, *arguments])
     image = folder / "source" / "image.squashfs"
     try:
         wait_until(image.exists)
@@ -67,6 +77,7 @@ def mounted(folder, source):
     with opened(image) as fd, loopdev.attach(fd, tag="test", direct_io=False) as device:
         mounts.mount_image(device.path, mount_point, "squashfs")
     server.send_signal(signal.SIGSTOP)
+    os.waitpid(server.pid, os.WUNTRACED)  # until it has stopped
     return device.name, mount_point
 
 
@@ -130,3 +141,22 @@ def test_a_cached_copy_takes_the_place_of_a_hanging_source(folder, source, mount
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         with blocked(os.pread, fd, 1000, 0), blocked(switch, name, copy):
             assert in_child(rescue, copy, mount_point) == [CHANGED] * 6
+
+
+@pytest.mark.parametrize(
+    ("source", "direct_io"),
+    [("plain", True), ("whole-pages", False)],
+    indirect=["source"],
+    ids=["plain", "whole-pages"],
+)
+def test_direct_io_only_where_the_source_takes_single_sectors(folder, source, direct_io):
+    image, _ = source
+    copy = copy_image(folder / "server" / "image.squashfs", folder / "copy")
+    with opened(image) as fd:
+        with loopdev.attach(fd, tag="test", direct_io=True) as device:
+            assert device.direct_io is direct_io
+            assert Path(device.path).read_bytes() == copy.read_bytes()
+        with opened(copy) as copy_fd, loopdev.attach(copy_fd, tag="test", direct_io=True) as device:
+            loopdev.retarget(device.name, fd, direct_io=True)
+            assert loopdev.read_loop_device(device.name).direct_io is direct_io
+            assert Path(device.path).read_bytes() == copy.read_bytes()
