@@ -1,0 +1,155 @@
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "plugin.h"
+
+/* Left in the environment by the job (or the salloc shell) in which this command runs. */
+static const char *const of_the_outer_job[] = {
+	DATASETS_OPTION_ENV, WAIT_OPTION_ENV, DATASETS_IN_JOB,    WAIT_IN_JOB,
+	TOLD_IN_JOB,         JOB_DATASETS,    JOB_DATASETS_DIR,   JOB_DATASETS_STATE,
+};
+
+static char datasets[LIST_SIZE];
+static char wait_time[WAIT_SIZE];
+static char outer_job_id[16];
+static bool said_too_late;
+
+/* True for srun where it makes a step and no job. */
+static bool in_allocation(void)
+{
+	return spank_context() == S_CTX_LOCAL && outer_job_id[0] != '\0';
+}
+
+/*
+ * A value in SLURM_SPANK_<OPTION_ENV> counts as the flag. We never leave it there ourselves, so somebody set it on
+ * purpose; but a step asks for nothing, and must not fail over such a value either.
+ */
+static void forget_flag_variables(void)
+{
+	unsetenv("SLURM_SPANK_" DATASETS_OPTION_ENV);
+	unsetenv("SLURM_SPANK_" WAIT_OPTION_ENV);
+}
+
+void client_init(spank_t sp)
+{
+	const char *job_id = getenv("SLURM_JOB_ID");
+
+	(void)sp;
+	if (job_id != NULL)
+		snprintf(outer_job_id, sizeof(outer_job_id), "%.*s", (int)strspn(job_id, "0123456789"), job_id);
+	if (in_allocation()) {
+		forget_flag_variables();
+		return;
+	}
+	for (size_t i = 0; i < sizeof(of_the_outer_job) / sizeof(of_the_outer_job[0]); i++)
+		unsetenv(of_the_outer_job[i]);
+}
+
+/* Checked here only to fail early for the user: the hook runs as root and checks again. */
+int client_on_datasets(const char *arg)
+{
+	char why[WHY_SIZE];
+
+	if (parse_datasets(arg, datasets, why) < 0) {
+		slurm_error("scratch-slurm: options: cannot use --datasets: %s", why);
+		return -1;
+	}
+	return 0;
+}
+
+int client_on_wait(const char *arg)
+{
+	char why[WHY_SIZE];
+	long long seconds;
+
+	if (parse_wait(arg, &seconds, why) < 0) {
+		slurm_error("scratch-slurm: options: cannot use --datasets-wait: %s", why);
+		return -1;
+	}
+	snprintf(wait_time, sizeof(wait_time), "%s", arg);
+	return 0;
+}
+
+static void set_control(spank_t sp, const char *name, const char *value)
+{
+	spank_err_t err = spank_job_control_setenv(sp, name, value, 1);
+
+	if (err != ESPANK_SUCCESS)
+		slurm_error("scratch-slurm: options: cannot pass %s to the prolog: %s", name, spank_strerror(err));
+}
+
+static void say_too_late(const char *job_id)
+{
+	if (said_too_late)
+		return;
+	said_too_late = true;
+	slurm_spank_log("scratch-slurm: --datasets comes too late for a step of job %s: ask with sbatch, salloc, or "
+			"an srun that starts the job", job_id);
+}
+
+/*
+ * Without PrologFlags=Alloc the prolog runs with the first step on a node and sees the step's job control
+ * environment, which srun starts empty: hand on what the job asked for.
+ */
+static void pass_on_request_of_job(spank_t sp)
+{
+	char list[LIST_SIZE], why[WHY_SIZE];
+	const char *asked = getenv(DATASETS_IN_JOB);
+	const char *wait = getenv(WAIT_IN_JOB);
+	long long seconds;
+
+	if (asked == NULL || parse_datasets(asked, list, why) < 0)
+		return;
+	set_control(sp, DATASETS_CONTROL, list);
+	if (wait != NULL && parse_wait(wait, &seconds, why) == 0)
+		set_control(sp, WAIT_CONTROL, wait);
+}
+
+void client_init_post_opt(spank_t sp)
+{
+	bool wait_by_variable = getenv("SLURM_SPANK_" WAIT_OPTION_ENV) != NULL;
+
+	/*
+	 * Slurm would copy these to SLURM_SPANK_<OPTION_ENV> in the job's environment (and in the shell of salloc),
+	 * where a nested sbatch takes them for its own flag. The hooks need only DATASETS, which sets nothing.
+	 */
+	spank_job_control_unsetenv(sp, DATASETS_OPTION_ENV);
+	spank_job_control_unsetenv(sp, WAIT_OPTION_ENV);
+	forget_flag_variables();
+
+	if (in_allocation()) {
+		if (datasets[0] != '\0') {
+			say_too_late(outer_job_id);
+			/* slurmstepd sees the flag too: say that the job itself asked for nothing. */
+			setenv(DATASETS_IN_JOB, "", 0);
+		}
+		pass_on_request_of_job(sp);
+		return;
+	}
+	if (datasets[0] == '\0') {
+		if (wait_time[0] != '\0' && !wait_by_variable)
+			slurm_spank_log("scratch-slurm: --datasets-wait does nothing without --datasets");
+		return;
+	}
+	set_control(sp, DATASETS_CONTROL, datasets);
+	if (wait_time[0] != '\0')
+		set_control(sp, WAIT_CONTROL, wait_time);
+}
+
+/* `srun --jobid` from outside shows only here: a job that srun made itself begins with step 0. */
+void client_local_user_init(spank_t sp)
+{
+	uint32_t job_id, step_id;
+	char text[16];
+
+	if (datasets[0] == '\0')
+		return;
+	if (spank_get_item(sp, S_JOB_ID, &job_id) != ESPANK_SUCCESS ||
+	    spank_get_item(sp, S_JOB_STEPID, &step_id) != ESPANK_SUCCESS || step_id == 0)
+		return;
+	snprintf(text, sizeof(text), "%u", job_id);
+	say_too_late(text);
+}

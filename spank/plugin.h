@@ -1,0 +1,43 @@
+/* The two halves of the plugin: where a job is asked for, and where it runs. */
+#ifndef SCRATCH_SLURM_PLUGIN_H
+#define SCRATCH_SLURM_PLUGIN_H
+
+#include <slurm/spank.h>
+
+#include "arguments.h"
+#include "parse.h"
+
+/*
+ * The variables behind an option. Slurm takes SLURM_SPANK_<OPTION_ENV> as if the flag had been given, keeps
+ * <OPTION_ENV> in the environment for slurmstepd, and in the job control environment, which it copies to
+ * SLURM_SPANK_<OPTION_ENV>.
+ */
+#define DATASETS_OPTION_ENV "_SLURM_SPANK_OPTION_scratch_slurm_datasets"
+#define WAIT_OPTION_ENV DATASETS_OPTION_ENV "_wait"
+
+/* The request in the job control environment, and how it looks from a job; hooks see SPANK_DATASETS. */
+#define DATASETS_CONTROL "DATASETS"
+#define WAIT_CONTROL "DATASETS_WAIT"
+#define DATASETS_IN_JOB "SLURM_SPANK_DATASETS"
+#define WAIT_IN_JOB "SLURM_SPANK_DATASETS_WAIT"
+/* Set in the steps of a job that was told that the prolog left no word; SLURM_ variables survive --export=NONE. */
+#define TOLD_IN_JOB "SLURM_SPANK_DATASETS_TOLD"
+
+/* What a job finds. */
+#define JOB_DATASETS "SCRATCH_DATASETS"
+#define JOB_DATASETS_DIR "SCRATCH_DATASETS_DIR"
+#define JOB_DATASETS_STATE "SCRATCH_DATASETS_STATE"
+
+/* client.c: sbatch, salloc, srun, as the user. */
+void client_init(spank_t sp);
+int client_on_datasets(const char *arg);
+int client_on_wait(const char *arg);
+void client_init_post_opt(spank_t sp);
+void client_local_user_init(spank_t sp);
+
+/* stepd.c: slurmstepd. Nothing here can fail a job. */
+void stepd_on_datasets(const char *arg);
+void stepd_init_post_opt(spank_t sp, const struct arguments *arguments);
+void stepd_task_init(spank_t sp);
+
+#endif

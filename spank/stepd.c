@@ -1,0 +1,129 @@
+#include <errno.h>
+#include <slurm/slurm.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "plugin.h"
+#include "report.h"
+
+/* Value of the flag, where it reaches slurmstepd: some releases lose it with --export. */
+static char flag_datasets[LIST_SIZE];
+
+/* For the first task on this node to show. */
+static char messages[32 * 1024];
+
+void stepd_on_datasets(const char *arg)
+{
+	char why[WHY_SIZE];
+
+	(void)parse_datasets(arg, flag_datasets, why);
+}
+
+static void export(spank_t sp, const char *name, const char *value)
+{
+	spank_err_t err = spank_setenv(sp, name, value, 1);
+
+	if (err != ESPANK_SUCCESS)
+		slurm_info("scratch-slurm: stepd: cannot export %s: %s", name, spank_strerror(err));
+}
+
+static void add_message(const char *text)
+{
+	size_t used = strlen(messages);
+
+	/* Whole lines only. */
+	if (used + strlen("scratch-slurm: \n") + strlen(text) < sizeof(messages))
+		snprintf(messages + used, sizeof(messages) - used, "scratch-slurm: %s\n", text);
+}
+
+static void apply_report(spank_t sp, char *text, bool first)
+{
+	char *name, *value;
+
+	while (parse_report_line(&text, &name, &value)) {
+		if (strcmp(name, "message") != 0)
+			export(sp, name, value);
+		else if (first)
+			add_message(value);
+	}
+}
+
+/*
+ * What the job asked for, in `list`: as it stands in the environment of batch jobs and under salloc, else as srun
+ * passed it. Empty in the environment means: this job asked for nothing, whatever the flag of the step says.
+ */
+static int read_request(spank_t sp, char list[LIST_SIZE])
+{
+	char text[LIST_SIZE], why[WHY_SIZE];
+	spank_err_t err = spank_getenv(sp, DATASETS_IN_JOB, text, sizeof(text));
+
+	if (err == ESPANK_SUCCESS)
+		return parse_datasets(text, list, why);
+	if (err != ESPANK_ENV_NOEXIST || flag_datasets[0] == '\0')
+		return -1;
+	memcpy(list, flag_datasets, LIST_SIZE);
+	return 0;
+}
+
+/* The prolog left no word: the job reads the source, under the same paths. */
+static void apply_request(spank_t sp, const struct arguments *arguments, uint32_t step_id)
+{
+	char list[LIST_SIZE], told[2];
+
+	if (read_request(sp, list) < 0)
+		return;
+	/* Once: the steps of a batch job inherit the mark, also with --export=NONE. */
+	if ((step_id == 0 || step_id == SLURM_BATCH_SCRIPT || step_id == SLURM_INTERACTIVE_STEP) &&
+	    spank_getenv(sp, TOLD_IN_JOB, told, sizeof(told)) == ESPANK_ENV_NOEXIST) {
+		add_message("the prolog left no word on this node: the datasets are read from the source");
+		export(sp, TOLD_IN_JOB, "1");
+	}
+	export(sp, JOB_DATASETS, list);
+	export(sp, JOB_DATASETS_DIR, arguments->mount_dir);
+	spank_unsetenv(sp, JOB_DATASETS_STATE);
+}
+
+void stepd_init_post_opt(spank_t sp, const struct arguments *arguments)
+{
+	static char text[REPORT_SIZE_MAX + 1];
+	uint32_t job_id, step_id;
+	bool first;
+
+	/* A job submitted from within this one asks for itself. */
+	spank_unsetenv(sp, "SLURM_SPANK_" DATASETS_OPTION_ENV);
+	spank_unsetenv(sp, "SLURM_SPANK_" WAIT_OPTION_ENV);
+
+	if (spank_get_item(sp, S_JOB_ID, &job_id) != ESPANK_SUCCESS ||
+	    spank_get_item(sp, S_JOB_STEPID, &step_id) != ESPANK_SUCCESS || step_id == SLURM_EXTERN_CONT)
+		return;
+	if (report_read(arguments->run_dir, job_id, text, &first) == 0) {
+		apply_report(sp, text, first);
+		return;
+	}
+	if (errno != ENOENT)
+		slurm_info("scratch-slurm: stepd: cannot read %s/jobs/%u: %s", arguments->run_dir, job_id,
+			   strerror(errno));
+	apply_request(sp, arguments, step_id);
+}
+
+/* Runs in the task, as the user, with the job's own stderr: no slurmstepd prefix, no error. */
+void stepd_task_init(spank_t sp)
+{
+	const char *at = messages;
+	int task_id;
+
+	if (spank_get_item(sp, S_TASK_ID, &task_id) != ESPANK_SUCCESS || task_id != 0)
+		return;
+	while (*at) {
+		ssize_t n = write(STDERR_FILENO, at, strlen(at));
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return;
+		at += n;
+	}
+}
