@@ -186,15 +186,17 @@ def plan_eviction(seen: Observation, dataset: str, reason: str) -> Evict:
     """
     planner = _Planner(seen)
     holders = [pin.holder for pin in seen.pins if pin.dataset == dataset]
+    mounted = seen.mounted.get(dataset)
+    read_path = mounted.backing_path if mounted else None
     copies = [copy for copy in seen.cached if copy.dataset == dataset]
+    copies.sort(key=lambda copy: (copy.path != read_path, copy.path))
     if not copies:
         raise NotFoundError(f"{dataset}: is not cached on this node")
     if holders:
         raise PinnedError(f"{dataset}: is pinned by {', '.join(holders)}", hint="it can go when its jobs have ended")
     if dataset in seen.busy:
         raise DaemonError(f"{dataset}: something is under way with it", hint="try again in some seconds")
-    mounted = seen.mounted.get(dataset)
-    if mounted and mounted.backing_path == copies[0].path and not planner.wanted_generation(dataset):
+    if copies[0].path == read_path and not planner.wanted_generation(dataset):
         raise DaemonError(f"{dataset}: its image in the source cannot take over", hint="see `scratch-slurm status`")
     return planner.eviction(copies[0], reason)
 
@@ -210,12 +212,16 @@ class _Planner:
     def plan(self) -> Plan:
         mounting = self._plan_mounts()
         touched = {action.dataset for action in mounting}
-        drops = self._plan_drops()
+        unwanted = self._unwanted_copies()
+        drops = [drop for drop in unwanted if drop.staged.under_way or drop.dataset not in self.seen.busy]
         outdated = [evict for evict in self._plan_outdated() if evict.dataset not in touched]
         touched |= {evict.dataset for evict in outdated}
         switches = [switch for switch in self._plan_switches() if switch.dataset not in touched]
         touched |= {switch.dataset for switch in switches}
-        evictions, copies = self._plan_copies(touched)
+        leaving_bytes = self.seen.leaving_bytes
+        leaving_bytes += sum(drop.staged.reserved_bytes for drop in unwanted)
+        leaving_bytes += sum(evict.image.size_bytes for evict in outdated)
+        evictions, copies = self._plan_copies(touched, leaving_bytes)
         return Plan((*drops, *outdated, *evictions, *mounting, *switches, *copies), self.problems)
 
     def may(self, dataset: str, kind: ActionKind) -> bool:
@@ -262,15 +268,19 @@ class _Planner:
         copy = self.copies.get((image.dataset, image.generation.id))
         return copy.path if copy else image.path
 
-    def _plan_drops(self) -> list[DropStaged]:
-        """Stop copies that nobody wants any more; a stopped copy of a failed dataset waits for its retry."""
+    def _unwanted_copies(self) -> list[DropStaged]:
+        """Find copies that nobody wants any more; a stopped copy of a failed dataset waits for its retry."""
         drops = []
         for staged in self.seen.staged:
-            image = self.wanted_generation(staged.dataset)
-            if not self.seen.catalog.complete:
+            dataset = staged.dataset
+            image = self.wanted_generation(dataset)
+            failed = not staged.under_way and (dataset, ActionKind.DROP) in self.seen.backing_off
+            if not self.seen.catalog.complete or failed:
                 continue
-            if staged.dataset not in self.pinned:
+            if dataset not in self.pinned:
                 drops.append(DropStaged(staged, "nobody asks for it any more"))
+            elif dataset not in self.seen.catalog.images and not self._is_gone(dataset):
+                continue
             elif image is None or image.generation.id != staged.generation_id:
                 drops.append(DropStaged(staged, "the image in the source is another one now"))
         return drops
@@ -306,25 +316,24 @@ class _Planner:
                 switches.append(Retarget(dataset, mounted.device, image.path, image.generation, reason))
         return switches
 
-    def _plan_copies(self, touched: set[str]) -> tuple[list[Evict], list[Stage]]:
+    def _plan_copies(self, touched: set[str], leaving_bytes: int) -> tuple[list[Evict], list[Stage]]:
         """Stage what is pinned, in the order of asking; evict what is not, least recently used first."""
-        staged_now = {staged.dataset: staged for staged in self.seen.staged}
+        staged_now = {(staged.dataset, staged.generation_id): staged for staged in self.seen.staged}
         victims = self._victims(touched)
         room_bytes = self.seen.space.room_bytes
-        leaving_bytes = self.seen.leaving_bytes
         evictions: list[Evict] = []
         copies: list[Stage] = []
         for dataset in dict.fromkeys(pin.dataset for pin in self.seen.pins):
             image = self.wanted_generation(dataset)
-            if image is None or (dataset, image.generation.id) in self.copies:
+            if image is None or dataset in self.seen.foreign or (dataset, image.generation.id) in self.copies:
                 continue
-            staged = staged_now.get(dataset)
+            staged = staged_now.get((dataset, image.generation.id))
             if staged and staged.under_way:
                 continue
-            need_bytes = image.size_bytes - (staged.reserved_bytes if staged else 0)
+            need_bytes = max(0, image.size_bytes - (staged.reserved_bytes if staged else 0))
             if need_bytes <= room_bytes:
                 room_bytes -= need_bytes
-                if self.may(dataset, ActionKind.STAGE) and dataset in self.seen.mounted:
+                if self.may(dataset, ActionKind.STAGE) and dataset in self.seen.mounted and dataset not in touched:
                     copies.append(Stage(image, "pinned by " + ", ".join(self._holders(dataset))))
                 continue
             if need_bytes <= room_bytes + leaving_bytes:
@@ -355,7 +364,7 @@ class _Planner:
         ]
         return sorted(
             free_to_go,
-            key=lambda copy: (self.seen.last_used_at.get(copy.dataset, 0.0), -copy.size_bytes, copy.dataset),
+            key=lambda copy: (self.seen.last_used_at.get(copy.dataset, 0.0), -copy.size_bytes, copy.dataset, copy.path),
         )
 
     def eviction(self, copy: CachedImage, reason: str) -> Evict:

@@ -1,0 +1,145 @@
+"""Worlds for the planner: short builders for tables, and Hypothesis strategies over the same values."""
+
+import itertools
+
+from hypothesis import strategies as st
+
+from scratch_slurm.domain.model import (
+    ADMINISTRATOR,
+    Backing,
+    CachedImage,
+    Catalog,
+    Generation,
+    MountedImage,
+    Pin,
+    SkippedImage,
+    SourceImage,
+    Space,
+    job_holder,
+)
+from scratch_slurm.domain.planner import ActionKind, Observation, StagedImage
+
+NAMES = ("a", "b", "c", "d")
+VERSIONS = (1, 2)
+PLENTY = 10**15
+
+
+def generation(size=10, version=1):
+    return Generation(inode=version, size_bytes=size, mtime_ns=version)
+
+
+def image(dataset, size=10, version=1):
+    return SourceImage(dataset, f"/source/{dataset}.squashfs", generation(size, version), "squashfs", None)
+
+
+def cached(dataset, size=10, version=1):
+    generation_id = generation(size, version).id
+    return CachedImage(dataset, generation_id, f"/cache/{dataset}@{generation_id}.image", size)
+
+
+def mounted(dataset, size=10, version=1, backing=Backing.SOURCE):
+    """A mount of one version; `version=None`: its tag is not known."""
+    generation_id = generation(size, version).id if version else None
+    path = image(dataset).path if backing is Backing.SOURCE else f"/cache/{dataset}@{generation_id}.image"
+    return MountedImage(dataset, f"loop-{dataset}", backing, path, generation_id)
+
+
+def staged(dataset, size=10, version=1, reserved=None, under_way=False):
+    reserved = size if reserved is None else reserved
+    return StagedImage(dataset, generation(size, version).id, reserved, under_way)
+
+
+def pin(dataset, job_id=1):
+    return Pin(dataset, job_holder(job_id), 1000, 0.0)
+
+
+def admin_pin(dataset):
+    return Pin(dataset, ADMINISTRATOR, 0, 0.0)
+
+
+def catalog(*images, skipped=(), complete=True):
+    bad = {name: SkippedImage(f"{name}.squashfs", "is cut short") for name in skipped}
+    return Catalog({each.dataset: each for each in images}, bad, complete)
+
+
+def room(room_bytes, *, capacity=None, used=0):
+    """A space with just so much room; the disk itself is empty enough."""
+    capacity = used + room_bytes if capacity is None else capacity
+    return Space(capacity, 0, used, PLENTY)
+
+
+def observation(images=(), mounts=(), *, space=None, skipped=(), complete=True, **rest):
+    """An observation whose lists are empty and whose room is plenty, unless said otherwise."""
+    values = {"cached": (), "staged": (), "pins": (), **rest}
+    return Observation(
+        catalog=catalog(*images, skipped=skipped, complete=complete),
+        mounted={each.dataset: each for each in mounts},
+        space=space or room(PLENTY),
+        **values,
+    )
+
+
+_ORDINARY = [
+    # In the source, copies, mount, left-over parts: versions of each.
+    (1, (), "source", ()),
+    (1, (1,), "cache", ()),
+    (1, (1,), "cache", ()),
+]
+_ANY = list(
+    itertools.product(
+        (1, 2, "skipped", None),
+        ((), (1,), (2,), (1, 2)),
+        ("source", "cache", "unknown", "foreign", None),
+        ((), (1,), (2,), (1, 2)),
+    )
+)
+# One in three is anything at all: with more, nothing ordinary is left to go wrong.
+_SITUATIONS = st.sampled_from(_ORDINARY * (2 * len(_ANY) // len(_ORDINARY)) + _ANY)
+_PINS = st.lists(
+    st.sampled_from([pin(name, job_id) for name in NAMES for job_id in (1, 2)]), unique=True, min_size=1, max_size=4
+)
+_USES = st.lists(st.sampled_from((None, 1.0, 2.0)), min_size=len(NAMES), max_size=len(NAMES))
+_FAILURES = st.frozensets(st.sampled_from([(name, kind) for name in NAMES for kind in ActionKind]), max_size=2)
+_SIZES = st.tuples(st.sampled_from((10, 20, 30)), st.sampled_from((10, 20, 50)))
+
+
+@st.composite
+def observations(draw):
+    """Anything that a daemon may see, consistent or half way through something."""
+    images, skipped, mounts, copies, parts, foreign = [], [], [], [], [], set()
+    busy = set(draw(st.sets(st.sampled_from(NAMES), max_size=2)))
+    for name in NAMES:
+        in_source, copied, mount, left = draw(_SITUATIONS)
+        sizes = dict(zip(VERSIONS, draw(_SIZES), strict=True))
+        if in_source == "skipped":
+            skipped.append(name)
+        elif in_source:
+            images.append(image(name, sizes[in_source], in_source))
+        copies += [cached(name, sizes[version], version) for version in copied]
+        if mount == "foreign":
+            foreign.add(name)
+        elif mount == "unknown":
+            mounts.append(mounted(name, version=None))
+        elif mount:
+            mounts.append(mounted(name, sizes[1], 1, Backing(mount)))
+        for version in left:
+            under_way = name in busy and version == left[0]
+            reserved = sizes[version] if under_way else draw(st.sampled_from((0, 10, sizes[version] + 5)))
+            parts.append(staged(name, sizes[version], version, reserved, under_way))
+    used_bytes = sum(copy.size_bytes for copy in copies) + sum(part.reserved_bytes for part in parts)
+    room_bytes = draw(st.sampled_from((-10, 0, 0, 10, 20, 60)))
+    return observation(
+        images,
+        mounts,
+        skipped=skipped,
+        complete=draw(st.sampled_from((True, True, False))),
+        cached=tuple(copies),
+        staged=tuple(parts),
+        pins=tuple(draw(_PINS)) if draw(st.integers(0, 5)) else (),
+        space=Space(used_bytes + room_bytes, 5, used_bytes, draw(st.sampled_from((PLENTY, PLENTY, 35, 0)))),
+        last_used_at={name: at for name, at in zip(NAMES, draw(_USES), strict=True) if at is not None},
+        busy=frozenset(busy),
+        backing_off=draw(_FAILURES),
+        leaving_bytes=draw(st.sampled_from((0, 10, 100))) if busy else 0,
+        foreign=frozenset(foreign),
+    )

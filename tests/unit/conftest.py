@@ -1,0 +1,8 @@
+"""Hypothesis for the whole floor: no deadlines, and few enough examples for every commit."""
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "unit", deadline=None, max_examples=150, database=None, suppress_health_check=[HealthCheck.filter_too_much]
+)
+settings.load_profile("unit")
