@@ -1,122 +1,85 @@
-"""A node daemon of which only the socket is real: it answers as it is told, and remembers what it was asked."""
+"""A node daemon written by hand: it listens on a Unix socket in a thread, and answers or misbehaves as told."""
 
 import contextlib
-import http.server
-import socketserver
+import json
+import socket
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
+Answer = Callable[[dict], bytes | None]
+"""From a request ({"method", "path", "body"}) to the bytes to send; None: hang."""
 
-from scratch_slurm.domain.errors import NotFoundError, ScratchError
-from scratch_slurm.domain.messages import (
-    DatasetState,
-    DatasetStatus,
-    ErrorAnswer,
-    EvictAnswer,
-    EvictRequest,
-    NodeStatus,
-    WaitAnswer,
-    WaitRequest,
-)
 
-GB = 10**9
+def http(value: object, status: int = 200) -> bytes:
+    body = json.dumps(value).encode()
+    return b"HTTP/1.0 %d Word\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
+        status,
+        len(body),
+        body,
+    )
+
+
+def states(*datasets: dict, settled: bool = True) -> Answer:
+    """Answer every /v1/wait with these datasets; after the time asked for, unless they are settled."""
+
+    def answer(request):
+        if not settled:
+            time.sleep(request["body"]["timeout_s"])
+        return http({"datasets": datasets if request["body"]["datasets"] else [], "settled": settled})
+
+    return answer
 
 
 class FakeDaemon:
-    """Datasets by name; `on_wait` is called before each wait is answered, and may change them."""
+    def __init__(self, path: Path, answer: Answer) -> None:
+        self.answer = answer
+        self.requests: list[dict] = []
+        self._over = threading.Event()
+        self._listener = socket.socket(socket.AF_UNIX)
+        path.parent.mkdir(mode=0o755, exist_ok=True)
+        path.unlink(missing_ok=True)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
 
-    def __init__(self, *datasets: DatasetStatus) -> None:
-        self.datasets = {dataset.name: dataset for dataset in datasets}
-        self.on_wait: Callable[[WaitRequest], None] = lambda _request: None
-        self.on_evict: Callable[[str], None] = lambda _dataset: None
-        self.asked: list[str] = []
-        self.capacity_bytes = 100 * GB
+    def close(self) -> None:
+        self._over.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
 
-    def set(self, name: str, **changes: object) -> None:
-        self.datasets[name] = msgspec.structs.replace(self.datasets[name], **changes)
+    def __enter__(self) -> "FakeDaemon":
+        return self
 
-    def status(self) -> NodeStatus:
-        return NodeStatus(
-            node="n1",
-            version="0.1.0",
-            pid=1,
-            started_at=0.0,
-            source_dir="/srv/images",
-            cache_dir="/ssd/cache",
-            mount_dir="/datasets",
-            capacity_bytes=self.capacity_bytes,
-            reserve_bytes=GB,
-            used_bytes=sum(dataset.cached_bytes for dataset in self.datasets.values()),
-            free_bytes=50 * GB,
-            problem="",
-            datasets=tuple(self.datasets.values()),
-        )
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-    def wait(self, request: WaitRequest) -> WaitAnswer:
-        self.on_wait(request)
-        states = tuple(self.datasets.get(name, DatasetStatus(name, DatasetState.UNKNOWN)) for name in request.datasets)
-        settled = all(
-            one.state in (DatasetState.CACHED, DatasetState.UNKNOWN) or one.problem.startswith("does not fit")
-            for one in states
-        )
-        return WaitAnswer(states, settled)
-
-    def evict(self, request: EvictRequest) -> EvictAnswer:
-        self.on_evict(request.dataset)
-        if request.dataset not in self.datasets:
-            raise NotFoundError(f"dataset {request.dataset!r} is unknown")
-        freed_bytes = self.datasets[request.dataset].cached_bytes
-        self.set(request.dataset, state=DatasetState.SOURCE, cached_bytes=0)
-        return EvictAnswer(freed_bytes)
-
-    def answer(self, method: str, path: str, body: bytes) -> msgspec.Struct:
-        self.asked.append(f"{method} {path} {body.decode()}".strip())
-        if (method, path) == ("GET", "/v1/status"):
-            return self.status()
-        if (method, path) == ("POST", "/v1/wait"):
-            return self.wait(msgspec.json.decode(body, type=WaitRequest))
-        if (method, path) == ("POST", "/v1/evict"):
-            return self.evict(msgspec.json.decode(body, type=EvictRequest))
-        raise NotFoundError(f"no such path: {method} {path}")
-
-    @contextlib.contextmanager
-    def listening(self, path: Path) -> Iterator["FakeDaemon"]:
-        """Answer on a socket until the end of the context."""
-        daemon = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                length = int(self.headers.get("Content-Length") or 0)
-                try:
-                    status, answer = 200, daemon.answer(self.command, self.path, self.rfile.read(length))
-                except ScratchError as exc:
-                    status, answer = 409, ErrorAnswer(type(exc).__name__, exc.message, exc.hint)
-                body = msgspec.json.encode(answer)
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            do_POST = do_GET
-
-            def address_string(self) -> str:
-                return "unix"
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-            daemon_threads = True
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with Server(str(path), Handler) as server:
-            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-            thread.start()
+    def _serve(self) -> None:
+        while not self._over.is_set():
             try:
-                yield self
-            finally:
-                server.shutdown()
-                thread.join()
-                path.unlink()
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve_one, args=(connection,), daemon=True).start()
+
+    def _serve_one(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            content = b""
+            while b"\r\n\r\n" not in content:
+                content += connection.recv(65536)
+            head, _, body = content.partition(b"\r\n\r\n")
+            lines = head.decode().split("\r\n")
+            method, path, _ = lines[0].split(" ")
+            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+            while len(body) < int(headers["content-length"]):
+                body += connection.recv(65536)
+            request = {"method": method, "path": path, "body": json.loads(body) if body else None}
+            self.requests.append(request)
+            answer = self.answer(request)
+            if answer is None:
+                self._over.wait(60)
+            else:
+                connection.sendall(answer)

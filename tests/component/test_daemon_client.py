@@ -1,0 +1,116 @@
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from scratch_slurm.domain.errors import DaemonError, PinnedError
+from scratch_slurm.node.daemon_client import request
+from tests.component.fake_daemon import FakeDaemon, http
+from tests.component.images import wait_until
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "daemon.sock"
+
+
+def ask(path, timeout_s=5.0):
+    return request(path, "POST", "/v1/wait", b'{"datasets": []}', timeout_s)
+
+
+def test_the_body_goes_and_comes_whole(path):
+    with FakeDaemon(path, lambda asked: http({"much": "x" * 500_000, "asked": asked})) as daemon:
+        assert b'"asked"' in ask(path)
+        assert daemon.requests == [{"method": "POST", "path": "/v1/wait", "body": {"datasets": []}}]
+
+
+def test_a_get_has_no_body(path):
+    with FakeDaemon(path, http) as daemon:
+        request(path, "GET", "/v1/status", None, 5.0)
+        assert daemon.requests == [{"method": "GET", "path": "/v1/status", "body": None}]
+
+
+def test_an_error_comes_back_in_its_class(path):
+    told = {"error": "PinnedError", "message": "coco: pinned by job:7", "hint": "wait"}
+    with FakeDaemon(path, lambda _: http(told, 409)), pytest.raises(PinnedError, match="coco: pinned") as caught:
+        ask(path)
+    assert caught.value.hint == "wait"
+
+
+ANSWERS = [
+    pytest.param(b"", "cut short", id="nothing"),
+    pytest.param(b"\x00\xff" * 5000, "not HTTP", id="garbage"),
+    pytest.param(b"HTTP/1.0 200 OK\r\nContent-Le", "cut short", id="half-a-head"),
+    pytest.param(b"HTTP/1.0 200 OK\r\nContent-Length: 10\r\n\r\n{}", "2 bytes of 10", id="half-a-body"),
+    pytest.param(b"HTTP/1.0 abc OK\r\n\r\n{}", "not HTTP", id="no-status"),
+    pytest.param(b"HTTP/1.0 500 Oh\r\n\r\n<html>", "HTTP status 500", id="an-error-of-no-kind"),
+]
+
+
+@pytest.mark.parametrize(("answer", "wrong"), ANSWERS)
+def test_what_cannot_be_read_is_the_daemons_error(path, answer, wrong):
+    with FakeDaemon(path, lambda _: answer), pytest.raises(DaemonError, match=wrong):
+        ask(path)
+
+
+def test_a_daemon_that_hangs_costs_the_time_limit(path):
+    began_at = time.monotonic()
+    with FakeDaemon(path, lambda _: None), pytest.raises(DaemonError, match=r"no answer within 0\.3 s"):
+        ask(path, timeout_s=0.3)
+    assert time.monotonic() - began_at < 3
+
+
+def test_a_daemon_that_trickles_does_not_stretch_the_limit(path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        script = (
+            "import socket, sys, time\nclient = socket.socket(socket.AF_UNIX)\n"
+            "connection, _ = socket.socket(fileno=int(sys.argv[1])).accept()\n"
+            "while True: connection.send(b'x'); time.sleep(0.05)\n"
+        )
+        fd = listener.fileno()
+        trickler = subprocess.Popen([sys.executable, "-c", script, str(fd)], pass_fds=[fd], stderr=subprocess.DEVNULL)
+        began_at = time.monotonic()
+        with pytest.raises(DaemonError, match="no answer within 1 s"):
+            ask(path, timeout_s=1)
+        assert time.monotonic() - began_at < 5
+        trickler.kill()
+        trickler.wait()
+
+
+def test_nobody_there(path):
+    with pytest.raises(DaemonError, match="does not run"):
+        ask(path)
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    with pytest.raises(DaemonError, match="does not run"):
+        ask(path)
+    path.unlink()
+    path.touch()
+    with pytest.raises(DaemonError):
+        ask(path)
+
+
+@pytest.mark.root
+def test_root_does_not_talk_to_another_users_socket(path):
+    script = """
+import os, socket, sys
+os.setgid(12345); os.setuid(12345)
+listener = socket.socket(socket.AF_UNIX); listener.bind(sys.argv[1]); listener.listen()
+connection, _ = listener.accept()
+sys.exit(7 if connection.recv(1) else 0)
+"""
+    for folder in (path.parent, path.parent.parent, path.parent.parent.parent):
+        if folder.name.startswith(("test_", "pytest-")):
+            folder.chmod(0o777)
+    with subprocess.Popen([sys.executable, "-c", script, path]) as fraud:
+        wait_until(path.exists)
+        time.sleep(0.2)
+        with pytest.raises(DaemonError, match="uid 12345 listens there"):
+            ask(path)
+        assert fraud.wait(10) == 0
+    assert os.geteuid() == 0
