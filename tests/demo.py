@@ -27,7 +27,7 @@ _LIMIT_S = 90.0
 
 _READ_AND_CHECK = """\
 for d in $(echo $SCRATCH_DATASETS | tr , ' '); do
-    served=$(scratch-slurm status --json $d | python3 -c 'import json,sys; print(json.load(sys.stdin)["datasets"][0]["state"])')
+    served=$(scratch-slurm status --json $d | sed -n 's/.*"state": *"\\([a-z]*\\)".*/\\1/p')
     cd $SCRATCH_DATASETS_DIR/$d && sha256sum --quiet --check {sums}/$d.sha256 \\
         && echo "$(hostname): $d: SHA-256 of $(wc -l <{sums}/$d.sha256) files is right; state: $served"
 done

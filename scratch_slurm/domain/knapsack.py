@@ -1,0 +1,179 @@
+"""The 0/1 knapsack over byte sizes: which images to have, when not all fit. Exact, or honest about how far from it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import itemgetter
+
+# Good enough: no choice can be better by more than this part. Half of what the design allows.
+TOLERANCE = 0.0002
+# How many partial choices are looked at in all, some 60 ms of a slow core, before the search ends with what it has.
+# What is left of them bounds how many are followed at once.
+WORK = 30_000
+_STEPS_AHEAD = 16
+_LEAST_WIDTH = 50
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something to have, whole or not at all."""
+
+    name: str
+    size_bytes: int
+    value_bytes: float
+    """What having it saves; an item of no positive value is never chosen."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and how good it is."""
+
+    names: frozenset[str]
+    value_bytes: float
+    bound_bytes: float
+    """No choice can be worth more than this."""
+
+    @property
+    def gap(self) -> float:
+        """How far from the bound, as a part of it; 0 is proven optimal."""
+        return 1 - self.value_bytes / self.bound_bytes if self.bound_bytes > 0 else 0.0
+
+
+def choose(items: Iterable[Item], capacity_bytes: int, *, tolerance: float = TOLERANCE, work: int = WORK) -> Choice:
+    """Choose items of the greatest total value that fit into `capacity_bytes` together.
+
+    Items are ordered by value per byte. All before the first that does not fit are taken (the greedy prefix); then
+    items around that one are left out or added in turn, nearest first, and only partial choices that can still beat
+    the best one are followed. That ends soon when the optimum differs from greedy near the break only, which is so
+    for nearly all real sizes; when it does not, the least promising are cut and the gap says what that may cost.
+
+    Args:
+        items: a few thousand at most, names distinct; their order makes no difference.
+        capacity_bytes: what they may take together; zero or less chooses nothing.
+        tolerance: stop looking for what is better by less than this part.
+        work: partial choices to look at, in all.
+    Returns: the choice, never over the capacity and never worse than greedy, with a bound on what is possible.
+    Source: the expanding core with dominance and bounds of Pisinger, "A minimal algorithm for the 0-1 knapsack
+        problem", Operations Research 45 (1997); linear bound: Dantzig 1957. The cut is ours.
+    """
+    fitting = [item for item in items if item.value_bytes > 0 and 0 < item.size_bytes <= capacity_bytes]
+    fitting.sort(key=lambda item: (-item.value_bytes / item.size_bytes, -item.size_bytes, item.name))
+    if not fitting:
+        return Choice(frozenset(), 0.0, 0.0)
+    core = _Core([item.size_bytes for item in fitting], [item.value_bytes for item in fitting], capacity_bytes)
+    chosen, bound = core.solve(tolerance, work)
+    value = sum(fitting[index].value_bytes for index in sorted(chosen))
+    return Choice(frozenset(fitting[index].name for index in chosen), value, max(value, bound))
+
+
+# What a partial choice changed from the greedy prefix: (position, the changes before), None for nothing.
+_Changes = tuple[int, "_Changes"] | None
+# Size, value, changes.
+_State = tuple[int, float, _Changes]
+
+
+class _Core:
+    """The search for one knapsack; positions are in the order of density."""
+
+    def __init__(self, sizes: list[int], values: list[float], capacity: int) -> None:
+        self.sizes, self.values, self.capacity = sizes, values, capacity
+        self.count = len(sizes)
+        size_up_to = list(accumulate(sizes))
+        self.break_at = next((index for index, size in enumerate(size_up_to) if size > capacity), self.count)
+
+    def solve(self, tolerance: float, work: int) -> tuple[set[int], float]:
+        """Returns: positions chosen, and a bound on the value of any choice."""
+        prefix_size = sum(self.sizes[: self.break_at])
+        prefix_value = sum(self.values[: self.break_at])
+        best, best_value = self._greedy()
+        states: list[_State] = [(prefix_size, prefix_value, None)]
+        left, right = self.break_at - 1, self.break_at
+        cut_bound = 0.0
+        add_next = True
+        while states and (left >= 0 or right < self.count):
+            if right < self.count and (add_next or left < 0):
+                states = _merge(states, right, self.sizes[right], self.values[right])
+                right += 1
+            else:
+                states = _merge(states, left, -self.sizes[left], -self.values[left])
+                left -= 1
+            add_next = not add_next
+            for size, value, changes in states:
+                if size <= self.capacity and value > best_value:
+                    best, best_value = self._apply(changes), value
+            work -= len(states)
+            width = max(_LEAST_WIDTH, work // _STEPS_AHEAD)
+            states, dropped_bound = self._prune(states, left, right, best_value * (1 + tolerance), width)
+            cut_bound = max(cut_bound, dropped_bound)
+            if work < 0:
+                return best, max(best_value, cut_bound, self._linear_bound() if states else 0.0)
+        return best, max(best_value, cut_bound)
+
+    def _prune(
+        self, states: list[_State], left: int, right: int, worth: float, width: int
+    ) -> tuple[list[_State], float]:
+        """Keep the states that can become worth more than `worth`, the `width` best of them at most.
+
+        Returns: the states, and the greatest value that a dropped one could have become.
+        """
+        add_density = self.values[right] / self.sizes[right] if right < self.count else 0.0
+        drop_density = self.values[left] / self.sizes[left] if left >= 0 else float("inf")
+        bounded = []
+        dropped_bound = 0.0
+        for state in states:
+            room = self.capacity - state[0]
+            bound = state[1] + room * (add_density if room >= 0 else drop_density)
+            if bound > worth:
+                bounded.append((bound, state))
+            elif bound > dropped_bound:
+                dropped_bound = bound
+        if len(bounded) > width:
+            bounded.sort(key=itemgetter(0), reverse=True)
+            dropped_bound = max(dropped_bound, bounded[width][0])
+            del bounded[width:]
+            bounded.sort(key=lambda pair: (pair[1][0], -pair[1][1]))
+        return [state for _, state in bounded], dropped_bound
+
+    def _linear_bound(self) -> float:
+        """What the knapsack could hold at most if items could be cut."""
+        whole = sum(self.values[: self.break_at])
+        if self.break_at == self.count:
+            return whole
+        room = self.capacity - sum(self.sizes[: self.break_at])
+        return whole + room * self.values[self.break_at] / self.sizes[self.break_at]
+
+    def _apply(self, changes: _Changes) -> set[int]:
+        chosen = set(range(self.break_at))
+        while changes is not None:
+            position, changes = changes
+            chosen ^= {position}
+        return chosen
+
+    def _greedy(self) -> tuple[set[int], float]:
+        """Take what fits in order of density, or the single most valuable item when that is worth more."""
+        taken, room = set(), self.capacity
+        for index, size in enumerate(self.sizes):
+            if size <= room:
+                taken.add(index)
+                room -= size
+        value = sum(self.values[index] for index in sorted(taken))
+        single = max(range(self.count), key=lambda index: (self.values[index], -index))
+        return (taken, value) if value >= self.values[single] else ({single}, self.values[single])
+
+
+def _merge(states: list[_State], position: int, size: int, value: float) -> list[_State]:
+    """Give each state a twin with the item changed; drop those that are larger and worth no more than another.
+
+    Args:
+        states: by size ascending, value strictly ascending.
+        size, value: what the change adds; negative when the item is left out.
+    """
+    both = [*states, *((old_size + size, old_value + value, (position, old)) for old_size, old_value, old in states)]
+    both.sort(key=lambda state: (state[0], -state[1]))
+    kept: list[_State] = []
+    highest = float("-inf")
+    for state in both:
+        if state[1] > highest:
+            kept.append(state)
+            highest = state[1]
+    return kept
