@@ -3,6 +3,8 @@
 Everything here touches the slow storage and may block for ever: call it only in a child process that can be killed.
 """
 
+import contextlib
+import errno
 import json
 import os
 import stat
@@ -10,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from scratch_slurm.domain.errors import ImageError, SourceError
 from scratch_slurm.domain.model import Generation, SkippedImage, SourceImage
@@ -74,7 +77,8 @@ def _read_entry(source_dir: Path, file_name: str, old_stamp: str | None) -> Entr
         kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "not a regular file"
         return _skipped(file_name, stamp, f"is {kind}")
     try:
-        with path.open("rb") as file:
+        with _open_regular(path, "") as file:
+            status = os.fstat(file.fileno())
             check_image_head(file.read(_HEAD_BYTES), fs_type, status.st_size)
         digest = _read_manifest_digest(manifest_path, status.st_size)
     except OSError as exc:
@@ -83,6 +87,25 @@ def _read_entry(source_dir: Path, file_name: str, old_stamp: str | None) -> Entr
         return _skipped(file_name, stamp, exc.message)
     generation = Generation(status.st_ino, status.st_size, status.st_mtime_ns)
     return Entry(file_name, stamp, image=SourceImage(dataset, str(path), generation, fs_type, digest))
+
+
+@contextlib.contextmanager
+def _open_regular(path: Path, what: str) -> Iterator[BinaryIO]:
+    """Open a file without waiting for the other end of a FIFO, or following a link out of the source.
+
+    Raises: OSError; ImageError: not a regular file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as exc:
+        if exc.errno == errno.ELOOP:
+            raise ImageError(f"{what}is a symbolic link") from exc
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ImageError(f"{what}is not a regular file")
+    with open(descriptor, "rb") as file:
+        yield file
 
 
 def _skipped(file_name: str, stamp: str, reason: str) -> Entry:
@@ -139,14 +162,14 @@ def _manifest_stamp(path: Path) -> str:
 
 def _read_manifest_digest(path: Path, image_size_bytes: int) -> str | None:
     try:
-        with path.open("rb") as file:
+        with _open_regular(path, f"its manifest {path.name} ") as file:
             text = file.read(_MANIFEST_LIMIT_BYTES + 1)
     except FileNotFoundError:
         return None
     try:
         manifest = json.loads(text)
         digest, size_bytes = str(manifest["blake3"]), int(manifest["size_bytes"])
-    except (ValueError, TypeError, KeyError) as exc:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as exc:
         raise ImageError(f"its manifest {path.name} is not readable: needs size_bytes and blake3") from exc
     if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
         raise ImageError(f"its manifest {path.name} has no BLAKE3 digest of 64 hexadecimal digits")

@@ -1,0 +1,380 @@
+"""The source directory: real images, and everything else that a user may put there."""
+
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from scratch_slurm.domain.errors import ImageError, SourceError
+from scratch_slurm.domain.model import Generation, SkippedImage
+from scratch_slurm.node import catalog
+from tests.component.images import in_child, make_image
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """One real image of each file system: suffix -> path."""
+    folder = tmp_path_factory.mktemp("made")
+    paths = {}
+    for suffix, fs_type, program in ((".squashfs", "squashfs", "mksquashfs"), (".erofs", "erofs", "mkfs.erofs")):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+        paths[suffix] = folder / f"image{suffix}"
+        make_image(paths[suffix], fs_type, files=2, file_bytes=20_000)
+    return paths
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def squashfs(source, made):
+    return Path(shutil.copy(made[".squashfs"], source / "coco.squashfs"))
+
+
+def scan(source, *names, stamps=None):
+    """Read the entries in a child with a deadline: whatever blocks is a failure, not a test that hangs."""
+    return in_child(lambda: list(catalog.read_entries(source, list(names), stamps or {})))
+
+
+def scan_one(source, name, stamp=None):
+    (entry,) = scan(source, name, stamps={name: stamp} if stamp else None)
+    return entry
+
+
+def reason(entry):
+    assert entry.image is None
+    return entry.skipped.reason
+
+
+def write_manifest(image, **changed):
+    body = {"size_bytes": image.stat().st_size, "blake3": blake3(image.read_bytes()).hexdigest(), **changed}
+    path = image.with_suffix(".json")
+    path.write_text(json.dumps(body))
+    return path
+
+
+# Listing.
+
+
+def test_list_shows_image_files_sorted(source):
+    for name in ("b.squashfs", "a.erofs", "c.sqsh", "d.sqfs", "a.json", "README", ".hidden.squashfs", "-x.squashfs"):
+        (source / name).write_text("")
+    (source / "e.squashfs").mkdir()
+    (source / "sub").mkdir()
+    (source / "sub" / "f.squashfs").write_text("")
+    assert catalog.list_source(source) == ["a.erofs", "b.squashfs", "c.sqsh", "d.sqfs", "e.squashfs"]
+
+
+def test_list_shows_no_file_whose_name_is_no_text(source):
+    Path(os.fsdecode(os.fsencode(source) + b"/caf\xe9.squashfs")).write_text("")
+    assert catalog.list_source(source) == []
+
+
+def test_list_says_why_it_cannot(source):
+    with pytest.raises(SourceError, match="cannot list the source: No such file or directory"):
+        catalog.list_source(source / "missing")
+
+
+# Good images.
+
+
+@pytest.mark.parametrize(
+    ("suffix", "name", "fs_type"),
+    [
+        (".squashfs", "coco.squashfs", "squashfs"),
+        (".squashfs", "coco.sqsh", "squashfs"),
+        (".squashfs", "coco.sqfs", "squashfs"),
+        (".erofs", "coco.erofs", "erofs"),
+    ],
+)
+def test_a_real_image_is_taken(source, made, suffix, name, fs_type):
+    shutil.copy(made[suffix], source / name)
+    status = (source / name).stat()
+    entry = scan_one(source, name)
+    assert entry.skipped is None
+    assert (entry.image.dataset, entry.image.path, entry.image.fs_type) == ("coco", str(source / name), fs_type)
+    assert entry.image.generation == Generation(status.st_ino, status.st_size, status.st_mtime_ns)
+    assert entry.image.digest is None
+
+
+def test_a_manifest_gives_the_digest(source, squashfs):
+    write_manifest(squashfs)
+    assert scan_one(source, squashfs.name).image.digest == blake3(squashfs.read_bytes()).hexdigest()
+
+
+def test_a_file_that_is_not_there_is_no_entry(source, squashfs):
+    first, second, third = scan(source, "a.squashfs", squashfs.name, "README")
+    assert (first, third) == (None, None)
+    assert second.image is not None
+
+
+# Bad ones, and what else bears their name.
+
+
+@pytest.mark.parametrize("suffix", [".squashfs", ".erofs"])
+@pytest.mark.parametrize("kept", [0.5, 0.9])
+def test_an_image_cut_short_is_skipped(source, made, suffix, kept):
+    path = source / f"coco{suffix}"
+    body = made[suffix].read_bytes()
+    path.write_bytes(body[: int(len(body) * kept)])
+    assert "is cut short" in reason(scan_one(source, path.name))
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "message"),
+    [
+        pytest.param("a.squashfs", b"", "is not a squashfs image", id="empty"),
+        pytest.param("a.squashfs", b"hsqs", "is not a squashfs image", id="magic-only"),
+        pytest.param("a.squashfs", b"x" * 8192, "is not a squashfs image", id="garbage"),
+        pytest.param("a.erofs", b"", "is not an erofs image", id="empty-erofs"),
+        pytest.param("a.erofs", b"\0" * 1024 + b"\xe2\xe1\xf5\xe0", "is not an erofs image", id="erofs-magic-only"),
+        pytest.param("a.erofs", b"x" * 8192, "is not an erofs image", id="garbage-erofs"),
+        pytest.param("a.squashfs", b"hsqs" + b"\xff" * 8188, "is cut short", id="absurd-size"),
+        pytest.param(
+            "a.erofs",
+            b"\0" * 1024 + b"\xe2\xe1\xf5\xe0" + b"\xff" * 4096,
+            "is cut short",
+            id="absurd-size-erofs",
+        ),
+    ],
+)
+def test_garbage_is_skipped(source, name, body, message):
+    (source / name).write_bytes(body)
+    entry = scan_one(source, name)
+    assert entry.skipped.file_name == name
+    assert message in reason(entry)
+
+
+@pytest.mark.parametrize(("suffix", "wrong"), [(".squashfs", ".erofs"), (".erofs", ".sqsh")])
+def test_an_image_with_the_other_suffix_is_skipped(source, made, suffix, wrong):
+    shutil.copy(made[suffix], source / f"coco{wrong}")
+    assert "no magic number" in reason(scan_one(source, f"coco{wrong}"))
+
+
+def test_an_image_that_ends_within_a_sector_is_skipped(source, squashfs):
+    """A loop device has whole sectors only: the end of such an image could not be read."""
+    head = squashfs.read_bytes()
+    used = int.from_bytes(head[40:48], "little")
+    assert used % 512, "the test needs an image whose last block is not full"
+    squashfs.write_bytes(head[:used])
+    assert "not a multiple of 512" in reason(scan_one(source, squashfs.name))
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+def make_null(path):
+    os.mknod(path, 0o600 | 0o020000, os.makedev(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param(lambda path: path.symlink_to("/etc/passwd"), "is a symbolic link", id="symlink"),
+        pytest.param(lambda path: path.symlink_to("/nowhere"), "is a symbolic link", id="dangling-symlink"),
+        pytest.param(Path.mkdir, "is not a regular file", id="directory"),
+        pytest.param(os.mkfifo, "is not a regular file", id="fifo"),
+        pytest.param(make_socket, "is not a regular file", id="socket"),
+        pytest.param(make_null, "is not a regular file", id="device", marks=pytest.mark.root),
+    ],
+)
+def test_what_is_no_regular_file_is_skipped_without_opening_it(source, make, message):
+    make(source / "a.squashfs")
+    assert reason(scan_one(source, "a.squashfs")) == message
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param(os.mkfifo, "is not a regular file", id="fifo"),
+        pytest.param(lambda path: path.symlink_to("/etc/passwd"), "is a symbolic link", id="symlink"),
+    ],
+)
+def test_what_takes_a_file_s_place_between_stat_and_open_is_skipped(source, squashfs, make, message):
+    def look_and_swap():
+        real = os.lstat
+
+        def lstat(path, *arguments, **options):
+            status = real(path, *arguments, **options)
+            if Path(path) == squashfs:
+                squashfs.unlink()
+                make(squashfs)
+            return status
+
+        # The race, lost on purpose: the only change is in this child.
+        Path.lstat = lstat
+        return list(catalog.read_entries(source, [squashfs.name], {}))
+
+    (entry,) = in_child(look_and_swap)
+    assert reason(entry) == message
+
+
+MANIFESTS = [
+    pytest.param("", "is not readable", id="empty"),
+    pytest.param("{", "is not readable", id="torn"),
+    pytest.param("[1]", "is not readable", id="a-list"),
+    pytest.param("null", "is not readable", id="null"),
+    pytest.param("{}", "is not readable", id="no-keys"),
+    pytest.param('{"size_bytes": "many", "blake3": "00"}', "is not readable", id="size-in-words"),
+    pytest.param('{"size_bytes": 1e999, "blake3": "00"}', "is not readable", id="endless-size"),
+    pytest.param('{"size_bytes": null, "blake3": "00"}', "is not readable", id="no-size"),
+    pytest.param('{"size_bytes": ' + "9" * 5000 + "}", "is not readable", id="size-of-5000-digits"),
+    pytest.param("[" * 60_000, "is not readable", id="nested-beyond-the-stack"),
+    pytest.param('{"a":' * 12_000, "is not readable", id="keys-nested-beyond-the-stack"),
+    pytest.param("\ud800".encode("utf-8", "surrogatepass"), "is not readable", id="no-text"),
+    pytest.param(b" " * 70_000 + b"{}", "is not readable", id="larger-than-the-limit"),
+    pytest.param('{"size_bytes": 1, "blake3": "00"}', "no BLAKE3 digest", id="short-digest"),
+    pytest.param('{"size_bytes": 1, "blake3": "' + "G" * 64 + '"}', "no BLAKE3 digest", id="digest-of-other-letters"),
+    pytest.param(
+        '{"size_bytes": 1, "blake3": "' + "0" * 64 + '"}', "is for 1 bytes, the image has", id="of-another-size"
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "message"), MANIFESTS)
+def test_a_bad_manifest_keeps_only_its_own_image_out(source, squashfs, made, body, message):
+    squashfs.with_suffix(".json").write_bytes(body if isinstance(body, bytes) else body.encode())
+    shutil.copy(made[".squashfs"], source / "next.squashfs")
+    entry, after = scan(source, squashfs.name, "next.squashfs")
+    assert message in reason(entry) and "coco.json" in reason(entry)
+    assert after.image.dataset == "next"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param(os.mkfifo, "its manifest coco.json is not a regular file", id="fifo"),
+        pytest.param(Path.mkdir, "its manifest coco.json is not a regular file", id="directory"),
+        pytest.param(
+            lambda path: path.symlink_to("/etc/passwd"), "its manifest coco.json is a symbolic link", id="symlink"
+        ),
+    ],
+)
+def test_a_manifest_that_is_no_regular_file_is_refused(source, squashfs, make, message):
+    make(squashfs.with_suffix(".json"))
+    assert reason(scan_one(source, squashfs.name)) == message
+
+
+# Stamps.
+
+
+def test_an_unchanged_file_is_not_opened(source, squashfs):
+    write_manifest(squashfs)
+    stamp = scan_one(source, squashfs.name).stamp
+
+    def look():
+        def refuse(*arguments, **options):
+            raise AssertionError("opened")
+
+        os.open = refuse
+        return list(catalog.read_entries(source, [squashfs.name], {squashfs.name: stamp}))
+
+    (entry,) = in_child(look)
+    assert (entry.stamp, entry.image, entry.skipped) == (stamp, None, None)
+
+
+def test_a_bad_file_is_not_opened_again_either(source):
+    (source / "a.squashfs").write_bytes(b"x" * 8192)
+    stamp = scan_one(source, "a.squashfs").stamp
+    assert stamp
+    entry = scan_one(source, "a.squashfs", stamp)
+    assert (entry.image, entry.skipped) == (None, None)
+
+
+def rewrite(image):
+    image.write_bytes(image.read_bytes())
+
+
+def replace(image):
+    fresh = image.with_name("fresh")
+    shutil.copy2(image, fresh)
+    fresh.rename(image)
+
+
+def touch(image):
+    os.utime(image, ns=(0, 1))
+
+
+def restrict(image):
+    image.chmod(0o600)
+
+
+def add_manifest(image):
+    write_manifest(image)
+
+
+@pytest.mark.parametrize("change", [rewrite, replace, touch, restrict, add_manifest])
+def test_a_changed_file_is_read_again(source, squashfs, change):
+    os.utime(squashfs, ns=(0, 0))
+    stamp = scan_one(source, squashfs.name).stamp
+    change(squashfs)
+    entry = scan_one(source, squashfs.name, stamp)
+    assert entry.image is not None
+    assert entry.stamp != stamp
+
+
+def test_a_changed_or_removed_manifest_is_noticed(source, squashfs):
+    manifest = write_manifest(squashfs)
+    stamp = scan_one(source, squashfs.name).stamp
+    write_manifest(squashfs, blake3="0" * 64, size_bytes=squashfs.stat().st_size)
+    os.utime(manifest, ns=(0, 1))
+    changed = scan_one(source, squashfs.name, stamp)
+    assert changed.image.digest == "0" * 64
+    manifest.unlink()
+    assert scan_one(source, squashfs.name, changed.stamp).image.digest is None
+
+
+def test_a_mended_image_is_taken_at_the_next_scan(source, squashfs):
+    body = squashfs.read_bytes()
+    squashfs.write_bytes(body[:4096])
+    bad = scan_one(source, squashfs.name)
+    squashfs.write_bytes(body)
+    assert bad.skipped is not None
+    assert scan_one(source, squashfs.name, bad.stamp).image is not None
+
+
+@pytest.mark.root
+def test_what_this_node_may_not_read_is_skipped_and_tried_again(source, squashfs):
+    """As on NFS, where root is squashed: here another user looks."""
+    squashfs.chmod(0o600)
+    for folder in source.parents:
+        if folder.stat().st_uid == os.geteuid() and folder.stat().st_mode & 0o077 == 0:
+            folder.chmod(folder.stat().st_mode | 0o011)
+    source.chmod(0o755)
+
+    def look():
+        os.setgroups([])
+        os.setresuid(65534, 65534, 65534)
+        return list(catalog.read_entries(source, [squashfs.name], {}))
+
+    (entry,) = in_child(look)
+    assert entry.skipped == SkippedImage(squashfs.name, "cannot read: Permission denied")
+    assert entry.stamp == ""
+
+
+# Generations.
+
+
+def test_an_open_file_of_the_planned_generation_passes(source, squashfs):
+    image = scan_one(source, squashfs.name).image
+    with squashfs.open("rb") as file:
+        catalog.check_generation(file.fileno(), image.generation, image.path)
+
+
+@pytest.mark.parametrize("change", [replace, touch, lambda image: os.truncate(image, 512)])
+def test_an_open_file_of_another_generation_does_not(source, squashfs, change):
+    image = scan_one(source, squashfs.name).image
+    change(squashfs)
+    with squashfs.open("rb") as file, pytest.raises(ImageError, match="is another image now"):
+        catalog.check_generation(file.fileno(), image.generation, image.path)
