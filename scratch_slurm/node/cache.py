@@ -14,6 +14,7 @@ import contextlib
 import os
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from scratch_slurm.domain.errors import ConfigError, NoSpaceError
 from scratch_slurm.domain.model import CachedImage
 from scratch_slurm.domain.names import cached_file_name, parse_cached_file_name
 
-_PART = re.compile(r"(?P<stem>.+)\.part")
+_PART = re.compile(r"\.part\Z")
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,17 @@ class Cache:
         images: list[CachedImage] = []
         partials: list[PartialImage] = []
         used_bytes = 0
-        for entry in (*os.scandir(self.dir), *os.scandir(self.staging)):
+        for served, entry in _entries(self.dir, self.staging):
             with contextlib.suppress(FileNotFoundError):
                 status = entry.stat(follow_symlinks=False)
                 size_bytes = status.st_blocks * 512
-                named = parse_cached_file_name(entry.name)
-                part = parse_cached_file_name(entry.name.removesuffix(".part") + ".image")
-                if named and stat.S_ISREG(status.st_mode):
+                name = entry.name if served else _PART.sub(".image", entry.name)
+                named = parse_cached_file_name(name) if served or name != entry.name else None
+                if named and served and stat.S_ISREG(status.st_mode):
                     size_bytes = max(size_bytes, status.st_size)
                     images.append(CachedImage(*named, entry.path, size_bytes))
-                elif part and _PART.fullmatch(entry.name):
-                    partials.append(PartialImage(*part, size_bytes))
+                elif named and not served:
+                    partials.append(PartialImage(*named, size_bytes))
                 used_bytes += size_bytes
         disk = os.statvfs(self.dir)
         return CacheContents(
@@ -100,7 +101,7 @@ class Cache:
 
     def part_path(self, dataset: str, generation_id: str) -> Path:
         """Where a copy grows."""
-        return self.staging / cached_file_name(dataset, generation_id).replace(".image", ".part")
+        return self.staging / (cached_file_name(dataset, generation_id).removesuffix(".image") + ".part")
 
     def image_path(self, dataset: str, generation_id: str) -> Path:
         """Where the whole copy is served from."""
@@ -137,6 +138,13 @@ class Cache:
         part = self.part_path(dataset, generation_id)
         part.unlink(missing_ok=True)
         part.with_suffix(".journal").unlink(missing_ok=True)
+
+
+def _entries(served: Path, staging: Path) -> Iterator[tuple[bool, os.DirEntry[str]]]:
+    for folder in (served, staging):
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                yield folder == served, entry
 
 
 def _fsync_directory(path: Path) -> None:
