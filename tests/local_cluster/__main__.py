@@ -14,7 +14,7 @@ from tests.local_cluster.cluster import LocalCluster
 from tests.local_cluster.errors import ClusterError
 from tests.local_cluster.layout import Layout
 
-_DEFAULT_DIRECTORY: Final = Path("/tmp/scratch-slurm-cluster")
+DEFAULT_DIRECTORY: Final = Path("/tmp/scratch-slurm-cluster")
 
 _HELP: Final = """
 Slurm's commands work from any shell:
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=about, description=about)
         command.set_defaults(run=function)
-        command.add_argument("--dir", type=Path, default=_DEFAULT_DIRECTORY, help="default: %(default)s")
+        command.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY, help="default: %(default)s")
         if name == "up":
             command.add_argument("--nodes", type=int, default=4, help="default: %(default)s")
             command.add_argument("--no-daemons", action="store_true", help="do not start scratch-slurmd")
@@ -119,7 +119,7 @@ def run_shell(options: argparse.Namespace) -> int:
 
 def help_text(layout: Layout) -> str:
     """Say how to play with a cluster that runs."""
-    option = "" if layout.directory == _DEFAULT_DIRECTORY else f" --dir {shlex.quote(str(layout.directory))}"
+    option = "" if layout.directory == DEFAULT_DIRECTORY else f" --dir {shlex.quote(str(layout.directory))}"
     return _HELP.format(
         conf=layout.slurm_conf,
         count=len(layout.node_names),

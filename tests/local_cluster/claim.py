@@ -118,7 +118,7 @@ def _clear_remains(directory: Path) -> bool:
     left = kernel.mounts_under(directory)
     if left:
         raise ClusterError(f"{directory}: still has mounts: {', '.join(left)}")
-    kernel.release_loops(kernel.loops_under(directory), timeout_s=1.0)
+    kernel.release_loops(kernel.loops_under(directory))
     kernel.remove_files(directory, except_name=_LOCK_NAME)
     return made_directory
 

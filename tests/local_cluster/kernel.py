@@ -5,7 +5,6 @@ import ctypes
 import fcntl
 import os
 import shutil
-import struct
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,20 +18,23 @@ MNT_DETACH: Final = 2
 
 # <linux/loop.h>
 _LOOP_CLR_FD: Final = 0x4C01
-_LOOP_GET_STATUS64: Final = 0x4C05
-_LOOP_INFO64_BYTES: Final = 232
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
 class BoundLoop:
-    """A loop device and the file it is bound to; (device, inode) still tells when the path no longer does."""
+    """A loop device that is bound to a file.
+
+    Args:
+        name: `loop3`.
+        sequence: a new number for each binding, from Linux 5.15 on; else empty.
+        backing_file: as the kernel words it.
+    """
 
     name: str
+    sequence: str
     backing_file: str
-    file_device: int
-    file_inode: int
 
 
 def mount(source: str, target: str, flags: int) -> None:
@@ -75,61 +77,38 @@ def unmount_all(directory: Path) -> list[str]:
 
 
 def bound_loops() -> list[BoundLoop]:
-    """All bound loop devices of the machine."""
+    """All bound loop devices of the machine.
+
+    Read from /sys alone: LOOP_GET_STATUS64 asks the backing file, and hangs with its storage.
+    """
     loops = []
     for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
-        name = entry.parts[3]
-        info = bytearray(_LOOP_INFO64_BYTES)
-        try:
-            backing_file = entry.read_text().rstrip("\n")
-            fd = os.open(f"/dev/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue  # let go in the meantime
-        try:
-            fcntl.ioctl(fd, _LOOP_GET_STATUS64, info)
-        except OSError:
-            continue
-        finally:
-            os.close(fd)
-        device, inode = struct.unpack_from("QQ", info)
-        loops.append(BoundLoop(name, backing_file, device, inode))
+        sequence = entry.parents[1] / "diskseq"
+        with contextlib.suppress(OSError):  # let go in the meantime
+            number = sequence.read_text().strip() if sequence.exists() else ""
+            loops.append(BoundLoop(entry.parts[3], number, entry.read_text().rstrip("\n")))
     return loops
 
 
 def loops_under(directory: Path) -> list[BoundLoop]:
-    """The loop devices that read a file of the cluster in `directory`.
+    """The loop devices that read a file below `directory`.
 
-    The kernel words the path from the mount that the file was opened through: once that mount is gone,
-    only device and inode still tell, and only while the file has a name.
+    The kernel words the path from the mount that the file was opened through: ask before that is gone.
     """
-    loops = bound_loops()
-    if not loops:
-        return []
-    files = set()
-    for parent, _, names in os.walk(directory):
-        for name in names:
-            with contextlib.suppress(OSError):
-                status = os.lstat(os.path.join(parent, name))  # noqa: PTH118 (thousands of files)
-                files.add((status.st_dev, status.st_ino))
-    prefix = f"{directory}/"
-    return [
-        loop
-        for loop in loops
-        if loop.backing_file.startswith(prefix) or (loop.file_device, loop.file_inode) in files
-    ]
+    return [loop for loop in bound_loops() if loop.backing_file.startswith(f"{directory}/")]
 
 
-def release_loops(loops: Iterable[BoundLoop], timeout_s: float = 3.0) -> list[BoundLoop]:
-    """Wait until the kernel let go of `loops`, then unbind by hand; return those that stay bound."""
-    wanted = {(loop.name, loop.file_device, loop.file_inode): loop for loop in loops}
-    deadline = time.monotonic() + timeout_s
+def release_loops(loops: Iterable[BoundLoop], patience_s: float = 0.5, timeout_s: float = 3.0) -> list[str]:
+    """Wait `patience_s` for the kernel to let go of `loops`, then unbind them; return what stays bound."""
+    wanted = {(loop.name, loop.sequence): loop for loop in loops}
+    began = time.monotonic()
     cleared = False
     while True:
-        bound = {(loop.name, loop.file_device, loop.file_inode) for loop in bound_loops()}
+        bound = {(loop.name, loop.sequence) for loop in bound_loops()}
         left = [loop for key, loop in wanted.items() if key in bound]
-        if not left or (cleared and time.monotonic() > deadline):
-            return left
-        if not cleared and time.monotonic() > deadline - timeout_s * 0.8:
+        if not left or time.monotonic() > began + timeout_s:
+            return [f"/dev/{loop.name} on {loop.backing_file}" for loop in left]
+        if not cleared and time.monotonic() > began + patience_s:
             for loop in left:
                 with contextlib.suppress(OSError):
                     clear_loop(loop.name)
@@ -169,7 +148,13 @@ def namespaces_of(pid: int) -> frozenset[str]:
     return frozenset(names)
 
 
-def processes_in(namespaces: frozenset[str]) -> list[int]:
-    """The processes of this machine that live in one of `namespaces`."""
-    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return [pid for pid in pids if namespaces_of(pid) & namespaces]
+def processes_in(namespaces: frozenset[str]) -> list[str]:
+    """The processes of this machine that live in one of `namespaces`, described."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and namespaces_of(int(entry.name)) & namespaces:
+            with contextlib.suppress(OSError):
+                name, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
+                state, parent = rest.split()[:2]
+                found.append(f"process {entry.name} ({name}, state {state}, child of {parent})")
+    return found

@@ -148,6 +148,7 @@ def default_settings(directory: Path) -> dict[str, Any]:
         "source_dir": str(directory / "source"),
         **{key: str(directory / name) for key, name in NODE_DIRECTORIES.items()},
         "capacity": "1 GB",
+        "reserve": 0,
         "interval": 1,
     }
 

@@ -2,6 +2,7 @@
 
 import os
 import select
+import time
 
 from tests.local_cluster import kernel
 from tests.local_cluster.layout import Layout
@@ -19,12 +20,23 @@ def await_process_end(pid: int, timeout_s: float) -> bool:
         os.close(fd)
 
 
-def find_leftovers(layout: Layout, namespaces: frozenset[str]) -> list[str]:
-    """Say what a cluster that has ended left behind; empty is right."""
+def find_leftovers(layout: Layout, namespaces: frozenset[str], timeout_s: float = 5.0) -> list[str]:
+    """Say what a cluster that has ended left behind; empty is right.
+
+    What just goes is waited for: the kernel and the parents of the last processes need a moment.
+    """
+    deadline = time.monotonic() + timeout_s
+    while left := _look(layout, namespaces):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    return left
+
+
+def _look(layout: Layout, namespaces: frozenset[str]) -> list[str]:
     left = [f"mount {point}" for point in kernel.mounts_under(layout.directory)]
-    loops = kernel.release_loops(kernel.loops_under(layout.directory))
-    left += [f"/dev/{loop.name} on {loop.backing_file}" for loop in loops]
-    left += [f"process {pid}" for pid in kernel.processes_in(namespaces)]
+    left += kernel.release_loops(kernel.loops_under(layout.directory))
+    left += kernel.processes_in(namespaces)
     if not layout.keep:
         remains = layout.directory.exists() and (layout.remove_directory or any(layout.directory.iterdir()))
         left += [f"files in {layout.directory}"] if remains else []
