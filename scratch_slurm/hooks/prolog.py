@@ -91,7 +91,7 @@ def _ask_and_wait(
         raise DaemonError(f"{config.socket_path}: the daemon has not seen the node yet")
     except ScratchError as exc:
         hooklog.warning("no-answer", job=request.job_id, error=exc.message)
-        problem = f"the cache is not at work: {exc.message}"
+        problem = f"nothing more is cached for this job now: {exc.message}"
     # Here, not above: it costs 20 ms that a job with a daemon need not wait.
     from scratch_slurm.hooks.look import look_at
 

@@ -370,7 +370,7 @@ def test_no_daemon_means_no_waiting(node):
     assert time.monotonic() - began_at < 5
     assert node.held() == [("job:7", "imagenet")]
     assert node.messages() == [
-        f"the cache is not at work: {node.socket_path}: the daemon does not run",
+        f"nothing more is cached for this job now: {node.socket_path}: the daemon does not run",
         "imagenet: cannot be read: is not mounted on this node",
     ]
 
@@ -391,7 +391,7 @@ def test_a_daemon_that_talks_nonsense(node, answer):
     with FakeDaemon(node.socket_path, lambda _: answer):
         node.run_stub(PROLOG, SPANK_DATASETS="imagenet")
     assert node.held() == [("job:7", "imagenet")]
-    assert node.messages()[0].startswith("the cache is not at work: ")
+    assert node.messages()[0].startswith("nothing more is cached for this job now: ")
 
 
 def test_a_daemon_that_hangs_is_left_by_the_stubs_limit_with_pins_and_a_report(node):
