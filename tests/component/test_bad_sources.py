@@ -76,6 +76,7 @@ def mounted(folder, source):
     mount_point.mkdir()
     with opened(image) as fd, loopdev.attach(fd, tag="test", direct_io=False) as device:
         mounts.mount_image(device.path, mount_point, "squashfs")
+    assert len([path.stat() for path in mount_point.rglob("*")]) == 8  # the names are in memory from here on
     server.send_signal(signal.SIGSTOP)
     os.waitpid(server.pid, os.WUNTRACED)  # until it has stopped
     return device.name, mount_point

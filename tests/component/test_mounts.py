@@ -377,6 +377,15 @@ def test_a_busy_mount_goes_only_lazily(image, fs_type, mount_point):
         mounts.unmount(mount_point)
 
 
+@pytest.mark.parametrize("fs_type", ["squashfs"], indirect=True)
+def test_unmounting_does_not_follow_a_symlink(folder, image, fs_type, mount_point):
+    mount(image, mount_point, fs_type)
+    (folder / "link").symlink_to(mount_point)
+    with pytest.raises(DeviceError, match="link: cannot unmount"):
+        mounts.unmount(folder / "link")
+    assert len(mounted_at(mount_point)) == 1
+
+
 def test_a_mount_point_is_made_once_whatever_the_umask(folder):
     old_umask = os.umask(0o077)
     try:
