@@ -46,7 +46,8 @@ def main() -> None:
 
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1:
+    # It may be gone already; what adopts orphans need not be process 1, and the daemon itself may be.
+    if os.getppid() != int(sys.argv[1]):
         sys.exit("scratch-slurm worker: the daemon is gone")
 
 

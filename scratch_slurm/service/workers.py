@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -81,13 +82,14 @@ class Workers:
         except TimeoutError as exc:
             _kill(process)
             raise _GivenUpError(process) from exc
-        except asyncio.CancelledError:
-            _kill(process)
-            await process.wait()
-            raise
         except ScratchError:
             if process.returncode is None:
                 self._keep(process)
+            raise
+        except BaseException:
+            # Cancelled, or nonsense was answered: what it does now, or says next, nobody waits for.
+            _kill(process)
+            await process.wait()
             raise
         else:
             self._keep(process)
@@ -115,11 +117,16 @@ class Workers:
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(msgspec.json.encode(request) + b"\n")
         while True:
-            text = await asyncio.wait_for(process.stdout.readline(), silence_s)
-            if not text:
+            try:
+                text = await asyncio.wait_for(process.stdout.readline(), silence_s)
+                line = msgspec.json.decode(text, type=op.AnyLine) if text else None
+            except (ValueError, msgspec.DecodeError) as exc:
+                _kill(process)
+                await process.wait()
+                raise SourceError(f"the worker process answered nonsense in {_describe(request)}") from exc
+            if line is None:
                 code = await process.wait()
                 raise SourceError(f"the worker process ended with {code} in {_describe(request)}")
-            line = msgspec.json.decode(text, type=op.AnyLine)
             if isinstance(line, op.Done):
                 return
             if isinstance(line, op.Failed):
@@ -133,12 +140,16 @@ class Workers:
             timer.cancel()
             if process.returncode is None:
                 return process
-        return await asyncio.create_subprocess_exec(
-            *_COMMAND,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=_LINE_LIMIT_BYTES,
-        )
+        try:
+            return await asyncio.create_subprocess_exec(
+                *_COMMAND,
+                str(os.getpid()),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=_LINE_LIMIT_BYTES,
+            )
+        except OSError as exc:
+            raise ScratchError(f"cannot start a worker process: {exc.strerror}") from exc
 
     def _keep(self, process: asyncio.subprocess.Process) -> None:
         if len(self._idle) >= self._max_idle:
