@@ -11,7 +11,6 @@ never block. Binding another device and unmounting do not block either.
 import contextlib
 import errno
 import fcntl
-import hashlib
 import mmap
 import os
 import stat
@@ -115,6 +114,8 @@ def device_tag(dataset: str) -> str:
     tag = TAG_PREFIX + dataset
     if len(tag) <= MAX_TAG_BYTES:
         return tag
+    import hashlib  # rarely needed, and the hooks, which import this module, start with every job
+
     digest = hashlib.blake2s(dataset.encode(), digest_size=6).hexdigest()
     return f"{tag[: MAX_TAG_BYTES - 1 - len(digest)]}~{digest}"
 

@@ -11,7 +11,6 @@ import errno
 import itertools
 import os
 import re
-import secrets
 import stat
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -406,7 +405,7 @@ def _look_up(root_fd: int, folder: str, limit: int) -> tuple[int, list[str]]:
         below = [name for name in names if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)]
         # A name never asked for before reaches the folder's own blocks: memory cannot answer it.
         with contextlib.suppress(FileNotFoundError):
-            os.stat(f".probe-{secrets.token_hex(8)}", dir_fd=fd, follow_symlinks=False)
+            os.stat(f".probe-{os.urandom(8).hex()}", dir_fd=fd, follow_symlinks=False)
         return len(names), below
     finally:
         os.close(fd)
