@@ -136,9 +136,8 @@ class Publication:
         manifest_path = self.where / (self.dataset + MANIFEST_SUFFIX)
         text = json.dumps(msgspec.to_builtins(manifest), indent=2) + "\n"
         with _undisturbed(), _translated(self.where, "publish"):
-            find_taken(self.where, self.dataset)
             with _new_manifest(manifest_path, text):
-                _find_image(self.where, self.dataset)  # again: by now the manifest keeps other builders out
+                _find_image(self.where, self.dataset)  # of any suffix; the link below refuses only its own name
                 _name_image(self.path, image)
             _fsync_directory(self.where)
         return image, manifest_path

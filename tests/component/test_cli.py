@@ -245,7 +245,7 @@ def test_preheat_without_waiting_returns_with_the_state(node, daemon, capsys):
 
 @root
 def test_preheat_of_an_unknown_name_pins_nothing(node, daemon, capsys):
-    assert node.run("preheat", "coco", "imagenett") == 4
+    assert node.run("preheat", "--no-wait", "coco", "imagenett") == 4
     assert node.pinned() == []
     assert "did you mean imagenet?" in capsys.readouterr().err
 

@@ -1,5 +1,6 @@
 """`scratch-slurm build` with the real mksquashfs."""
 
+import errno
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import pytest
 
 from scratch_slurm.cli import mksquashfs, publish
 from scratch_slurm.cli.main import run
-from scratch_slurm.domain.errors import ImageError
+from scratch_slurm.domain.errors import ImageError, NoSpaceError
 from scratch_slurm.node import catalog, loopdev, mounts
 from tests.component.images import clean_up, opened
 from tests.component.people import as_nobody, reachable_directory
@@ -42,6 +43,18 @@ def content(tmp_path):
     (path / "private" / "b.bin").write_bytes(os.urandom(300_000))
     (path / "link").symlink_to("/etc/hostname")
     return path
+
+
+@pytest.fixture
+def failing(tmp_path, monkeypatch):
+    """Have a mksquashfs that fails at once."""
+    fake = tmp_path / "bin" / "mksquashfs"
+    fake.parent.mkdir()
+    fake.write_text(
+        "#!/bin/sh\ncase $1 in -version) echo mksquashfs version 4.5.1;; *) echo 'no \033[2J luck' >&2; exit 3;; esac\n"
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
 
 
 def build(*arguments: object) -> int:
@@ -106,8 +119,8 @@ def test_the_umask_does_not_close_the_image(content, where):
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("compression", ["zstd", "none"])
-def test_a_mounted_image_has_the_same_content_and_everybody_may_read_it(tmp_path, where, compression):
+@pytest.mark.parametrize(("compression", "mode"), [("zstd", 0o700), ("none", 0o1777)])
+def test_a_mounted_image_has_the_same_content_and_everybody_may_read_it(tmp_path, where, compression, mode):
     content = tmp_path / "tree"
     (content / "closed").mkdir(parents=True)
     wanted = {}
@@ -119,7 +132,7 @@ def test_a_mounted_image_has_the_same_content_and_everybody_may_read_it(tmp_path
     (content / "tool").chmod(0o6700)
     os.chown(content / "tool", 1234, 1234)
     (content / "closed").chmod(0o700)
-    content.chmod(0o700)
+    content.chmod(mode)
     assert build(content, "coco", "--to", where, "--compression", compression) == 0
     mounts.ensure_mount_point(tmp_path / "mnt")
     try:
@@ -142,7 +155,7 @@ def test_a_mounted_image_has_the_same_content_and_everybody_may_read_it(tmp_path
 
 
 @pytest.mark.parametrize("suffix", [".squashfs", ".sqsh", ".sqfs", ".erofs", ".json"])
-def test_a_name_that_is_taken_is_refused_and_nothing_is_lost(content, where, capsys, suffix):
+def test_a_name_that_is_taken_is_refused_at_once_and_nothing_is_lost(content, where, capsys, failing, suffix):
     (where / f"coco{suffix}").write_bytes(b"precious")
     assert build(content, "coco", "--to", where) == 8
     assert published(where) == [f"coco{suffix}"]
@@ -150,16 +163,56 @@ def test_a_name_that_is_taken_is_refused_and_nothing_is_lost(content, where, cap
     assert "is there already" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("suffix", [".squashfs", ".erofs", ".json"])
-def test_a_name_taken_while_it_is_built_is_refused_too(where, suffix):
+def publish_some_bytes(where: Path) -> None:
     with publish.Publication(where, "coco") as publication:
         publication.path.write_bytes(b"hsqs" * 1000)
         size_bytes, digest = publication.seal(lambda _done, _total: None)
-        (where / f"coco{suffix}").write_bytes(b"precious")
-        with pytest.raises(ImageError, match="is there already"):
-            publication.publish(publish.Manifest("coco", size_bytes, digest, 1, 1, "zstd", 0, "test"))
+        publication.publish(publish.Manifest("coco", size_bytes, digest, 1, 1, "zstd", 0, "test"))
+
+
+@pytest.mark.parametrize("suffix", [".squashfs", ".erofs", ".json"])
+def test_a_name_taken_while_it_is_built_is_refused_too(where, suffix):
+    (where / f"coco{suffix}").write_bytes(b"precious")
+    with pytest.raises(ImageError, match="is there already"):
+        publish_some_bytes(where)
     assert published(where) == [f"coco{suffix}"]
     assert (where / f"coco{suffix}").read_bytes() == b"precious"
+
+
+def test_a_name_taken_at_the_last_moment_keeps_its_image(where, monkeypatch):
+    link = Path.hardlink_to
+
+    def link_too_late(self, target):
+        self.write_bytes(b"precious")
+        link(self, target)
+
+    monkeypatch.setattr(Path, "hardlink_to", link_too_late)
+    with pytest.raises(ImageError, match="somebody else"):
+        publish_some_bytes(where)
+    assert published(where) == ["coco.squashfs"]
+    assert (where / "coco.squashfs").read_bytes() == b"precious"
+
+
+def test_a_link_that_the_server_made_but_did_not_tell_is_taken_for_made(where, monkeypatch):
+    link = Path.hardlink_to
+
+    def link_twice(self, target):
+        link(self, target)
+        link(self, target)  # EEXIST, as after a lost answer on NFS
+
+    monkeypatch.setattr(Path, "hardlink_to", link_twice)
+    publish_some_bytes(where)
+    assert published(where) == ["coco.json", "coco.squashfs"]
+
+
+def test_storage_that_fails_while_publishing_leaves_nothing(where, monkeypatch):
+    def fail(_self, _target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "hardlink_to", fail)
+    with pytest.raises(NoSpaceError):
+        publish_some_bytes(where)
+    assert published(where) == []
 
 
 def test_of_builds_at_once_one_wins_and_its_manifest_is_the_images(tmp_path, where):
@@ -187,10 +240,7 @@ def test_a_file_system_without_hard_links_is_published_to_by_rename(where, monke
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(Path, "hardlink_to", refuse)  # as FUSE and SMB answer; there is none here to try on
-    with publish.Publication(where, "coco") as publication:
-        publication.path.write_bytes(b"hsqs" * 1000)
-        size_bytes, digest = publication.seal(lambda _done, _total: None)
-        publication.publish(publish.Manifest("coco", size_bytes, digest, 1, 1, "zstd", 0, "test"))
+    publish_some_bytes(where)
     assert published(where) == ["coco.json", "coco.squashfs"]
 
 
@@ -236,14 +286,7 @@ def test_without_mksquashfs_the_error_names_the_package(content, where, monkeypa
     assert "squashfs-tools" in capsys.readouterr().err
 
 
-def test_a_failing_mksquashfs_leaves_nothing_and_its_words_are_told(tmp_path, content, where, monkeypatch, capsys):
-    fake = tmp_path / "bin" / "mksquashfs"
-    fake.parent.mkdir()
-    fake.write_text(
-        "#!/bin/sh\ncase $1 in -version) echo mksquashfs version 4.5.1;; *) echo 'no \033[2J luck' >&2; exit 3;; esac\n"
-    )
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+def test_a_failing_mksquashfs_leaves_nothing_and_its_words_are_told(content, where, failing, capsys):
     assert build(content, "coco", "--to", where) == 8
     assert "exit code 3: no \\x1b[2J luck" in capsys.readouterr().err
     assert published(where) == []
@@ -300,7 +343,7 @@ def test_an_old_mksquashfs_cannot_open_files_so_closed_ones_are_refused(content,
 def test_ctrl_c_and_its_like_leave_nothing_behind(tmp_path, where, send, code):
     content = tmp_path / "big"
     content.mkdir()
-    (content / "f").write_bytes(os.urandom(2**20) * 48)
+    (content / "f").write_bytes(os.urandom(64 * 2**20))
     process = start(tmp_path, "build", content, "coco", "--to", where, "--compression", "xz", start_new_session=True)
     try:
         wait_for(lambda: any(entry.stat().st_size > 0 for entry in where.iterdir()))
@@ -315,8 +358,9 @@ def test_ctrl_c_and_its_like_leave_nothing_behind(tmp_path, where, send, code):
 
 
 def test_on_a_terminal_progress_is_drawn(tmp_path, content, where):
+    (content / "large").write_bytes(os.urandom(12 * 2**20))
     master, terminal = os.openpty()
-    process = start(tmp_path, "build", content, "coco", "--to", where, stderr=terminal)
+    process = start(tmp_path, "build", content, "coco", "--to", where, "--compression", "xz", stderr=terminal)
     os.close(terminal)
     drawn = b""
     while True:
