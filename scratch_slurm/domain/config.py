@@ -51,6 +51,8 @@ class RawConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run_dir: str = "/run/scratch-slurm"
     capacity: str | int = "80%"
     reserve: str | int = "5%"
+    period: str | int = "10m"
+    horizon: str | int = "30m"
     interval: str | int = "30s"
     source_timeout: str | int = "30s"
     log_level: str = "INFO"
@@ -70,6 +72,10 @@ class Config(msgspec.Struct, frozen=True):
     capacity: str
     """A size or a percentage of the cache's file system; `resolve_size` makes bytes of it."""
     reserve: str
+    period_s: float
+    """The window over which read rates are taken."""
+    horizon_s: float
+    """How far ahead they are trusted."""
     interval_s: float
     source_timeout_s: float
     """A touch of the slow storage that says nothing for so long is given up (and its process killed)."""
@@ -92,6 +98,10 @@ class Config(msgspec.Struct, frozen=True):
     @property
     def ledger_path(self) -> Path:
         return self.state_dir / "ledger.sqlite"
+
+    @property
+    def reads_path(self) -> Path:
+        return self.state_dir / "reads.json"
 
     @property
     def jobs_dir(self) -> Path:
@@ -139,6 +149,8 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
         run_dir=_directory(origin, "run_dir", raw.run_dir),
         capacity=str(raw.capacity),
         reserve=str(raw.reserve),
+        period_s=_positive(origin, "period", raw.period),
+        horizon_s=_positive(origin, "horizon", raw.horizon),
         interval_s=_positive(origin, "interval", raw.interval),
         source_timeout_s=_positive(origin, "source_timeout", raw.source_timeout),
         log_level=raw.log_level.upper(),

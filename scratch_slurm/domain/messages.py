@@ -2,6 +2,7 @@
 
 Paths: GET /v1/status -> NodeStatus. POST /v1/wait with WaitRequest -> WaitAnswer, after at least one round of the
 loop that has seen the ledger as it was when the request came. POST /v1/evict with EvictRequest -> EvictAnswer.
+POST /v1/plan with PlanRequest -> PlanAnswer.
 An error is an HTTP status of 400 or more with an ErrorAnswer.
 """
 
@@ -45,6 +46,10 @@ class DatasetStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     """Who pins it: `job:<id>`, `administrator`."""
     read_bytes_per_s: float = 0.0
     """Reads from its loop device lately; what RAM serves does not count."""
+    source_read_bytes: int = 0
+    """Reads that the source served, since the counts began."""
+    cache_read_bytes: int = 0
+    """Reads that the cache served: what the slow storage was saved."""
     path: str = ""
     """The mount point."""
     problem: str = ""
@@ -72,6 +77,10 @@ class NodeStatus(msgspec.Struct, frozen=True):
     problem: str
     """What is wrong with the node as a whole, like a source that hangs; empty when all is well."""
     datasets: tuple[DatasetStatus, ...]
+    source_read_bytes: int = 0
+    """Reads of all datasets that the source served, since the counts began."""
+    cache_read_bytes: int = 0
+    """Reads of all datasets that the cache served."""
 
 
 class WaitRequest(msgspec.Struct, frozen=True):
@@ -97,6 +106,53 @@ class EvictRequest(msgspec.Struct, frozen=True):
 
 class EvictAnswer(msgspec.Struct, frozen=True):
     freed_bytes: int
+
+
+class PlanRequest(msgspec.Struct, frozen=True):
+    """Ask what the daemon would do now, and why; with other figures than its own, what it would do then."""
+
+    capacity: str = ""
+    """A size or a percentage, as in the configuration; empty: the node's own."""
+    period_s: float = 0.0
+    """Take the read rates over so many seconds; 0: the node's own. No longer than the node watches."""
+    horizon_s: float = 0.0
+
+
+class VerdictAnswer(msgspec.Struct, frozen=True):
+    """What the plan thinks of one dataset."""
+
+    name: str
+    size_bytes: int
+    cached: bool
+    wanted: bool
+    bytes_per_s: float
+    value_bytes: float
+    """Reads of the slow storage that having it saves over the horizon, less what its copy reads."""
+    reason: str
+
+
+class ActionAnswer(msgspec.Struct, frozen=True):
+    """One thing that the plan would do."""
+
+    kind: str
+    dataset: str
+    reason: str
+
+
+class PlanAnswer(msgspec.Struct, frozen=True):
+    """What would be done, in order, and why. Nothing was changed."""
+
+    capacity_bytes: int
+    reserve_bytes: int
+    used_bytes: int
+    period_s: float
+    horizon_s: float
+    value_bytes: float
+    """What the chosen images save together."""
+    gap: float
+    """By how much any choice could be better at most, as a part; 0 is optimal."""
+    actions: tuple[ActionAnswer, ...]
+    verdicts: tuple[VerdictAnswer, ...]
 
 
 class ErrorAnswer(msgspec.Struct, frozen=True):

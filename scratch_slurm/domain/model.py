@@ -125,6 +125,8 @@ class Space:
     used_bytes: int
     free_bytes: int
     """Free on the file system now, for everybody."""
+    whole_bytes: int = 0
+    """Size of the file system."""
 
     @property
     def room_bytes(self) -> int:

@@ -1,13 +1,14 @@
 """The planner: from what is observed to ordered actions, each with its reason. Pure: `now` never enters."""
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from scratch_slurm.domain.choice import Candidate, Wishes, wish
 from scratch_slurm.domain.errors import DaemonError, NotFoundError, PinnedError
 from scratch_slurm.domain.model import Backing, CachedImage, Catalog, Generation, MountedImage, Pin, SourceImage, Space
-from scratch_slurm.domain.sizes import format_bytes
+from scratch_slurm.domain.sizes import format_bytes, format_duration
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class StagedImage:
     reserved_bytes: int
     """What it counts in `Space.used_bytes`: its full size once its space is reserved."""
     under_way: bool
+    done_bytes: int = 0
+    """How much of it need not be read from the source again."""
 
 
 class ActionKind(enum.StrEnum):
@@ -52,6 +55,11 @@ class Observation:
     """(dataset, kind of action) that failed a moment ago and is tried again later."""
     leaving_bytes: int = 0
     """What evictions under way will free."""
+    leaving: frozenset[str] = frozenset()
+    """Datasets whose eviction is under way."""
+    bytes_per_s: Mapping[str, float] = field(default_factory=dict)
+    """Dataset -> its read rate over the window, whatever its backing; missing means nobody reads it."""
+    horizon_s: float = 1800.0
     foreign: frozenset[str] = frozenset()
     """Datasets whose mount point carries a mount that is not ours: it is left alone."""
 
@@ -106,6 +114,8 @@ class Stage:
 
     image: SourceImage
     reason: str
+    preheat: bool
+    """Somebody pins it: it goes before what is staged for its throughput."""
 
     @property
     def dataset(self) -> str:
@@ -163,6 +173,8 @@ class Plan:
     actions: tuple[Action, ...]
     problems: Mapping[str, Problem]
     """By dataset."""
+    wishes: Wishes
+    """What the cache should hold, and why."""
 
 
 def plan(seen: Observation) -> Plan:
@@ -212,7 +224,8 @@ class _Planner:
     def plan(self) -> Plan:
         mounting = self._plan_mounts()
         touched = {action.dataset for action in mounting}
-        unwanted = self._unwanted_copies()
+        wishes = self._wish()
+        unwanted = self._unwanted_copies(wishes)
         drops = [drop for drop in unwanted if drop.staged.under_way or drop.dataset not in self.seen.busy]
         outdated = [evict for evict in self._plan_outdated() if evict.dataset not in touched]
         touched |= {evict.dataset for evict in outdated}
@@ -221,8 +234,52 @@ class _Planner:
         leaving_bytes = self.seen.leaving_bytes
         leaving_bytes += sum(drop.staged.reserved_bytes for drop in unwanted)
         leaving_bytes += sum(evict.image.size_bytes for evict in outdated)
-        evictions, copies = self._plan_copies(touched, leaving_bytes)
-        return Plan((*drops, *outdated, *evictions, *mounting, *switches, *copies), self.problems)
+        evictions, copies = self._plan_copies(wishes, touched, leaving_bytes)
+        return Plan((*drops, *outdated, *evictions, *mounting, *switches, *copies), self.problems, wishes)
+
+    def _wish(self) -> Wishes:
+        """Choose what the cache should hold, within what all images may take together."""
+        seen = self.seen
+        staged = {(each.dataset, each.generation_id): each for each in seen.staged}
+        budget_bytes = seen.space.room_bytes + seen.leaving_bytes + sum(each.reserved_bytes for each in seen.staged)
+        budget_bytes += sum(copy.size_bytes for copy in seen.cached if copy.dataset not in seen.leaving)
+        candidates = []
+        for dataset in sorted(_all_datasets(seen)):
+            image = self.wanted_generation(dataset)
+            copy = self._current_copy(dataset)
+            if copy is None and (image is None or not self._may_be_staged(dataset)):
+                continue
+            size_bytes = copy.size_bytes if copy else image.size_bytes if image else 0
+            part = staged.get((dataset, image.generation.id)) if image else None
+            done_bytes = part.done_bytes if part else 0
+            candidates.append(
+                Candidate(
+                    dataset,
+                    size_bytes,
+                    0 if copy else max(1, size_bytes - done_bytes),
+                    seen.bytes_per_s.get(dataset, 0.0),
+                    dataset in self.pinned,
+                    seen.last_used_at.get(dataset, 0.0),
+                )
+            )
+        kept_bytes = sum(
+            copy.size_bytes
+            for copy in seen.cached
+            if copy != self._current_copy(copy.dataset) and copy.dataset not in seen.leaving
+        )
+        pinned = tuple(dict.fromkeys(pin.dataset for pin in seen.pins))
+        return wish(candidates, pinned, budget_bytes - kept_bytes, seen.horizon_s)
+
+    def _may_be_staged(self, dataset: str) -> bool:
+        """Whether a copy could be made, or goes on: what failed, or is not mounted, would only hold room."""
+        mounted = dataset in self.seen.mounted and dataset not in self.seen.foreign
+        return dataset in self.pinned or (mounted and (dataset, ActionKind.STAGE) not in self.seen.backing_off)
+
+    def _current_copy(self, dataset: str) -> CachedImage | None:
+        """The cached image of the generation that is mounted, or about to be."""
+        mounted, image = self.seen.mounted.get(dataset), self.seen.catalog.images.get(dataset)
+        generation_id = mounted.generation_id if mounted else image.generation.id if image else None
+        return self.copies.get((dataset, generation_id or "")) if dataset not in self.seen.leaving else None
 
     def may(self, dataset: str, kind: ActionKind) -> bool:
         return dataset in self.idle and (dataset, kind) not in self.seen.backing_off
@@ -268,16 +325,20 @@ class _Planner:
         copy = self.copies.get((image.dataset, image.generation.id))
         return copy.path if copy else image.path
 
-    def _unwanted_copies(self) -> list[DropStaged]:
+    def _unwanted_copies(self, wishes: Wishes) -> list[DropStaged]:
         """Find copies that nobody wants any more; a stopped copy of a failed dataset waits for its retry."""
         drops = []
+        wanted = {*wishes.pinned, *wishes.chosen}
         for staged in self.seen.staged:
             dataset = staged.dataset
             image = self.wanted_generation(dataset)
             failed = not staged.under_way and (dataset, ActionKind.DROP) in self.seen.backing_off
             if not self.seen.catalog.complete or failed:
                 continue
-            if dataset not in self.pinned:
+            if dataset not in wanted and (dataset, ActionKind.STAGE) not in self.seen.backing_off:
+                verdict = wishes.verdicts.get(dataset)
+                drops.append(DropStaged(staged, verdict.reason if verdict else "nobody asks for it any more"))
+            elif dataset not in wanted and dataset not in self.seen.bytes_per_s:
                 drops.append(DropStaged(staged, "nobody asks for it any more"))
             elif dataset not in self.seen.catalog.images and not self._is_gone(dataset):
                 continue
@@ -316,14 +377,18 @@ class _Planner:
                 switches.append(Retarget(dataset, mounted.device, image.path, image.generation, reason))
         return switches
 
-    def _plan_copies(self, touched: set[str], leaving_bytes: int) -> tuple[list[Evict], list[Stage]]:
-        """Stage what is pinned, in the order of asking; evict what is not, least recently used first."""
+    def _plan_copies(self, wishes: Wishes, touched: set[str], leaving_bytes: int) -> tuple[list[Evict], list[Stage]]:
+        """Stage what is wished for; evict what is not, as far as its room is needed, the least valuable first."""
         staged_now = {(staged.dataset, staged.generation_id): staged for staged in self.seen.staged}
-        victims = self._victims(touched)
+        victims = [copy for copy in self._evictable(wishes.unneeded) if copy.dataset not in touched]
         room_bytes = self.seen.space.room_bytes
         evictions: list[Evict] = []
         copies: list[Stage] = []
-        for dataset in dict.fromkeys(pin.dataset for pin in self.seen.pins):
+        if room_bytes + leaving_bytes < 0:
+            taken = _take_enough(victims, -(room_bytes + leaving_bytes), all_or_nothing=False)
+            evictions += [self.eviction(victim, self._word_shrinking(wishes, victim)) for victim in taken]
+            leaving_bytes += sum(victim.size_bytes for victim in taken)
+        for dataset in (*wishes.pinned, *wishes.chosen):
             image = self.wanted_generation(dataset)
             if image is None or dataset in self.seen.foreign or (dataset, image.generation.id) in self.copies:
                 continue
@@ -334,38 +399,58 @@ class _Planner:
             if need_bytes <= room_bytes:
                 room_bytes -= need_bytes
                 if self.may(dataset, ActionKind.STAGE) and dataset in self.seen.mounted and dataset not in touched:
-                    copies.append(Stage(image, "pinned by " + ", ".join(self._holders(dataset))))
+                    copies.append(Stage(image, self._word_staging(wishes, dataset), dataset in self.pinned))
                 continue
             if need_bytes <= room_bytes + leaving_bytes:
                 leaving_bytes -= need_bytes - max(0, room_bytes)
                 room_bytes = min(0, room_bytes)
                 continue
-            chosen = _first_enough(victims, need_bytes - room_bytes - leaving_bytes)
-            if chosen is None:
-                self.problems[dataset] = self._does_not_fit(image, room_bytes, victims)
+            chosen = _take_enough(victims, need_bytes - room_bytes - leaving_bytes, all_or_nothing=True)
+            if not chosen:
+                if dataset in self.pinned:
+                    self.problems[dataset] = self._does_not_fit(image, room_bytes, victims)
                 continue
             for victim in chosen:
-                victims.remove(victim)
-                evictions.append(self.eviction(victim, f"room for {dataset}, pinned by {self._holders(dataset)[0]}"))
+                evictions.append(self.eviction(victim, self._word_eviction(wishes, victim, dataset)))
             # Their room is seen, and staged into, only when they are gone.
             leaving_bytes += sum(victim.size_bytes for victim in chosen) + room_bytes - need_bytes
             room_bytes = 0
         return evictions, copies
 
-    def _victims(self, touched: set[str]) -> list[CachedImage]:
-        """Cached images that may go, least recently used first; the larger, then the name, break ties."""
-        free_to_go = [
+    def _evictable(self, datasets: Iterable[str]) -> list[CachedImage]:
+        """The cached images of these datasets that may go now, in the same order."""
+        copies = [self._current_copy(dataset) for dataset in datasets]
+        return [
             copy
-            for copy in self.seen.cached
-            if self.may(copy.dataset, ActionKind.EVICT)
-            and copy.dataset not in self.pinned
-            and copy.dataset not in touched
+            for copy in copies
+            if copy is not None
+            and self.may(copy.dataset, ActionKind.EVICT)
             and (copy.dataset not in self.seen.mounted or self.wanted_generation(copy.dataset))
         ]
-        return sorted(
-            free_to_go,
-            key=lambda copy: (self.seen.last_used_at.get(copy.dataset, 0.0), -copy.size_bytes, copy.dataset, copy.path),
+
+    def _word_staging(self, wishes: Wishes, dataset: str) -> str:
+        if dataset in self.pinned:
+            return "pinned by " + ", ".join(self._holders(dataset))
+        return wishes.verdicts[dataset].reason
+
+    def _word_eviction(self, wishes: Wishes, victim: CachedImage, needed_by: str) -> str:
+        by = f"{needed_by}, pinned by {self._holders(needed_by)[0]}" if needed_by in self.pinned else needed_by
+        return f"{self._word_worth(wishes, victim)}, its room is needed by {by}"
+
+    def _word_shrinking(self, wishes: Wishes, victim: CachedImage) -> str:
+        space = self.seen.space
+        if space.used_bytes > space.capacity_bytes:
+            return f"{self._word_worth(wishes, victim)}, the capacity is {format_bytes(space.capacity_bytes)}"
+        return (
+            f"{self._word_worth(wishes, victim)}, others fill the disk: {format_bytes(space.free_bytes)} free, "
+            f"{format_bytes(space.reserve_bytes)} must stay so"
         )
+
+    def _word_worth(self, wishes: Wishes, victim: CachedImage) -> str:
+        value = wishes.verdicts[victim.dataset].value_bytes
+        if value <= 0:
+            return "nobody reads it"
+        return f"saves {format_bytes(value)} over {format_duration(self.seen.horizon_s)}"
 
     def eviction(self, copy: CachedImage, reason: str) -> Evict:
         mounted = self.seen.mounted.get(copy.dataset)
@@ -395,8 +480,11 @@ def _all_datasets(seen: Observation) -> set[str]:
     return {*seen.catalog.images, *seen.mounted, *(image.dataset for image in seen.cached)}
 
 
-def _first_enough(victims: Sequence[CachedImage], need_bytes: int) -> list[CachedImage] | None:
-    """Take victims in order until they free `need_bytes`; None when all together do not."""
+def _take_enough(victims: list[CachedImage], need_bytes: int, *, all_or_nothing: bool) -> list[CachedImage]:
+    """Take from the list, in its order, victims that free `need_bytes`, and none that is not needed for it.
+
+    Returns: the victims, removed from the list; if they do not suffice, none, or all unless `all_or_nothing`.
+    """
     chosen: list[CachedImage] = []
     freed_bytes = 0
     for victim in victims:
@@ -404,4 +492,11 @@ def _first_enough(victims: Sequence[CachedImage], need_bytes: int) -> list[Cache
             break
         chosen.append(victim)
         freed_bytes += victim.size_bytes
-    return chosen if freed_bytes >= need_bytes else None
+    if freed_bytes < need_bytes and all_or_nothing:
+        return []
+    for victim in reversed(chosen.copy()):
+        if freed_bytes - victim.size_bytes >= need_bytes:
+            chosen.remove(victim)
+            freed_bytes -= victim.size_bytes
+    victims[:] = [victim for victim in victims if victim not in chosen]
+    return chosen

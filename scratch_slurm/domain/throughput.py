@@ -1,12 +1,14 @@
 """Read rates from counters: one counter a dataset, through every switch and restart of its device."""
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from scratch_slurm.domain.model import Backing
 
 RECENT_S = 30.0
+
+# A window is kept as so many samples at most, whatever happens in it.
+_SAMPLES = 60
 
 
 @dataclass
@@ -19,10 +21,16 @@ class ReadCounter:
     period_s: float
     device: str = ""
     device_bytes: int = 0
-    read_bytes: dict[Backing, int] = field(default_factory=lambda: dict.fromkeys(Backing, 0))
-    """All reads since the daemon started, by the backing that served them."""
-    samples: deque[tuple[float, int]] = field(default_factory=deque)
+    source_bytes: int = 0
+    """Reads that the source served, ever since the counter began."""
+    cache_bytes: int = 0
+    """Reads that the cache served: what the slow storage was saved."""
+    samples: list[tuple[float, int]] = field(default_factory=list)
     """(monotonic seconds, bytes read in all), oldest first; the first may lie just before the window."""
+
+    @property
+    def total_bytes(self) -> int:
+        return self.source_bytes + self.cache_bytes
 
     def sample(self, now: float, device: str, device_bytes: int, backing: Backing) -> int:
         """Take one reading of the device's counter.
@@ -36,25 +44,46 @@ class ReadCounter:
         known = device == self.device and device_bytes >= self.device_bytes
         new_bytes = device_bytes - self.device_bytes if known else 0
         self.device, self.device_bytes = device, device_bytes
-        self.read_bytes[backing] += new_bytes
-        self.samples.append((now, sum(self.read_bytes.values())))
-        while len(self.samples) > 2 and self.samples[1][0] <= now - self.period_s:
-            self.samples.popleft()
+        if backing is Backing.CACHE:
+            self.cache_bytes += new_bytes
+        else:
+            self.source_bytes += new_bytes
+        self._add(now)
         return new_bytes
 
+    def _add(self, now: float) -> None:
+        """Keep the sample; one close behind the last but one takes the last one's place, so a window stays small."""
+        samples, total = self.samples, self.total_bytes
+        still = len(samples) > 1 and samples[-2][1] == samples[-1][1] == total
+        close = len(samples) > 1 and now - samples[-2][0] < self.period_s / _SAMPLES
+        if still or close:
+            samples[-1] = (now, total)
+        else:
+            samples.append((now, total))
+        first = 0
+        while first + 2 < len(samples) and samples[first + 1][0] <= now - self.period_s:
+            first += 1
+        del samples[:first]
+
     def bytes_per_s(self, now: float, span_s: float) -> float:
-        """Mean read rate over the last `span_s` seconds, or over as much of it as was watched."""
-        if len(self.samples) < 2:
+        """Mean read rate over the last `span_s` seconds; what was not watched counts as no reads.
+
+        So a dataset proves itself by what was really read of it, not by a guess from its first second.
+        """
+        if not self.samples:
             return 0.0
-        latest_at, latest_bytes = self.samples[-1]
-        start_at, start_bytes = self.samples[0]
-        for at, read in self.samples:
-            if at > now - span_s:
+        began = now - span_s
+        at, read = self.samples[0]
+        for next_at, next_read in self.samples[1:]:
+            if next_at > began:
+                if at < began:  # the window begins between two samples
+                    read += round((next_read - read) * (began - at) / (next_at - at))
                 break
-            start_at, start_bytes = at, read
-        return (latest_bytes - start_bytes) / (now - start_at) if now > start_at and latest_at > start_at else 0.0
+            at, read = next_at, next_read
+        return max(0, self.total_bytes - read) / span_s
 
 
-def recent_rates(counters: Mapping[str, ReadCounter], now: float) -> dict[str, float]:
-    """Bytes per second of each dataset, lately."""
-    return {dataset: counter.bytes_per_s(now, RECENT_S) for dataset, counter in counters.items()}
+def rates(counters: Mapping[str, ReadCounter], now: float, span_s: float) -> dict[str, float]:
+    """Bytes per second of each dataset that was read in the last `span_s` seconds."""
+    found = {dataset: counter.bytes_per_s(now, span_s) for dataset, counter in counters.items()}
+    return {dataset: rate for dataset, rate in found.items() if rate > 0}

@@ -110,7 +110,7 @@ class Ledger:
 
     def __init__(self, path: Path, *, boot_id: str, now: Callable[[], float], busy_timeout_s: float = 5.0) -> None:
         self.path = path
-        self._boot_id = boot_id
+        self.boot_id = boot_id
         self._now = now
         self._busy_timeout_s = busy_timeout_s
         self._turn = threading.Lock()
@@ -142,7 +142,7 @@ class Ledger:
             uid: the user who asked.
         """
         asked_at = self._now()
-        boot_id = _EVERY_BOOT if holder == ADMINISTRATOR else self._boot_id
+        boot_id = _EVERY_BOOT if holder == ADMINISTRATOR else self.boot_id
         names = list(datasets)
 
         def add(db: sqlite3.Connection) -> None:
@@ -185,7 +185,7 @@ class Ledger:
         def read(db: sqlite3.Connection) -> list[Pin]:
             rows = db.execute(
                 "SELECT dataset, holder, uid, asked_at FROM pins WHERE boot_id IN (?, ?) ORDER BY asked_at, rowid",
-                (self._boot_id, _EVERY_BOOT),
+                (self.boot_id, _EVERY_BOOT),
             )
             return [Pin(dataset=dataset, holder=holder, uid=uid, asked_at=at) for dataset, holder, uid, at in rows]
 
@@ -197,7 +197,7 @@ class Ledger:
         def forget(db: sqlite3.Connection) -> tuple[tuple[str, str], ...]:
             rows = db.execute(
                 "SELECT dataset, holder FROM pins WHERE boot_id NOT IN (?, ?) ORDER BY dataset, holder",
-                (self._boot_id, _EVERY_BOOT),
+                (self.boot_id, _EVERY_BOOT),
             ).fetchall()
             self._delete_pins(db, rows, "forgotten")
             return tuple((dataset, holder) for dataset, holder in rows)
@@ -215,7 +215,7 @@ class Ledger:
         def remove_if_free(db: sqlite3.Connection) -> bool:
             pinned = db.execute(
                 "SELECT 1 FROM pins WHERE dataset = ? AND boot_id IN (?, ?) LIMIT 1",
-                (dataset, self._boot_id, _EVERY_BOOT),
+                (dataset, self.boot_id, _EVERY_BOOT),
             ).fetchone()
             if pinned is None:
                 remove()

@@ -17,7 +17,7 @@ import msgspec
 from aiohttp import web
 
 from scratch_slurm.domain.errors import DeniedError, NotFoundError, PinnedError, ScratchError, UsageError
-from scratch_slurm.domain.messages import ErrorAnswer, EvictAnswer, EvictRequest, WaitAnswer, WaitRequest
+from scratch_slurm.domain.messages import ErrorAnswer, EvictAnswer, EvictRequest, PlanRequest, WaitAnswer, WaitRequest
 from scratch_slurm.domain.names import MAX_DATASETS_PER_JOB, parse_dataset_name
 from scratch_slurm.service import status
 from scratch_slurm.service.loop import Loop
@@ -49,6 +49,7 @@ class Interface:
                 web.get("/v1/status", self._status),
                 web.post("/v1/wait", self._wait),
                 web.post("/v1/evict", self._evict),
+                web.post("/v1/plan", self._plan),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
@@ -104,6 +105,13 @@ class Interface:
         asked = await _body(request, EvictRequest)
         freed_bytes = await self._loop.evict(parse_dataset_name(asked.dataset))
         return _answer(EvictAnswer(freed_bytes))
+
+    async def _plan(self, request: web.Request) -> web.Response:
+        asked = await _body(request, PlanRequest)
+        if not (0 <= asked.period_s < 1e9 and 0 <= asked.horizon_s < 1e9):
+            raise UsageError("plan: period and horizon are from 0 to 1e9 seconds")
+        await self._loop.after_next_round()
+        return _answer(self._loop.what_if(asked))
 
 
 def peer_uid(request: web.Request) -> int:

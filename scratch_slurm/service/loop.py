@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import random
 import time
@@ -11,23 +12,26 @@ from dataclasses import dataclass
 from scratch_slurm.domain import planner
 from scratch_slurm.domain.config import Config, resolve_size
 from scratch_slurm.domain.errors import DaemonError, DeviceError, PinnedError, ScratchError
+from scratch_slurm.domain.messages import PlanAnswer, PlanRequest
 from scratch_slurm.domain.model import MountedImage, Space
 from scratch_slurm.domain.names import parse_device_tag
 from scratch_slurm.domain.planner import ActionKind, Observation, Plan, StagedImage
-from scratch_slurm.domain.throughput import ReadCounter
+from scratch_slurm.domain.throughput import ReadCounter, rates
 from scratch_slurm.node.cache import Cache
 from scratch_slurm.node.ledger import Ledger
 from scratch_slurm.service import operations as op
 from scratch_slurm.service.memory import Copy, Memory
 from scratch_slurm.service.observe import Reading, SeenMount, read_node
 from scratch_slurm.service.perform import Performer
+from scratch_slurm.service.plans import answer_plan
+from scratch_slurm.service.reads import load_counters, save_counters
 from scratch_slurm.service.source import Source
 from scratch_slurm.service.workers import Workers
 
 log = logging.getLogger(__name__)
 
-READ_PERIOD_S = 600.0
 _GATHER_S = 0.02
+_SAVE_EVERY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Loop:
         self._cache = cache
         self._ledger = ledger
         self._workers = workers
+        self.memory.counters = load_counters(config.reads_path, ledger.boot_id, config.period_s)
+        self._saved_at = time.monotonic()
         self._performer = Performer(config, self.memory, cache, ledger, workers)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._nudged = asyncio.Event()
@@ -92,6 +98,7 @@ class Loop:
                 task.cancel()
             await asyncio.wait(tasks, timeout=2.0)
             self.source.close()
+            self._save_counters()
 
     async def evict(self, dataset: str) -> int:
         """Evict a dataset because the administrator says so; returns the bytes freed.
@@ -152,6 +159,32 @@ class Loop:
         self.snapshot = Snapshot(seen, decided)
         for action in decided.actions:
             self._start(action)
+        if time.monotonic() - self._saved_at > max(_SAVE_EVERY_S, self.config.period_s / 10):
+            await asyncio.to_thread(self._save_counters)
+
+    def _save_counters(self) -> None:
+        self._saved_at = time.monotonic()
+        save_counters(self.config.reads_path, self.memory.counters.copy(), self._ledger.boot_id)
+
+    def what_if(self, asked: PlanRequest) -> PlanAnswer:
+        """Plan with other figures, from the latest observation; nothing is done.
+
+        Raises: DaemonError: there is no observation. UsageError: a figure is not valid.
+        """
+        if self.snapshot is None:
+            raise DaemonError(f"this node cannot be observed: {self.problem}")
+        seen, period_s = self.snapshot.seen, asked.period_s or self.config.period_s
+        space = seen.space
+        if asked.capacity:
+            capacity_bytes = resolve_size(asked.capacity, whole_bytes=space.whole_bytes)
+            space = dataclasses.replace(space, capacity_bytes=capacity_bytes)
+        seen = dataclasses.replace(
+            seen,
+            space=space,
+            bytes_per_s=rates(self.memory.counters, time.monotonic(), period_s),
+            horizon_s=asked.horizon_s or seen.horizon_s,
+        )
+        return answer_plan(seen, planner.plan(seen), period_s)
 
     def _start(self, action: planner.Action) -> None:
         """Start an action; a copy under way that is dropped is stopped first."""
@@ -257,6 +290,9 @@ class Loop:
             busy=frozenset(self._tasks),
             backing_off=frozenset(key for key, failure in memory.failures.items() if failure.retry_at > now),
             foreign=frozenset(reading.mounted.keys() - ours.keys()),
+            leaving=frozenset(name for name, action in memory.running.items() if isinstance(action, planner.Evict)),
+            bytes_per_s=rates(memory.counters, time.monotonic(), self.config.period_s),
+            horizon_s=self.config.horizon_s,
             leaving_bytes=sum(
                 action.image.size_bytes for action in memory.running.values() if isinstance(action, planner.Evict)
             ),
@@ -265,9 +301,11 @@ class Loop:
     def _count_reads(self, reading: Reading, ours: dict[str, MountedImage], now: float) -> None:
         at = time.monotonic()
         for dataset, mounted in ours.items():
-            counter = self.memory.counters.setdefault(dataset, ReadCounter(READ_PERIOD_S))
+            counter = self.memory.counters.setdefault(dataset, ReadCounter(self.config.period_s))
             seen = reading.mounted[dataset]
-            if counter.sample(at, mounted.device, seen.read_bytes, mounted.backing):
+            # A device's counter goes on when it is bound anew, so the mount is part of its name.
+            device = f"{mounted.device}@{seen.mount_id}"
+            if counter.sample(at, device, seen.read_bytes, mounted.backing):
                 self.memory.last_used_at[dataset] = now
         for gone in self.memory.counters.keys() - ours.keys():
             del self.memory.counters[gone]
@@ -275,7 +313,7 @@ class Loop:
     def _staged(self, reading: Reading) -> tuple[StagedImage, ...]:
         copies = self.memory.copies
         under_way = [
-            StagedImage(dataset, copy.image.generation.id, copy.image.size_bytes, True)
+            StagedImage(dataset, copy.image.generation.id, copy.image.size_bytes, True, copy.bytes_done)
             for dataset, copy in copies.items()
         ]
         left_over = [
@@ -298,4 +336,5 @@ class Loop:
             reserve_bytes=resolve_size(self.config.reserve, whole_bytes=contents.whole_bytes),
             used_bytes=contents.used_bytes + reading.held_bytes + coming_bytes,
             free_bytes=contents.free_bytes - coming_bytes,
+            whole_bytes=contents.whole_bytes,
         )

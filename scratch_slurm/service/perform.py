@@ -13,6 +13,7 @@ from scratch_slurm.node.cache import Cache
 from scratch_slurm.node.ledger import Ledger
 from scratch_slurm.service import operations as op
 from scratch_slurm.service.memory import Copy, Memory
+from scratch_slurm.service.turns import Turns
 from scratch_slurm.service.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class Performer:
         self._cache = cache
         self._ledger = ledger
         self._workers = workers
-        self._turns = asyncio.Semaphore(config.copies)
+        self._turns = Turns(config.copies)
 
     async def perform(self, action: planner.Action) -> None:
         """Do it, whole.
@@ -100,7 +101,7 @@ class Performer:
             readers=self._config.readers,
             bandwidth_bytes_per_s=self._config.bandwidth_bytes_per_s,
         )
-        async with self._turns:
+        async with self._turns.take(preheat=action.preheat):
             copy.started_at = time.monotonic()
             log.info("staging dataset=%s bytes=%d reason=%r", image.dataset, image.size_bytes, action.reason)
             await self._run(action.dataset, request, copy)

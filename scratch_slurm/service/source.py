@@ -54,7 +54,9 @@ class Source:
             dataset = (parse_image_name(file_name) or (file_name, ""))[0]
             if dataset not in images:
                 skipped[dataset] = SkippedImage(file_name, "gives no answer")
-        return Catalog(images, {name: why for name, why in skipped.items() if name not in images}, self._listed)
+        # An empty source is no proof that its images are gone: it looks like that before it is mounted, too.
+        complete = self._listed and bool(self._entries)
+        return Catalog(images, {name: why for name, why in skipped.items() if name not in images}, complete)
 
     async def scan(self) -> None:
         """List the source and read what changed. A failure is remembered in `problem`; what was known stays known.
@@ -151,11 +153,15 @@ class _Reading:
         except ScratchError as exc:
             self._report(exc.message)
             return
-        if self.wanted is None:
-            self.source._listed = True
-            if self.source.problem:
-                log.info("source answers again source_dir=%s", self.source._dir)
-            self.source.problem = ""
+        self._complete()
+
+    def _complete(self) -> None:
+        if self.wanted is not None:
+            return
+        self.source._listed = True
+        if self.source.problem:
+            log.info("source answers again source_dir=%s", self.source._dir)
+        self.source.problem = ""
 
     def _report(self, problem: str) -> None:
         if self.source.problem != problem:
@@ -180,6 +186,11 @@ class _Reading:
         else:
             log.warning("source file hangs file=%s", stuck)
             source.hanging[stuck] = since
+            # Not to be taken for gone when it hangs no longer, and was never read.
+            unread = op.Scanned(stuck, there=True, skipped=SkippedImage(stuck, "gave no answer"))
+            source._entries.setdefault(stuck, unread)
+            if not self.again:
+                self._complete()
 
             def on_gone(done: asyncio.Task[None]) -> None:
                 source._lost.discard(done)

@@ -7,7 +7,7 @@ from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.messages import DatasetState, DatasetStatus, NodeStatus
 from scratch_slurm.domain.model import Backing, Pin
 from scratch_slurm.domain.names import nearest_hint
-from scratch_slurm.domain.throughput import recent_rates
+from scratch_slurm.domain.throughput import RECENT_S, rates
 from scratch_slurm.service.loop import Loop, Snapshot
 from scratch_slurm.service.memory import Memory
 
@@ -27,7 +27,7 @@ class StatusView:
         self._plan = snapshot.plan
         self._now = now
         self._monotonic = monotonic
-        self._rates = recent_rates(memory.counters, monotonic)
+        self._rates = rates(memory.counters, monotonic, RECENT_S)
         self._pins: dict[str, list[Pin]] = {}
         for pin in snapshot.seen.pins:
             self._pins.setdefault(pin.dataset, []).append(pin)
@@ -45,6 +45,7 @@ class StatusView:
         image = self._seen.catalog.images.get(name)
         mounted = self._seen.mounted.get(name)
         copy = self._memory.copies.get(name)
+        counter = self._memory.counters.get(name)
         staging = copy is not None and copy.started_at is not None
         rate = copy.bytes_per_s(self._monotonic) if copy else 0.0
         left_bytes = copy.image.size_bytes - copy.bytes_done if copy else 0
@@ -60,6 +61,8 @@ class StatusView:
             use_count=sum(pin.job_id is not None for pin in pins),
             holders=tuple(pin.holder for pin in pins),
             read_bytes_per_s=self._rates.get(name, 0.0),
+            source_read_bytes=counter.source_bytes if counter else 0,
+            cache_read_bytes=counter.cache_bytes if counter else 0,
             path=str(self._config.mount_dir / name) if mounted else "",
             problem=self._problem(name),
             update_waiting=bool(image and mounted and mounted.generation_id != image.generation.id),
@@ -77,7 +80,8 @@ class StatusView:
         copy = self._memory.copies.get(name)
         if copy is not None and copy.started_at is not None:
             return DatasetState.STAGING
-        return DatasetState.QUEUED if name in self._pins and image else DatasetState.SOURCE
+        queued = copy is not None or (name in self._pins and image)
+        return DatasetState.QUEUED if queued else DatasetState.SOURCE
 
     def _problem(self, name: str) -> str:
         texts = [self._memory.problem(name, self._now)]
@@ -135,6 +139,8 @@ def node_status(loop: Loop, pid: int) -> NodeStatus:
         reserve_bytes=space.reserve_bytes if space else 0,
         used_bytes=space.used_bytes if space else 0,
         free_bytes=space.free_bytes if space else 0,
+        source_read_bytes=sum(counter.source_bytes for counter in loop.memory.counters.values()),
+        cache_read_bytes=sum(counter.cache_bytes for counter in loop.memory.counters.values()),
         problem="; ".join(text for text in (loop.problem, loop.source.problem) if text),
         datasets=tuple(now_view.dataset(name) for name in now_view.names()) if now_view else (),
     )

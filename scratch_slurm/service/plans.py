@@ -1,0 +1,32 @@
+"""A plan as the interface tells it. Pure."""
+
+from scratch_slurm.domain.messages import ActionAnswer, PlanAnswer, VerdictAnswer
+from scratch_slurm.domain.planner import Observation, Plan
+
+
+def answer_plan(seen: Observation, plan: Plan, period_s: float) -> PlanAnswer:
+    """Tell what a plan would do and why; the verdicts by value, the greatest first."""
+    wishes = plan.wishes
+    verdicts = sorted(wishes.verdicts.values(), key=lambda each: (not each.wanted, -each.value_bytes, each.dataset))
+    return PlanAnswer(
+        capacity_bytes=seen.space.capacity_bytes,
+        reserve_bytes=seen.space.reserve_bytes,
+        used_bytes=seen.space.used_bytes,
+        period_s=period_s,
+        horizon_s=seen.horizon_s,
+        value_bytes=wishes.knapsack.value_bytes,
+        gap=wishes.knapsack.gap,
+        actions=tuple(ActionAnswer(action.kind, action.dataset, action.reason) for action in plan.actions),
+        verdicts=tuple(
+            VerdictAnswer(
+                each.dataset,
+                each.size_bytes,
+                each.cached,
+                each.wanted,
+                each.bytes_per_s,
+                each.value_bytes,
+                each.reason + (f"; {plan.problems[each.dataset].text}" if each.dataset in plan.problems else ""),
+            )
+            for each in verdicts
+        ),
+    )

@@ -1,0 +1,40 @@
+"""The read counters outlive a restart of the daemon: a small file in state_dir, worth nothing after a reboot."""
+
+import contextlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from scratch_slurm.domain.throughput import ReadCounter
+
+log = logging.getLogger(__name__)
+
+
+class _Saved(msgspec.Struct):
+    boot_id: str
+    """The monotonic clock and the devices' counters begin anew with each boot."""
+    counters: dict[str, ReadCounter]
+
+
+def save_counters(path: Path, counters: Mapping[str, ReadCounter], boot_id: str) -> None:
+    """Write the counters of all datasets that were read, by rename; a failure costs a window of history only."""
+    read = {dataset: counter for dataset, counter in counters.items() if counter.total_bytes}
+    new = path.with_name(path.name + ".new")
+    try:
+        new.write_bytes(msgspec.json.encode(_Saved(boot_id, read)))
+        new.replace(path)
+    except OSError as exc:
+        log.warning("cannot save the read counters file=%s problem=%r", path, exc.strerror)
+
+
+def load_counters(path: Path, boot_id: str, period_s: float) -> dict[str, ReadCounter]:
+    """Read the counters of an earlier daemon of this boot; none if there are none, or they cannot be read."""
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        saved = msgspec.json.decode(path.read_bytes(), type=_Saved)
+        if saved.boot_id == boot_id:
+            for counter in saved.counters.values():
+                counter.period_s = period_s
+            return saved.counters
+    return {}
