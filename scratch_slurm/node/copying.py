@@ -49,12 +49,12 @@ class CopyOptions:
 
     workers: int = 16
     """Ranges read at once: a source bound by latency needs many, a disk does not mind."""
-    range_bytes: int = 2 << 20
+    range_bytes: int = 4 << 20
     chunk_bytes: int = 64 << 20
     """What a killed copy does again at most, beside the ranges under way."""
     bandwidth_bytes_per_s: int | None = None
     direct: bool = True
-    """Read the source past the page cache where it lets us; else drop what a plain read brought in."""
+    """Read the source with direct I/O where it can; else, and on FUSE, drop what a plain read brought in."""
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.range_bytes < BLOCK_BYTES or self.range_bytes % BLOCK_BYTES:

@@ -15,6 +15,8 @@ from typing import Any
 BLOCK_BYTES = 4096
 """Alignment that direct I/O asks for at most, of a buffer, an offset and a length."""
 
+FUSE_TYPE = 0x65735546
+
 _SYNC_FILE_RANGE_WAIT_BEFORE = 1
 _SYNC_FILE_RANGE_WRITE = 2
 _SYNC_FILE_RANGE_WAIT_AFTER = 4
@@ -24,6 +26,7 @@ _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_int64)
 _libc.mmap.restype = ctypes.c_void_p
+_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
 
@@ -61,6 +64,13 @@ def drop_written(descriptor: int, offset: int, length: int) -> None:
     os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
 
+def file_system_type(descriptor: int) -> int:
+    """Read the magic number of a file's file system, as in statfs(2)."""
+    status = ctypes.create_string_buffer(256)
+    _call(_libc.fstatfs, descriptor, status)
+    return ctypes.c_long.from_buffer(status).value
+
+
 def resident_map(descriptor: int, offset: int, length: int) -> bytes:
     """Tell which pages of a range are in the page cache: one byte a page, 0 or 1. `offset` is a page's start.
 
@@ -84,23 +94,32 @@ _LOWEST_BIT = bytes(number & 1 for number in range(256))
 class ColdReader:
     """Reads of one descriptor that leave nothing in the page cache, and take nothing out of it.
 
-    Direct I/O where the file system has it. Elsewhere plain reads, after which the pages go that were not there
-    before: those that others brought in stay, as a job may be reading the same file. RWF_DONTCACHE (Linux 6.14) is
-    faster on a local disk, but its read-ahead leaves up to 3 % of a file behind, and without read-ahead it is slower.
+    Direct I/O where the file system has it, but not on FUSE: there SIGKILL does not end a direct read that the
+    server has taken and does not answer (fuse_direct_IO waits uninterruptibly), while it ends a plain one.
+    RWF_DONTCACHE (Linux 6.14) is faster on a local disk, but its read-ahead leaves up to 3 % of a file behind, and
+    without read-ahead it is slower than direct I/O.
+
+    Elsewhere plain reads, after which the pages go that were not there before: those that others brought in stay, as a
+    job may be reading the same file.
 
     Args:
         descriptor: open for reading; nobody else uses its open file, whose flags may change.
+        direct: try direct I/O.
     """
 
     def __init__(self, descriptor: int, *, direct: bool = True) -> None:
         self.descriptor = descriptor
         self.direct = direct and self._set_direct()
         if not self.direct:
-            # Read-ahead would make the neighbouring range look as if somebody else had wanted it.
+            # Requests of twice the size; then no read-ahead, which would make the neighbouring range look as if
+            # somebody else had wanted it. The second call keeps the first one's size (mm/fadvise.c).
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
     def _set_direct(self) -> bool:
         """Try on the first block. A storage's own error shows again in the first read, where it has an offset."""
+        if file_system_type(self.descriptor) == FUSE_TYPE:
+            return False
         flags = fcntl.fcntl(self.descriptor, fcntl.F_GETFL)
         with mmap.mmap(-1, BLOCK_BYTES) as block:
             try:
