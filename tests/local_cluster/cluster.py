@@ -5,7 +5,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,32 +12,12 @@ from tests.local_cluster import client, machines, programs, teardown
 from tests.local_cluster.control import Control
 from tests.local_cluster.errors import ClusterError
 from tests.local_cluster.jobs import DrainedNode, JobInfo, parse_drained, parse_job
-from tests.local_cluster.layout import HEAD, Layout
+from tests.local_cluster.layout import HEAD
 from tests.local_cluster.lifecycle import Lifecycle
+from tests.local_cluster.node import Node
 
 _POLL_S: Final = 0.05
 _END_TIMEOUT_S: Final = 10.0
-
-
-@dataclass(frozen=True)
-class Node:
-    """One node of the cluster; its paths as this machine sees them."""
-
-    name: str
-    layout: Layout
-
-    @property
-    def init_pid(self) -> int:
-        """Process 1 of the node, as this machine counts."""
-        return Control(self.layout.control_socket(self.name)).init_pid()
-
-    def path(self, common: Path | str) -> Path:
-        """Where the host finds the node's own file at the common path, say its `cache_dir`."""
-        return self.layout.node_path(self.name, common)
-
-    def seen(self, path: Path | str) -> Path:
-        """The node's view of an absolute path, with the mounts that were made there."""
-        return Path(f"/proc/{self.init_pid}/root") / Path(path).relative_to("/")
 
 
 class LocalCluster(Lifecycle):

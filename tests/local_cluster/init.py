@@ -61,6 +61,7 @@ class Init:
                     if key.data == "request":
                         self._serve(listener)
                     elif key.data == "lifeline":
+                        _say("the process that started this cluster has ended")
                         self.stopping = True
                     else:
                         self._reap()
@@ -118,6 +119,7 @@ class Init:
                     self.selector.unregister(self.options["lifeline"])
                 return None
             case "stop":
+                _say("asked to stop")
                 self.stopping = True
                 return None
             case unknown:
@@ -170,12 +172,14 @@ class Init:
             os.kill(-1, signal.SIGKILL)
         while self._reap() and time.monotonic() < deadline:
             time.sleep(0.005)
+        _say(f"processes ended, left: {sorted(self.pids)}")
         if directory is None:
             return
         left = kernel.unmount_all(directory)
-        kernel.release_loops(loops)
+        bound = kernel.release_loops(loops)
+        _say(f"mounts left: {left}, devices left: {bound}")
         if left:
-            print(f"still mounted, so the files stay: {left}", file=sys.stderr)
+            _say("the files stay, as something is mounted there")
         elif not self.options["keep"]:
             kernel.remove_files(directory)
             if self.options["remove_directory"]:
@@ -191,6 +195,11 @@ def _listen(path: str) -> socket.socket:
     os.umask(0o022)
     listener.listen(16)
     return listener
+
+
+def _say(text: str) -> None:
+    """Log for whoever finds a cluster that did not end."""
+    print(f"{time.time():.3f} {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

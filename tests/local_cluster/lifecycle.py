@@ -209,6 +209,7 @@ class Lifecycle:
         elif pid is not None and not teardown.await_process_end(pid, _END_TIMEOUT_S):
             os.kill(pid, signal.SIGKILL)
             teardown.await_process_end(pid, _END_TIMEOUT_S)
+        teardown.remove_remains(layout)
         self._layout = self._lifeline = None
         if left := teardown.find_leftovers(layout, self._namespaces):
             raise ClusterError(f"the cluster has ended but left: {', '.join(left)}")

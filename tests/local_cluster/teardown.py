@@ -20,6 +20,15 @@ def await_process_end(pid: int, timeout_s: float) -> bool:
         os.close(fd)
 
 
+def remove_remains(layout: Layout) -> None:
+    """Remove the files of a cluster whose init was killed before it could; never below a mount."""
+    if layout.keep or not layout.state_file.exists() or kernel.mounts_under(layout.directory):
+        return
+    kernel.remove_files(layout.directory)
+    if layout.remove_directory:
+        layout.directory.rmdir()
+
+
 def find_leftovers(layout: Layout, namespaces: frozenset[str], timeout_s: float = 5.0) -> list[str]:
     """Say what a cluster that has ended left behind; empty is right.
 
