@@ -44,6 +44,8 @@ class Knobs:
     """All reads together; 0 is no limit."""
     hang: bool = False
     """Reads block until this is off again."""
+    hang_open: bool = False
+    """Opening blocks, so that the kernel holds whoever opens, killed or not; a read lets the killed go."""
     hang_all: bool = False
     """As a dead NFS server: stat, listing, open and statvfs block too, of everything."""
     fail: bool = False
@@ -51,7 +53,7 @@ class Knobs:
     fail_from: int = 0
     """Only reads that reach to this offset or beyond fail."""
     only: tuple[str, ...] = ()
-    """File names that `hang` and `fail` are about; none means all."""
+    """File names that `hang`, `hang_open` and `fail` are about; none means all."""
 
 
 @dataclass(frozen=True)
@@ -183,18 +185,19 @@ class _Server:
         self.free_at = 0.0
         self.counters: dict[str, list[int]] = {}
 
-    def meet(self, path: str, *, reading: bool) -> None:
+    def meet(self, path: str, *, reading: bool = False, opening: bool = False) -> None:
         """Block while the knobs say so."""
         name = path.rsplit("/", 1)[-1]
         with self.changed:
-            if self._hangs(name, reading):
+            if self._hangs(name, reading, opening):
                 self.blocked += 1
-                self.changed.wait_for(lambda: not self._hangs(name, reading))
+                self.changed.wait_for(lambda: not self._hangs(name, reading, opening))
                 self.blocked -= 1
 
-    def _hangs(self, name: str, reading: bool) -> bool:
+    def _hangs(self, name: str, reading: bool, opening: bool) -> bool:
         knobs = self.knobs
-        return knobs.hang_all or (reading and knobs.hang and (not knobs.only or name in knobs.only))
+        hangs = (reading and knobs.hang) or (opening and knobs.hang_open)
+        return knobs.hang_all or (hangs and (not knobs.only or name in knobs.only))
 
     def pay(self, path: str, offset: int, size: int) -> bool:
         """Take the time that a read takes; False when it is to fail."""
@@ -254,9 +257,10 @@ def _serve(root: str, mount_point: str) -> None:
                 name: getattr(status, f"{name}_ns") for name in times
             }
 
-        def readdir(self, path: str, fh: int) -> list[str]:
+        def readdir(self, path: str, fh: int) -> list[tuple[str, dict[str, int], int]]:
             server.meet(path, reading=False)
-            return [".", "..", *(entry.name for entry in os.scandir(server.root + path))]
+            # With use_ino, a name without its inode number has 0, and readdir(3) leaves it out.
+            return [(entry.name, {"st_ino": entry.inode()}, 0) for entry in os.scandir(server.root + path)]
 
         def readlink(self, path: str) -> str:
             server.meet(path, reading=False)
@@ -268,7 +272,7 @@ def _serve(root: str, mount_point: str) -> None:
             return {name: getattr(disk, name) for name in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail")}
 
         def open(self, path: str, flags: int) -> int:
-            server.meet(path, reading=False)
+            server.meet(path, opening=True)
             if flags & (os.O_WRONLY | os.O_RDWR):
                 raise mfusepy.FuseOSError(errno.EROFS)
             return os.open(server.root + path, os.O_RDONLY)
