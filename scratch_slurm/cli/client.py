@@ -6,7 +6,15 @@ import msgspec
 
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import DaemonError
-from scratch_slurm.domain.messages import EvictAnswer, EvictRequest, NodeStatus, WaitAnswer, WaitRequest
+from scratch_slurm.domain.messages import (
+    EvictAnswer,
+    EvictRequest,
+    NodeStatus,
+    PlanAnswer,
+    PlanRequest,
+    WaitAnswer,
+    WaitRequest,
+)
 from scratch_slurm.node import daemon_client
 
 Answer = TypeVar("Answer")
@@ -38,6 +46,14 @@ def evict(config: Config, dataset: str) -> EvictAnswer:
     Raises: PinnedError, NotFoundError, DeniedError: the daemon refuses. DaemonError: it does not answer.
     """
     return _ask(config, "POST", "/v1/evict", EvictRequest(dataset), EvictAnswer, EVICT_TIMEOUT_S)
+
+
+def plan(config: Config, request: PlanRequest) -> PlanAnswer:
+    """Ask what the daemon would do, with its own figures or others; it does nothing.
+
+    Raises: DaemonError: the daemon does not answer. UsageError: it refuses a figure.
+    """
+    return _ask(config, "POST", "/v1/plan", request, PlanAnswer, ANSWER_TIMEOUT_S)
 
 
 def _ask(

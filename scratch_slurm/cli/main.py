@@ -23,6 +23,7 @@ EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 COMMANDS = {
     "status": "Show what is cached, being copied and in use on this node.",
     "jobs": "Show which jobs pin which datasets.",
+    "plan": "Show what the node would cache or drop now, and why; changes nothing.",
     "build": "Pack a directory into an image and publish it.",
     "preheat": "Pin datasets for the administrator and wait until they are cached (root).",
     "evict": "Release the administrator's pins and free the cache (root).",

@@ -63,6 +63,8 @@ def render_node(
         ),
         capacity_line(node, width=width, blocks=blocks),
     ]
+    if node.source_read_bytes + node.cache_read_bytes > 0:
+        parts.append(Text(reads_line(node)))
     if node.problem:
         parts.append(_problem("node", node.problem))
     parts += ["", *dataset_list(datasets, width=width, blocks=blocks)]
@@ -97,6 +99,13 @@ def capacity_line(node: NodeStatus, *, width: int, blocks: bool = True) -> Text:
     text.append(f"disk: {format_bytes(node.free_bytes)} free", style="red" if low else "")
     text.append(f", {format_bytes(node.reserve_bytes)} of it reserved for others")
     return text
+
+
+def reads_line(node: NodeStatus) -> str:
+    """Say who served the reads: `reads  12.0 GB from the cache, 3.0 GB from the source (80 % saved)`."""
+    cache, source = node.cache_read_bytes, node.source_read_bytes
+    percent = 100 * cache // (cache + source)
+    return f"reads  {format_bytes(cache)} from the cache, {format_bytes(source)} from the source ({percent} % saved)"
 
 
 def bar(part: float, cells: int, *, style: str, blocks: bool = True) -> Text:

@@ -105,6 +105,8 @@ class Retarget:
     backing_path: str
     expected: Generation | None
     """What must be found at `backing_path`; None for a cached image, which never changes."""
+    image: SourceImage | None
+    """With it the dataset can be mounted anew where the switch is refused; None: it is another generation now."""
     reason: str
 
 
@@ -371,10 +373,10 @@ class _Planner:
             image = self.wanted_generation(dataset)
             if copy and mounted.backing_path != copy.path:
                 reason = "its copy is whole and verified"
-                switches.append(Retarget(dataset, mounted.device, copy.path, None, reason))
+                switches.append(Retarget(dataset, mounted.device, copy.path, None, image, reason))
             elif image and not copy and mounted.backing is Backing.CACHE and mounted.backing_path not in cached_paths:
                 reason = "its cached image was deleted by somebody"
-                switches.append(Retarget(dataset, mounted.device, image.path, image.generation, reason))
+                switches.append(Retarget(dataset, mounted.device, image.path, image.generation, image, reason))
         return switches
 
     def _plan_copies(self, wishes: Wishes, touched: set[str], leaving_bytes: int) -> tuple[list[Evict], list[Stage]]:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -15,18 +16,25 @@ _MAX_BYTES = 1_000_000
 _Loader: type[yaml.SafeLoader] | type[yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def load_config(path: str | Path | None = None) -> Config:
+def load_config(path: str | Path | None = None, options: Mapping[str, str] | None = None) -> Config:
     """Read the configuration.
 
     Args:
         path: the file; None: what $SCRATCH_SLURM_CONFIG names, else /etc/scratch-slurm/config.yaml.
+        options: top-level keys given on the command line, which go before the file's. With some, and no file named,
+            /etc/scratch-slurm/config.yaml need not exist.
     Raises: ConfigError: missing, unreadable, no YAML, wrong values, or, for root, a file that others may write.
     """
-    origin = str(path or os.environ.get(PATH_VARIABLE) or DEFAULT_PATH)
+    named = str(path or os.environ.get(PATH_VARIABLE) or "")
+    origin = named or DEFAULT_PATH
+    if options and not named and not Path(DEFAULT_PATH).exists():
+        return build_config(dict(options), origin="the command line", host_name=os.uname().nodename)
     try:
         values = yaml.load(_read(origin), Loader=_Loader)  # noqa: S506 - a SafeLoader, the one in C
     except yaml.YAMLError as exc:
         raise _yaml_error(origin, exc) from exc
+    if options and isinstance(values, Mapping):
+        values = {**values, **options}
     return build_config(values, origin=origin, host_name=os.uname().nodename)
 
 

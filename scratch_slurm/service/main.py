@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 import filelock
@@ -32,12 +33,21 @@ log = logging.getLogger(__name__)
 
 _LAST_WORDS_S = 2.0
 
+# scratch_manager's options: all it takes to run without Slurm and without a file.
+_OPTIONS = {
+    "--datadir": ("source_dir", "DIR", "the slow directory of images (source_dir)"),
+    "--cachedir": ("cache_dir", "DIR", "the directory on the SSD for cached images (cache_dir)"),
+    "--mountdir": ("mount_dir", "DIR", "where the datasets are mounted (mount_dir)"),
+    "--capacity": ("capacity", "SIZE", "what cached images may take: 500 GB, 2 TiB, 80%%"),
+    "--period": ("period", "TIME", "the window over which read rates are taken: 600 (seconds), 10m"),
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `scratch-slurmd`; ends the process with the error's exit code."""
     options = _parser().parse_args(arguments)
     try:
-        config = load_config(options.config)
+        config = load_config(options.config, _given(options))
         if options.check_config:
             print(_describe(config))
             return
@@ -64,10 +74,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", metavar="PATH", help="configuration file instead of $SCRATCH_SLURM_CONFIG")
     parser.add_argument("--version", action="version", version=f"scratch-slurmd {__version__}")
+    values = parser.add_argument_group("instead of the configuration's values")
+    for option, (key, metavar, text) in _OPTIONS.items():
+        values.add_argument(option, dest=key, metavar=metavar, help=text)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--check-config", action="store_true", help="check the configuration, show it, and end")
     what.add_argument("--unmount", action="store_true", help="take all mounts down, and end; the cache stays")
     return parser
+
+
+def _given(options: argparse.Namespace) -> dict[str, str]:
+    """The configuration's keys that the command line gives."""
+    given = {key: getattr(options, key) for key, _, _ in _OPTIONS.values() if getattr(options, key) is not None}
+    # As scratch_manager was called: from wherever one stands.
+    return {key: str(Path(value).absolute()) if key.endswith("_dir") else value for key, value in given.items()}
 
 
 def _describe(config: Config) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from scratch_slurm.domain import planner
 from scratch_slurm.domain.config import Config
-from scratch_slurm.domain.errors import PinnedError
+from scratch_slurm.domain.errors import PinnedError, RetargetError, SourceError
+from scratch_slurm.domain.model import SourceImage
 from scratch_slurm.domain.names import device_tag
 from scratch_slurm.node.cache import Cache
 from scratch_slurm.node.ledger import Ledger
@@ -74,22 +75,35 @@ class Performer:
 
     async def _mount(self, action: planner.Mount) -> None:
         replace = isinstance(action, planner.Replace)
+        await self._show(action.image, action.backing_path, replace=replace)
+        await self._record("replaced" if replace else "mounted", action.dataset, action.reason)
+
+    async def _show(self, image: SourceImage, backing_path: str, *, replace: bool) -> None:
         request = op.MountImage(
-            image=action.image,
-            backing_path=action.backing_path,
-            mount_point=str(self._config.mount_dir / action.dataset),
-            tag=device_tag(action.image.generation.id),
+            image=image,
+            backing_path=backing_path,
+            mount_point=str(self._config.mount_dir / image.dataset),
+            tag=device_tag(image.generation.id),
             replace=replace,
         )
-        await self._run(action.dataset, request)
-        await self._record("replaced" if replace else "mounted", action.dataset, action.reason)
+        await self._run(image.dataset, request)
 
     async def _unmount(self, action: planner.Unmount) -> None:
         await self._run(action.dataset, op.UnmountImage(str(self._config.mount_dir / action.dataset)))
         await self._record("unmounted", action.dataset, action.reason)
 
     async def _retarget(self, action: planner.Retarget) -> None:
-        await self._run(action.dataset, op.SwitchBacking(action.device, action.backing_path, action.expected))
+        try:
+            await self._run(action.dataset, op.SwitchBacking(action.device, action.backing_path, action.expected))
+        except (RetargetError, SourceError) as exc:
+            # The kernel asks the old backing before it switches: one that is dead or was replaced under us refuses, or
+            # hangs. A fresh device with the same bytes, mounted in the old one's place, serves whoever opens a file
+            # from now on; it is also what heals squashfs, which remembers an I/O error until it is mounted anew.
+            if action.image is None:
+                raise
+            await self._show(action.image, action.backing_path, replace=True)
+            await self._record("replaced", action.dataset, f"{action.reason}, and the switch failed: {exc.message}")
+            return
         await self._record("retargeted", action.dataset, action.reason)
 
     async def _stage(self, action: planner.Stage) -> None:
