@@ -31,7 +31,7 @@ _SLURM_OPTIONS: Final = {
     # Alloc: the prolog runs on every node when the job starts. Without DeferBatch the batch step waits
     # for its own node's prolog only.
     "PrologFlags": "Alloc",
-    "PrologEpilogTimeout": "300",
+    "PrologEpilogTimeout": "1800",
     "ReturnToService": "2",
     "JobRequeue": "1",
     "KillWait": "2",
