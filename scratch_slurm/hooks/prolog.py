@@ -1,10 +1,12 @@
 """The prolog: pin what the job asked for, have the daemon see to it, wait a little, leave word for the job.
 
-Must not copy anything, nor touch the source or a mount: scancel cannot stop a prolog, and dead storage would hang it.
+Must not copy anything, nor touch the source or a mount: scancel does not stop a prolog (a long wait looks now and then
+whether the job is still there), and dead storage would hang it.
 Killed at any point it leaves pins, which the epilog releases.
 """
 
 import time
+from collections.abc import Callable
 
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import DaemonError, DeniedError, LedgerError, ScratchError, UsageError
@@ -15,7 +17,7 @@ from scratch_slurm.domain.sizes import NO_LIMIT_S, format_duration, parse_wait
 from scratch_slurm.hooks import hooklog
 from scratch_slurm.hooks.report import Report, format_report, write_report
 from scratch_slurm.hooks.request import JobRequest
-from scratch_slurm.hooks.waiting import asker, wait_for
+from scratch_slurm.hooks.waiting import SLICE_S, asker, wait_for
 from scratch_slurm.hooks.wording import word_status
 from scratch_slurm.node.ledger import Ledger, read_boot_id
 
@@ -85,7 +87,7 @@ def _ask_and_wait(
 ) -> tuple[tuple[DatasetStatus, ...], str]:
     """Have the daemon see to the pins, and wait. Returns: the states, and what the job is told of a silent daemon."""
     try:
-        answer = wait_for(datasets, wait_s, asker(config.socket_path))
+        answer = wait_for(datasets, wait_s, asker(config.socket_path), is_over=_over_check(request.job_id, wait_s))
         if len(answer.datasets) == len(datasets):
             return answer.datasets, ""
         raise DaemonError(f"{config.socket_path}: the daemon has not seen the node yet")
@@ -96,6 +98,16 @@ def _ask_and_wait(
     from scratch_slurm.hooks.look import look_at
 
     return look_at(datasets, config.mount_dir), problem
+
+
+def _over_check(job_id: int, wait_s: float) -> Callable[[], bool]:
+    """Make the function that tells whether the job was cancelled meanwhile; short waits never ask Slurm."""
+    if wait_s <= SLICE_S:
+        return lambda: False
+    # Here, not above: it costs 10 ms that most jobs need not wait.
+    from scratch_slurm.hooks.cancelled import CancelWatch
+
+    return CancelWatch(job_id).is_over
 
 
 def _leave_word(config: Config, request: JobRequest, report: Report) -> None:

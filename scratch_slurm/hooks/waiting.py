@@ -24,6 +24,7 @@ def wait_for(
     wait_s: float,
     ask: Ask,
     *,
+    is_over: Callable[[], bool] = lambda: False,
     monotonic: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> WaitAnswer:
@@ -33,6 +34,7 @@ def wait_for(
 
     Args:
         ask: asks the daemon about datasets, to answer after so many seconds at the latest.
+        is_over: tells, between two questions, whether nobody needs the answer any more.
     Returns: the latest answer.
     Raises: DaemonError: the daemon did not answer the first question, or the last. ScratchError: what it said instead.
     """
@@ -43,10 +45,10 @@ def wait_for(
         try:
             answer = ask(datasets, min(SLICE_S, max(0.0, give_up_at - asked_at)))
         except DaemonError:
-            if answer is None or monotonic() >= give_up_at:
+            if answer is None or monotonic() >= give_up_at or is_over():
                 raise
         else:
-            if answer.settled or monotonic() >= give_up_at:
+            if answer.settled or monotonic() >= give_up_at or is_over():
                 return answer
         # A daemon that comes back, or one that answers too early, is not asked in a tight circle.
         sleep(max(0.0, min(asked_at + _PAUSE_S, give_up_at) - monotonic()))

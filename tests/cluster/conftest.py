@@ -1,7 +1,9 @@
 """One real Slurm cluster for all tests here."""
 
 import itertools
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,8 +17,12 @@ def cluster() -> Iterator[LocalCluster]:
 
     Copies are slow enough to be met under way: 40 MB/s each.
     """
+    directory = Path(tempfile.mkdtemp(prefix="scratch-slurm-"))
+    directory.chmod(0o755)
+    # A requeued job has to wait until its old credential has expired: as short as Slurm takes it.
+    slurm = {"AuthInfo": f"socket={directory}/munge/socket,cred_expire=5"}
     settings = {"copy": {"bandwidth": "40 MB"}, "capacity": "10 GB", "preheat": {"wait": "20s"}}
-    with LocalCluster(nodes=4, settings=settings) as running:
+    with LocalCluster(nodes=4, settings=settings, directory=directory, slurm=slurm) as running:
         yield running
         assert running.drained() == [], "no node was ever drained"
 
@@ -33,9 +39,7 @@ def make(cluster: LocalCluster, numbers: Iterator[int]) -> Iterator[Callable[...
 
     def make_one(*, data_bytes: int = 2 * MB, image_bytes: int = 0) -> Dataset:
         number = next(numbers)
-        made.append(
-            make_dataset(cluster.source_dir, f"d{number}", data_bytes=data_bytes, image_bytes=image_bytes)
-        )
+        made.append(make_dataset(cluster.source_dir, f"d{number}", data_bytes=data_bytes, image_bytes=image_bytes))
         return made[-1]
 
     yield make_one
