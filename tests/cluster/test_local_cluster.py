@@ -210,9 +210,7 @@ def test_up_outlives_its_command_until_down(directory: Path) -> None:
     with pytest.raises(AlreadyRunsError):
         LocalCluster(directory=directory).start()
     environment = {**os.environ, "SLURM_CONF": str(directory / "slurm.conf")}
-    found = subprocess.run(
-        ["srun", "-N2", "hostname"], env=environment, capture_output=True, text=True, check=True
-    )
+    found = subprocess.run(["srun", "-N2", "hostname"], env=environment, capture_output=True, text=True, check=True)
     assert sorted(found.stdout.split()) == ["n1", "n2"], "a client outside of the cluster's namespaces works"
     LocalCluster.attach(directory).sbatch("sleep 321")
     assert start(*COMMAND, "down", option).wait(60) == 0
