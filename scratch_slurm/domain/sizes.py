@@ -9,12 +9,14 @@ _UNITS = {
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "pb": 10**15,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "pib": 2**50,
 }  # fmt: skip
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", re.ASCII)
-_PERCENT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*", re.ASCII)
+_NUMBER = r"([0-9]{1,20}(?:\.[0-9]{1,20})?)"
+_SIZE = re.compile(rf"\s*{_NUMBER}\s*([A-Za-z]*)\s*", re.ASCII)
+_PERCENT = re.compile(rf"\s*{_NUMBER}\s*%\s*", re.ASCII)
 _DECIMAL = [("PB", 10**15), ("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)]
 
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s|m|min|h|d)\s*", re.ASCII)
+_DURATION = re.compile(rf"\s*{_NUMBER}\s*(s|m|min|h|d)?\s*", re.ASCII)
+_LONGEST_S = 1e9
 _SLURM_TIME = re.compile(
     r"(?:(?P<days>\d{1,6})-(?P<dh>\d{1,2})(?::(?P<dm>\d{1,2})(?::(?P<ds>\d{1,2}))?)?"
     r"|(?:(?P<h>\d{1,6}):)?(?P<m>\d{1,6}):(?P<s>\d{1,2})"
@@ -62,13 +64,8 @@ def parse_duration(text: str) -> float:
     Raises: UsageError: not a duration.
     """
     match = _DURATION.fullmatch(text)
-    if match:
-        return float(match[1]) * _SECONDS[match[2]]
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < 1e9:
+    seconds = float(match[1]) * _SECONDS[match[2] or "s"] if match else _LONGEST_S
+    if seconds >= _LONGEST_S:
         raise UsageError(f"duration {text[:40]!r} is not valid", hint="write 90s, 10m, 2h, 1d or a number of seconds")
     return seconds
 
