@@ -15,6 +15,8 @@ from tests.component.processes import children
 from tests.sources import SlowSource
 
 LONG_S = 60.0
+SHORT_S = 3.0
+"""Long enough for a worker to start on a busy machine; what hangs is waited for so long."""
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +270,7 @@ def test_a_file_that_holds_its_reader_is_left_out_of_later_scans(slow, name):
     others = sorted({"a", "b", "c"} - {dataset})
 
     async def story():
-        async with opened(slow.path, silence_s=1.0) as source:
+        async with opened(slow.path, silence_s=SHORT_S) as source:
             slow.set(hang_open=True, only=(name,))
             await source.scan()
             first, problem = source.catalog, source.problem
@@ -296,7 +298,7 @@ def test_a_file_whose_reader_can_be_killed_is_tried_again(slow, name):
     dataset = name.partition(".")[0]
 
     async def story():
-        async with opened(slow.path, silence_s=1.0) as source:
+        async with opened(slow.path, silence_s=SHORT_S) as source:
             slow.set(hang=True, only=(name,))
             await source.scan()
             await until(lambda: not source.hanging)
@@ -314,7 +316,7 @@ def test_a_file_whose_reader_can_be_killed_is_tried_again(slow, name):
 @pytest.mark.root
 def test_what_was_known_of_a_file_stays_known_while_it_hangs(slow, folder):
     async def story():
-        async with opened(slow.path, silence_s=1.0) as source:
+        async with opened(slow.path, silence_s=SHORT_S) as source:
             await source.scan()
             before = source.catalog.images["b"]
             rewrite(folder / "b.squashfs")
@@ -334,7 +336,7 @@ def test_what_was_known_of_a_file_stays_known_while_it_hangs(slow, folder):
 @pytest.mark.root
 def test_several_files_that_hang_cost_one_worker_each(slow):
     async def story():
-        async with opened(slow.path, silence_s=1.0) as source:
+        async with opened(slow.path, silence_s=SHORT_S) as source:
             slow.set(hang_open=True, only=("a.squashfs", "c.squashfs"))
             await source.scan()
             seen = sorted(source.hanging), sorted(source.catalog.images), slow.blocked()
@@ -348,7 +350,7 @@ def test_several_files_that_hang_cost_one_worker_each(slow):
 @pytest.mark.root
 def test_a_listing_that_hangs_is_told_and_not_tried_again_meanwhile(slow):
     async def story():
-        async with opened(slow.path, silence_s=1.0) as source:
+        async with opened(slow.path, silence_s=SHORT_S) as source:
             await source.scan()
             slow.set(hang_all=True)
             await source.scan()

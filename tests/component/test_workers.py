@@ -354,43 +354,6 @@ def test_slots_bound_the_number_of_processes(endless):
     asyncio.run(story())
 
 
-DAEMON = """
-import asyncio, sys
-from pathlib import Path
-from scratch_slurm.service import operations as op
-from scratch_slurm.service.workers import Workers
-
-def children():
-    return [pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
-
-async def main(folder, fifo):
-    workers = Workers()
-    stuck = asyncio.create_task(workers.run(op.SwitchBacking("loop-none", fifo, None), silence_s=600))
-    await workers.run(op.Scan(folder, None, (), {}), silence_s=600)
-    while len(children()) < 2:
-        await asyncio.sleep(0.005)
-    print(*children(), flush=True)
-    await stuck
-
-asyncio.run(main(*sys.argv[1:]))
-"""
-
-
-def test_workers_die_with_the_daemon(source_dir, endless):
-    """A worker that outlived it could still switch or mount, beside the next daemon's."""
-    daemon = subprocess.Popen(
-        [sys.executable, "-c", DAEMON, str(source_dir), endless.backing_path], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        pids = [int(pid) for pid in daemon.stdout.readline().split()]
-        assert len(pids) == 2 and all(is_running(pid) for pid in pids)
-    finally:
-        daemon.kill()
-        daemon.wait()
-        daemon.stdout.close()
-    wait_until(lambda: not any(is_running(pid) for pid in pids))
-
-
 def test_a_worker_whose_daemon_is_gone_already_does_nothing():
     """Between fork and prctl(2) the daemon may have died: then nobody would end the worker."""
     done = subprocess.run(
@@ -420,8 +383,9 @@ def test_a_worker_that_the_kernel_holds_is_waited_for_without_its_slot(source_di
         before = children()
         hung = asyncio.Event()
         async with pool(slots=1) as workers:
+            await workers.run(scan_of(source_dir), silence_s=LONG_S)
             slow.set(hang_all=True)
-            task = asyncio.create_task(workers.run(scan_of(slow.path), silence_s=0.5, on_hang=hung.set))
+            task = asyncio.create_task(workers.run(scan_of(slow.path), silence_s=1.0, on_hang=hung.set))
             await hung.wait()
             (pid,) = children() - before
             assert is_running(pid), "killed, but still held"
@@ -451,3 +415,44 @@ def test_close_does_not_wait_for_what_the_kernel_holds(slow):
             await task
 
     asyncio.run(story())
+
+
+DAEMON = """
+import asyncio, sys
+from pathlib import Path
+from scratch_slurm.service import operations as op
+from scratch_slurm.service.workers import Workers
+
+def children():
+    return [pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+
+async def main(*folders):
+    workers, begun = Workers(), asyncio.Queue()
+    scans = [op.Scan(folder, None, (), {}) for folder in folders]
+    tasks = [asyncio.create_task(workers.run(scan, silence_s=600, on_line=begun.put_nowait)) for scan in scans]
+    for _ in tasks:
+        await begun.get()
+    print(*children(), flush=True)
+    await asyncio.gather(*tasks)
+    await asyncio.Event().wait()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.root
+def test_workers_die_with_the_daemon(tmp_path, slow):
+    """A worker that outlived it could still switch or mount, beside the next daemon's."""
+    slow.set(hang=True)
+    daemon = subprocess.Popen(
+        [sys.executable, "-c", DAEMON, str(slow.path), str(slow.path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        pids = [int(pid) for pid in daemon.stdout.readline().split()]
+        wait_until(lambda: slow.blocked() > 0)
+        assert len(pids) == 2 and all(is_running(pid) for pid in pids)
+    finally:
+        daemon.kill()
+        daemon.wait()
+        daemon.stdout.close()
+    wait_until(lambda: not any(is_running(pid) for pid in pids))
