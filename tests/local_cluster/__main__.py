@@ -74,9 +74,7 @@ def run_up(options: argparse.Namespace) -> int:
     started = time.monotonic()
     if options.nodes < 1:
         raise ClusterError(f"--nodes {options.nodes}: at least one is needed")
-    cluster = LocalCluster(
-        options.nodes, directory=options.dir, daemons=False if options.no_daemons else None
-    )
+    cluster = LocalCluster(options.nodes, directory=options.dir, daemons=False if options.no_daemons else None)
     cluster.start(detach=True)
     print(f"{options.nodes} nodes up in {time.monotonic() - started:.1f} s")
     print(help_text(cluster.layout))

@@ -159,9 +159,7 @@ class LocalCluster(Lifecycle):
 
         Raises: ClusterError: it does not within `timeout` seconds, or has ended.
         """
-        return self._wait(
-            job_id, lambda job: job.state == "RUNNING" and not job.in_prolog, "running", timeout
-        )
+        return self._wait(job_id, lambda job: job.state == "RUNNING" and not job.in_prolog, "running", timeout)
 
     def _wait(self, job_id: int, is_there: Callable[[JobInfo], bool], what: str, timeout: float) -> JobInfo:
         deadline = time.monotonic() + timeout

@@ -75,9 +75,7 @@ def spawn_daemon(layout: Layout, node: str) -> None:
     if not layout.daemon_script.exists():
         raise ClusterError(f"{layout.daemon_script}: is not installed; `pip install -e .` installs it")
     control = Control(layout.control_socket(node))
-    control.spawn(
-        "daemon", [str(layout.daemon_script)], layout.daemon_environment(), daemon_log(layout, node)
-    )
+    control.spawn("daemon", [str(layout.daemon_script)], layout.daemon_environment(), daemon_log(layout, node))
 
 
 def await_daemon(layout: Layout, node: str) -> None:
