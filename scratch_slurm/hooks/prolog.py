@@ -38,6 +38,8 @@ def run_prolog(config: Config, request: JobRequest) -> None:
     began_at = time.monotonic()
     messages = _pin(config, request, datasets)
     wait_s, wait_message = choose_wait(request, config)
+    if messages:  # without a pin nothing comes that is worth waiting for
+        wait_s = 0.0
     early = Report(config.mount_dir, datasets, (), (*messages, wait_message, _CUT_SHORT))
     _leave_word(config, request, early)
     statuses, problem = _ask_and_wait(config, request, datasets, wait_s)

@@ -59,6 +59,8 @@ class Loop:
         self._saved_at = time.monotonic()
         self._performer = Performer(config, self.memory, cache, ledger, workers)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._kept: set[str] = set()
+        """Datasets whose latest eviction came after a pin."""
         self._nudged = asyncio.Event()
         self._begun = 0
         self._ended = 0
@@ -107,12 +109,14 @@ class Loop:
         """
         seen = await self._observe_at_rest(dataset)
         action = planner.plan_eviction(seen, dataset, "asked by the administrator")
+        self._kept.discard(dataset)
         self._start(action)
         await asyncio.wait([self._tasks[dataset]])
         failure = self.memory.failures.get((dataset, ActionKind.EVICT))
         if failure:
             raise DeviceError(f"{dataset}: {failure.message}")
-        if action.image in (await self._observe_at_rest(dataset)).cached:
+        # Not what the next round sees: a dataset that is read a lot may be copied again by then.
+        if dataset in self._kept:
             raise PinnedError(f"{dataset}: was pinned while its eviction began")
         return action.image.size_bytes
 
@@ -208,6 +212,7 @@ class Loop:
             await self._performer.perform(action)
             memory.succeed(dataset, action.kind)
         except PinnedError as exc:
+            self._kept.add(dataset)
             log.info("kept dataset=%s reason=%r", dataset, exc.message)
         except (ScratchError, OSError) as exc:
             failure = memory.fail(dataset, action.kind, str(exc).partition("\n")[0], time.time())

@@ -80,7 +80,7 @@ class StatusView:
         copy = self._memory.copies.get(name)
         if copy is not None and copy.started_at is not None:
             return DatasetState.STAGING
-        queued = copy is not None or (name in self._pins and image)
+        queued = copy is not None or (name in self._pins and image and not self._is_hopeless(name))
         return DatasetState.QUEUED if queued else DatasetState.SOURCE
 
     def _problem(self, name: str) -> str:
@@ -107,9 +107,11 @@ class StatusView:
         if self._state(name) in (DatasetState.CACHED, DatasetState.UNKNOWN):
             return True
         failed = any(dataset == name for dataset, _ in self._memory.failures)
+        return failed or self._is_hopeless(name) or name in self._seen.catalog.skipped or name in self._seen.foreign
+
+    def _is_hopeless(self, name: str) -> bool:
         problem = self._plan.problems.get(name)
-        hopeless = problem is not None and not problem.waiting_helps
-        return failed or hopeless or name in self._seen.catalog.skipped or name in self._seen.foreign
+        return problem is not None and not problem.waiting_helps
 
     def is_changing_hands(self, name: str) -> bool:
         """Whether its mount is being made, replaced or taken away: a job must not start reading now."""

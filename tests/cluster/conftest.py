@@ -22,6 +22,8 @@ def cluster() -> Iterator[LocalCluster]:
     # A requeued job has to wait until its old credential has expired: as short as Slurm takes it.
     slurm = {"AuthInfo": f"socket={directory}/munge/socket,cred_expire=5"}
     settings = {"copy": {"bandwidth": "40 MB"}, "capacity": "10 GB", "preheat": {"wait": "20s"}}
+    # What jobs read without asking is worth no copy, but where a test says so.
+    settings["horizon"] = "0.01"
     with LocalCluster(nodes=4, settings=settings, directory=directory, slurm=slurm) as running:
         yield running
         assert running.drained() == [], "no node was ever drained"

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import signal
 import sqlite3
 import subprocess
 import time
@@ -23,6 +24,7 @@ from scratch_slurm.domain.messages import DatasetStatus, WaitAnswer, WaitRequest
 from scratch_slurm.node import daemon_client
 from tests.local_cluster import ClusterError, LocalCluster
 from tests.local_cluster.configs import config_yaml
+from tests.local_cluster.control import Control
 from tests.local_cluster.layout import merge_settings
 
 MB = 1_000_000
@@ -220,16 +222,14 @@ class NodeView:
 
     @contextlib.contextmanager
     def background(self, argv: Sequence[str], ready: Callable[[], object]) -> Iterator[None]:
-        """Run a command on the node from when it is ready until the end of the block."""
-        process = subprocess.Popen(
-            self.cluster.nsenter(self.name, argv), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
+        """Run a program on the node from when it is ready until the end of the block, and end it."""
+        name, control = f"background-{argv[0]}", Control(self.cluster.layout.control_socket(self.name))
+        self.cluster.spawn(name, argv, self.name)
         try:
             until(ready, f"{argv[0]} is ready")
             yield
         finally:
-            process.terminate()
-            process.communicate(timeout=SHORT_S)
+            control.end(name, signal.SIGTERM, SHORT_S)
 
     def hook(self, hook: str, job_id: int, datasets: str) -> int:
         """Run a Prolog or Epilog by hand as slurmd does; returns its exit code."""
