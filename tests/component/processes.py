@@ -1,5 +1,6 @@
 """Processes as /proc shows them."""
 
+import contextlib
 from pathlib import Path
 
 
@@ -7,7 +8,9 @@ def children():
     """Read the process ids of this process's children, zombies included."""
     found = set()
     for file in Path("/proc/self/task").glob("*/children"):
-        found |= {int(pid) for pid in file.read_text().split()}
+        # A thread may end meanwhile.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found |= {int(pid) for pid in file.read_text().split()}
     return found
 
 
