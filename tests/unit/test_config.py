@@ -1,0 +1,207 @@
+"""The configuration: every error names the key, the value, and the way out."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from scratch_slurm.domain.config import (
+    Config,
+    CopySettings,
+    PreheatSettings,
+    RawConfig,
+    SlurmSettings,
+    build_config,
+    resolve_size,
+)
+from scratch_slurm.domain.errors import ConfigError
+
+LEAST = {"source_dir": "/nfs/datasets", "cache_dir": "/ssd/cache"}
+MISSING = object()
+
+
+def build(host_name="node7.cluster.example", **changed):
+    values = {key: value for key, value in {**LEAST, **changed}.items() if value is not MISSING}
+    return build_config(values, origin="config.yaml", host_name=host_name)
+
+
+def refusal(**changed):
+    with pytest.raises(ConfigError) as caught:
+        build(**changed)
+    assert caught.value.message.startswith("config.yaml: ")
+    return caught.value
+
+
+def test_two_keys_are_enough():
+    config = build()
+    assert (config.source_dir, config.cache_dir) == (Path("/nfs/datasets"), Path("/ssd/cache"))
+    assert (config.mount_dir, config.state_dir, config.run_dir) == (
+        Path("/datasets"),
+        Path("/var/lib/scratch-slurm"),
+        Path("/run/scratch-slurm"),
+    )
+    assert (config.capacity, config.reserve, config.log_level) == ("80%", "5%", "INFO")
+    assert (config.period_s, config.horizon_s, config.interval_s) == (600, 1800, 30)
+    assert (config.wait_s, config.wait_limit_s, config.bandwidth_bytes_per_s) == (10, 600, None)
+    assert config.node_name == "node7"
+
+
+def test_all_keys_are_taken():
+    config = build(
+        mount_dir="/data",
+        state_dir="/var/lib/x",
+        run_dir="/run/x",
+        capacity="2 TiB",
+        reserve="10 GB",
+        period="5m",
+        horizon="1h",
+        interval=15,
+        source_timeout="1m",
+        log_level="debug",
+        copy={"workers": 3, "readers": 8, "bandwidth": "100 MB"},
+        preheat={"wait": 0, "timeout": "2m"},
+        slurm={"node_name": "n1.x"},
+    )
+    assert (config.capacity, config.reserve) == ("2 TiB", "10 GB")
+    assert (config.period_s, config.horizon_s, config.interval_s, config.source_timeout_s) == (300, 3600, 15, 60)
+    assert (config.copies, config.readers, config.bandwidth_bytes_per_s) == (3, 8, 100_000_000)
+    assert (config.wait_s, config.wait_limit_s) == (0, 120)
+    assert (config.node_name, config.log_level) == ("n1.x", "DEBUG")
+
+
+def test_files_lie_where_they_belong():
+    config = build()
+    assert config.socket_path == Path("/run/scratch-slurm/daemon.sock")
+    assert config.lock_path.parent == config.jobs_dir.parent == config.run_dir
+    assert config.ledger_path.parent == config.state_dir
+    assert config.staging_dir == Path("/ssd/cache/.staging")
+
+
+@pytest.mark.parametrize("node", ["node7", "node7.cluster", "node7.a.b"])
+def test_the_node_is_named_like_its_host(node):
+    assert build(host_name=node).node_name == "node7"
+
+
+NEAREST = [
+    ({"sourcedir": "/x"}, "sourcedir: unknown key", "did you mean source_dir?"),
+    ({"cachedir": "/x"}, "cachedir: unknown key", "did you mean cache_dir?"),
+    ({"capcity": "1 GB"}, "capcity: unknown key", "did you mean capacity?"),
+    ({"horizn": "1h"}, "horizn: unknown key", "did you mean horizon?"),
+    ({"copy": {"wrokers": 1}}, "copy.wrokers: unknown key", "did you mean copy.workers?"),
+    ({"copy": {"bandwith": 1}}, "copy.bandwith: unknown key", "did you mean copy.bandwidth?"),
+    ({"preheat": {"waits": 1}}, "preheat.waits: unknown key", "did you mean preheat.wait?"),
+    ({"slurm": {"nodename": 1}}, "slurm.nodename: unknown key", "did you mean slurm.node_name?"),
+    ({"zzz": 1}, "zzz: unknown key", "known keys: source_dir, cache_dir, "),
+    ({"copy": {"zzz": 1}}, "copy.zzz: unknown key", "known keys: workers, readers, bandwidth"),
+    ({5: 1}, "5: unknown key", "known keys: "),
+    ({None: 1}, "None: unknown key", "known keys: "),
+]
+
+
+@pytest.mark.parametrize(("extra", "message", "hint"), NEAREST, ids=[case[1].partition(":")[0] for case in NEAREST])
+def test_an_unknown_key_names_the_nearest_known_one(extra, message, hint):
+    with pytest.raises(ConfigError) as caught:
+        build_config({**LEAST, **extra}, origin="config.yaml", host_name="n")
+    assert caught.value.message == f"config.yaml: {message}"
+    assert caught.value.hint.startswith(hint)
+
+
+@pytest.mark.parametrize("key", ["source_dir", "cache_dir"])
+def test_a_missing_key_says_how_to_write_it(key):
+    error = refusal(**{key: MISSING})
+    assert error.message == f"config.yaml: {key}: missing"
+    assert error.hint == f"say {key}: /an/absolute/path"
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [(None, "NoneType"), ([], "list"), ("text", "str"), (5, "int")],
+    ids=["empty", "list", "text", "5"],
+)
+def test_a_file_that_is_no_mapping(values, kind):
+    with pytest.raises(ConfigError, match=f"config.yaml: expected keys and values, got {kind}"):
+        build_config(values, origin="config.yaml", host_name="n")
+
+
+WRONG = [
+    ("source_dir", 5, "5 is not text"),
+    ("source_dir", None, "None is not text"),
+    ("source_dir", "", "'' is not an absolute directory path"),
+    ("source_dir", "nfs/datasets", "'nfs/datasets' is not an absolute directory path"),
+    ("source_dir", "~/x", "'~/x' is not an absolute directory path"),
+    ("cache_dir", "/", "'/' is not an absolute directory path below /"),
+    ("cache_dir", "/ssd/../etc", "'/ssd/../etc' is not an absolute directory path"),
+    ("mount_dir", "datasets", "'datasets' is not an absolute directory path"),
+    ("state_dir", "x", "'x' is not an absolute directory path"),
+    ("run_dir", "x", "'x' is not an absolute directory path"),
+    ("capacity", "lots", "size 'lots' is not valid"),
+    ("capacity", "101%", "size '101%' is not valid"),
+    ("capacity", -1, "size '-1' is not valid"),
+    ("capacity", True, "True is not text or a number"),
+    ("capacity", None, "None is not text or a number"),
+    ("reserve", ["5%"], "['5%'] is not text or a number"),
+    ("reserve", "5 %%", "size '5 %%' is not valid"),
+    ("period", 0, "0 must be more than 0 seconds"),
+    ("horizon", "0s", "'0s' must be more than 0 seconds"),
+    ("interval", "0", "'0' must be more than 0 seconds"),
+    ("interval", -5, "duration '-5' is not valid"),
+    ("interval", "soon", "duration 'soon' is not valid"),
+    ("source_timeout", "nan", "duration 'nan' is not valid"),
+    ("log_level", "LOUD", "'LOUD' is not DEBUG, INFO, WARNING or ERROR"),
+    ("copy", None, "None is not keys and values"),
+    ("copy", 3, "3 is not keys and values"),
+    ("copy.workers", 0, "0 is not from 1 to 64"),
+    ("copy.workers", 65, "65 is not from 1 to 64"),
+    ("copy.workers", "2", "'2' is not a whole number"),
+    ("copy.workers", 2.5, "2.5 is not a whole number"),
+    ("copy.workers", True, "True is not a whole number"),
+    ("copy.readers", 0, "0 is not from 1 to 64"),
+    ("copy.bandwidth", "50%", "size '50%' is not valid here"),
+    ("copy.bandwidth", "fast", "size 'fast' is not valid"),
+    ("preheat.wait", "later", "duration 'later' is not valid"),
+    ("preheat.timeout", [], "[] is not text or a number"),
+    ("slurm.node_name", 7, "7 is not text"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), WRONG, ids=[f"{key}={value!r}" for key, value, _ in WRONG])
+def test_a_wrong_value_is_named_with_its_key(key, value, message):
+    outer, _, inner = key.partition(".")
+    error = refusal(**{outer: {inner: value} if inner else value})
+    assert f"config.yaml: {key}: " in error.message
+    assert message in error.message
+
+
+INSIDE = [
+    ("cache_dir", "/nfs/datasets", "source_dir"),
+    ("cache_dir", "/nfs/datasets/cache", "source_dir"),
+    ("cache_dir", "/datasets/cache", "mount_dir"),
+    ("mount_dir", "/ssd/cache/mnt", "cache_dir"),
+    ("mount_dir", "/nfs/datasets/mnt", "source_dir"),
+    ("state_dir", "/ssd/cache/state", "cache_dir"),
+    ("state_dir", "/datasets", "mount_dir"),
+    ("source_dir", "/ssd/cache/source", "cache_dir"),
+]
+
+
+@pytest.mark.parametrize(("key", "path", "other"), INSIDE)
+def test_directories_do_not_lie_in_one_another(key, path, other):
+    """A mount would hide, or an eviction delete, the other's files."""
+    message = refusal(**{key: path}).message
+    assert key in message and other in message and path in message
+
+
+def test_directories_side_by_side_may_begin_alike():
+    assert build(source_dir="/data", cache_dir="/data-cache", mount_dir="/data-sets")
+
+
+def test_every_key_of_the_file_reaches_the_configuration():
+    """A key that is read by nobody would be a promise that is not kept."""
+    keys = {field.name for field in msgspec.structs.fields(RawConfig)} - {"copy", "preheat", "slurm"}
+    inner = sum(len(msgspec.structs.fields(each)) for each in (CopySettings, PreheatSettings, SlurmSettings))
+    assert len(msgspec.structs.fields(Config)) == len(keys) + inner
+
+
+@pytest.mark.parametrize(("text", "expected"), [("80%", 800), ("5 kB", 5000), ("0", 0)])
+def test_sizes_are_resolved_on_the_node(text, expected):
+    assert resolve_size(text, whole_bytes=1000) == expected

@@ -1,0 +1,76 @@
+"""What the daemon remembers: back-off, and how far a copy is."""
+
+import pytest
+
+from scratch_slurm.domain.planner import ActionKind
+from scratch_slurm.service.memory import Copy, Memory
+from tests.strategies import image
+
+STAGE, MOUNT = ActionKind.STAGE, ActionKind.MOUNT
+
+
+def test_each_failure_doubles_the_pause_up_to_ten_minutes():
+    memory = Memory()
+    pauses = [memory.fail("a", STAGE, "no", 1000.0).retry_at - 1000.0 for _ in range(10)]
+    assert pauses == [5, 10, 20, 40, 80, 160, 320, 600, 600, 600]
+
+
+def test_a_thousand_failures_are_still_ten_minutes_apart():
+    memory = Memory()
+    failures = [memory.fail("a", STAGE, "no", 0.0) for _ in range(2000)]
+    assert (failures[-1].retry_at, failures[-1].attempts) == (600.0, 2000)
+
+
+def test_a_success_begins_anew():
+    memory = Memory()
+    for _ in range(4):
+        memory.fail("a", STAGE, "no", 0.0)
+    memory.succeed("a", STAGE)
+    assert memory.problem("a", 0.0) == ""
+    assert memory.fail("a", STAGE, "no", 0.0).retry_at == 5.0
+
+
+def test_succeeding_without_a_failure_is_fine():
+    Memory().succeed("a", STAGE)
+
+
+def test_datasets_and_kinds_fail_by_themselves():
+    memory = Memory()
+    memory.fail("a", STAGE, "no", 0.0)
+    assert memory.fail("a", MOUNT, "no", 0.0).attempts == 1
+    assert memory.fail("b", STAGE, "no", 0.0).attempts == 1
+    memory.succeed("a", MOUNT)
+    assert set(memory.failures) == {("a", STAGE), ("b", STAGE)}
+
+
+def test_a_problem_says_what_failed_and_when_the_next_try_is():
+    memory = Memory()
+    memory.fail("a", STAGE, "disk full", 100.0)
+    memory.fail("a", MOUNT, "refused", 100.0)
+    memory.fail("b", MOUNT, "other", 100.0)
+    assert memory.problem("a", 102.0) == (
+        "stage failed: disk full; next try in 3 s; mount failed: refused; next try in 3 s"
+    )
+    assert memory.problem("a", 1000.0).startswith("stage failed: disk full; next try in 0 s")
+
+
+COPIES = [
+    pytest.param([], 10.0, 0.0, id="nothing-said-yet"),
+    pytest.param([(0, "copying")], 10.0, 0.0, id="begun"),
+    pytest.param([(0, "copying"), (500, "copying")], 10.0, 50.0, id="mean-since-the-start"),
+    pytest.param([(300, "resuming"), (400, "copying"), (900, "copying")], 10.0, 50.0, id="what-was-there-is-no-speed"),
+    pytest.param([(300, "resuming")], 10.0, 0.0, id="reading-what-was-there-is-no-speed"),
+    pytest.param([(0, "copying"), (500, "copying")], 0.0, 0.0, id="no-time-passed"),
+]
+
+
+@pytest.mark.parametrize(("said", "after_s", "expected"), COPIES)
+def test_the_speed_of_a_copy(said, after_s, expected):
+    copy = Copy(image("a", 1000), asked_at=0.0, started_at=100.0)
+    for bytes_done, phase in said:
+        copy.progress(bytes_done, phase)
+    assert copy.bytes_per_s(100.0 + after_s) == expected
+
+
+def test_a_copy_that_waits_has_no_speed():
+    assert Copy(image("a", 1000), asked_at=0.0).bytes_per_s(100.0) == 0.0
