@@ -1,17 +1,20 @@
 """The 0/1 knapsack over byte sizes: which images to have, when not all fit. Exact, or honest about how far from it."""
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import itemgetter
 
 # Good enough: no choice can be better by more than this part. Half of what the design allows.
 TOLERANCE = 0.0002
-# How many partial choices are looked at in all, some 60 ms of a slow core, before the search ends with what it has.
+# How many partial choices are looked at in all, some 40 ms of a slow core, before the search ends with what it has.
 # What is left of them bounds how many are followed at once.
-WORK = 30_000
+WORK = 20_000
 _STEPS_AHEAD = 16
 _LEAST_WIDTH = 50
+# How many single items are swapped at most before the search.
+_SWAPS = 20
 
 
 @dataclass(frozen=True)
@@ -39,17 +42,27 @@ class Choice:
         return 1 - self.value_bytes / self.bound_bytes if self.bound_bytes > 0 else 0.0
 
 
-def choose(items: Iterable[Item], capacity_bytes: int, *, tolerance: float = TOLERANCE, work: int = WORK) -> Choice:
+def choose(
+    items: Iterable[Item],
+    capacity_bytes: int,
+    *,
+    present: Collection[str] = (),
+    tolerance: float = TOLERANCE,
+    work: int = WORK,
+) -> Choice:
     """Choose items of the greatest total value that fit into `capacity_bytes` together.
 
-    Items are ordered by value per byte. All before the first that does not fit are taken (the greedy prefix); then
-    items around that one are left out or added in turn, nearest first, and only partial choices that can still beat
-    the best one are followed. That ends soon when the optimum differs from greedy near the break only, which is so
-    for nearly all real sizes; when it does not, the least promising are cut and the gap says what that may cost.
+    Items are ordered by value per byte, and taken as they fit (greedy); then single items are swapped as long as that
+    gains. If the linear bound is still further than the tolerance, items around the break, the first that greedy
+    could not take, are left out or added in turn, nearest first, and only partial choices that can still beat the
+    best one are followed. That ends soon when the optimum differs from greedy near the break only, which is so for
+    nearly all real sizes; when it does not, the least promising are cut and the gap says what that may cost.
 
     Args:
         items: a few thousand at most, names distinct; their order makes no difference.
         capacity_bytes: what they may take together; zero or less chooses nothing.
+        present: names chosen already: the choice is these, as they fit, and what fits beside them, unless another one
+            is worth more. So nothing is changed for a gain that the tolerance hides.
         tolerance: stop looking for what is better by less than this part.
         work: partial choices to look at, in all.
     Returns: the choice, never over the capacity and never worse than greedy, with a bound on what is possible.
@@ -61,7 +74,7 @@ def choose(items: Iterable[Item], capacity_bytes: int, *, tolerance: float = TOL
     if not fitting:
         return Choice(frozenset(), 0.0, 0.0)
     core = _Core([item.size_bytes for item in fitting], [item.value_bytes for item in fitting], capacity_bytes)
-    chosen, bound = core.solve(tolerance, work)
+    chosen, bound = core.solve([index for index, item in enumerate(fitting) if item.name in present], tolerance, work)
     value = sum(fitting[index].value_bytes for index in sorted(chosen))
     return Choice(frozenset(fitting[index].name for index in chosen), value, max(value, bound))
 
@@ -81,11 +94,19 @@ class _Core:
         size_up_to = list(accumulate(sizes))
         self.break_at = next((index for index, size in enumerate(size_up_to) if size > capacity), self.count)
 
-    def solve(self, tolerance: float, work: int) -> tuple[set[int], float]:
+    def solve(self, present: list[int], tolerance: float, work: int) -> tuple[set[int], float]:
         """Returns: positions chosen, and a bound on the value of any choice."""
+        best, best_value = self._greedy()
+        kept = self._fill(present)
+        if self._value(kept) >= best_value:
+            best, best_value = kept, self._value(kept)
+        bound = self._linear_bound()
+        if best_value * (1 + tolerance) < bound:
+            best, best_value = self._swap(best)
+        if best_value * (1 + tolerance) >= bound:
+            return best, bound
         prefix_size = sum(self.sizes[: self.break_at])
         prefix_value = sum(self.values[: self.break_at])
-        best, best_value = self._greedy()
         states: list[_State] = [(prefix_size, prefix_value, None)]
         left, right = self.break_at - 1, self.break_at
         cut_bound = 0.0
@@ -106,8 +127,8 @@ class _Core:
             states, dropped_bound = self._prune(states, left, right, best_value * (1 + tolerance), width)
             cut_bound = max(cut_bound, dropped_bound)
             if work < 0:
-                return best, max(best_value, cut_bound, self._linear_bound() if states else 0.0)
-        return best, max(best_value, cut_bound)
+                return best, bound if states else min(bound, cut_bound)
+        return best, min(bound, cut_bound)
 
     def _prune(
         self, states: list[_State], left: int, right: int, worth: float, width: int
@@ -151,14 +172,46 @@ class _Core:
 
     def _greedy(self) -> tuple[set[int], float]:
         """Take what fits in order of density, or the single most valuable item when that is worth more."""
-        taken, room = set(), self.capacity
-        for index, size in enumerate(self.sizes):
-            if size <= room:
-                taken.add(index)
-                room -= size
-        value = sum(self.values[index] for index in sorted(taken))
+        taken = self._fill(())
+        value = self._value(taken)
         single = max(range(self.count), key=lambda index: (self.values[index], -index))
         return (taken, value) if value >= self.values[single] else ({single}, self.values[single])
+
+    def _fill(self, first: Iterable[int]) -> set[int]:
+        """Take what fits of these, then what fits of the others; each in the order given."""
+        taken: set[int] = set()
+        room = self.capacity
+        for index in (*first, *range(self.count)):
+            if self.sizes[index] <= room and index not in taken:
+                taken.add(index)
+                room -= self.sizes[index]
+        return taken
+
+    def _value(self, chosen: set[int]) -> float:
+        # In one order always: sums of floats depend on it.
+        return sum(self.values[index] for index in sorted(chosen))
+
+    def _more_valuable(self, one: int, other: int) -> int:
+        return one if self.values[one] >= self.values[other] else other
+
+    def _swap(self, chosen: set[int]) -> tuple[set[int], float]:
+        """Swap one item for a more valuable one that fits in its place, the best swap first, and fill what is left."""
+        by_size = sorted(range(self.count), key=lambda index: (self.sizes[index], index))
+        for _ in range(_SWAPS):
+            room = self.capacity - sum(self.sizes[index] for index in chosen)
+            outside = [index for index in by_size if index not in chosen]
+            outside_sizes = [self.sizes[index] for index in outside]
+            most_valuable = list(accumulate(outside, self._more_valuable))
+            gain, swap = 0.0, None
+            for index in sorted(chosen):
+                fitting = bisect_right(outside_sizes, room + self.sizes[index])
+                if fitting and self.values[most_valuable[fitting - 1]] - self.values[index] > gain:
+                    swap = (index, most_valuable[fitting - 1])
+                    gain = self.values[swap[1]] - self.values[index]
+            if swap is None:
+                break
+            chosen = self._fill(chosen ^ set(swap))
+        return chosen, self._value(chosen)
 
 
 def _merge(states: list[_State], position: int, size: int, value: float) -> list[_State]:
