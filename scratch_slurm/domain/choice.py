@@ -26,15 +26,48 @@ class Candidate:
 class Verdict:
     """What was decided on one dataset, with the figures that decided it."""
 
-    dataset: str
-    size_bytes: int
-    cached: bool
-    wanted: bool
-    """Whether it should be in the cache; what is cached and not wanted stays while its room is not needed."""
-    bytes_per_s: float
+    candidate: Candidate
+    chosen: bool
+    """For its throughput."""
     value_bytes: float
     """Reads of the slow storage that having it saves over the horizon, less what its copy reads."""
-    reason: str
+    horizon_s: float
+
+    @property
+    def dataset(self) -> str:
+        return self.candidate.dataset
+
+    @property
+    def size_bytes(self) -> int:
+        return self.candidate.size_bytes
+
+    @property
+    def bytes_per_s(self) -> float:
+        return self.candidate.bytes_per_s
+
+    @property
+    def cached(self) -> bool:
+        return self.candidate.copy_bytes == 0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it should be in the cache; what is cached and not wanted stays while its room is not needed."""
+        return self.candidate.pinned or self.chosen
+
+    @property
+    def reason(self) -> str:
+        """The decision in words; made when somebody asks, as rounds decide on thousands that nobody asks about."""
+        if self.candidate.pinned:
+            return "pinned"
+        if self.bytes_per_s == 0:
+            return "nobody reads it; it stays while there is room" if self.cached else "nobody reads it"
+        saves = f"saves {format_bytes(self.bytes_per_s * self.horizon_s)} over {format_duration(self.horizon_s)}"
+        if self.cached:
+            return saves + ("" if self.chosen else ", less than others would with its room")
+        copy = format_bytes(self.candidate.copy_bytes)
+        if self.value_bytes <= 0:
+            return f"{saves}, less than the {copy} that its copy reads"
+        return f"{saves}, its copy reads {copy}" + ("" if self.chosen else "; others save more with that room")
 
 
 @dataclass(frozen=True)
@@ -69,42 +102,29 @@ def wish(candidates: Iterable[Candidate], pinned: Sequence[str], budget_bytes: i
         budget_bytes: what all cached images may take together.
         horizon_s: how far ahead the present read rates are trusted, in seconds.
     Returns: wishes; pinned datasets come first, whole, in order, as long as they fit, and the best choice of the
-        others shares what they leave.
+        others shares what they leave. A pinned one that is cached keeps its room whenever it was asked for.
     """
     by_name = {candidate.dataset: candidate for candidate in candidates}
     left_bytes = budget_bytes
-    for dataset in pinned:
-        candidate = by_name.get(dataset)
-        if candidate and candidate.size_bytes <= left_bytes:
+    held = [by_name[dataset] for dataset in pinned if dataset in by_name]
+    for candidate in sorted(held, key=lambda each: each.copy_bytes > 0):
+        if candidate.copy_bytes == 0 or candidate.size_bytes <= left_bytes:
             left_bytes -= candidate.size_bytes
     values = {name: value_bytes(candidate, horizon_s) for name, candidate in by_name.items()}
+    others = [each for each in by_name.values() if not each.pinned]
     knapsack = choose(
-        (Item(name, each.size_bytes, values[name]) for name, each in by_name.items() if not each.pinned), left_bytes
+        (Item(each.dataset, each.size_bytes, values[each.dataset]) for each in others),
+        left_bytes,
+        present={each.dataset for each in others if each.copy_bytes < each.size_bytes},
     )
     chosen = sorted(knapsack.names, key=lambda name: (-values[name] / by_name[name].size_bytes, name))
     unneeded = sorted(
-        (each for each in by_name.values() if not each.copy_bytes and not each.pinned and each.dataset not in chosen),
+        (
+            each
+            for each in by_name.values()
+            if not each.copy_bytes and not each.pinned and each.dataset not in knapsack.names
+        ),
         key=lambda each: (values[each.dataset] / each.size_bytes, each.last_used_at, -each.size_bytes, each.dataset),
     )
-    verdicts = {name: _verdict(each, values[name], name in knapsack.names, horizon_s) for name, each in by_name.items()}
+    verdicts = {name: Verdict(each, name in knapsack.names, values[name], horizon_s) for name, each in by_name.items()}
     return Wishes(tuple(pinned), tuple(chosen), tuple(each.dataset for each in unneeded), verdicts, knapsack)
-
-
-def _verdict(candidate: Candidate, value: float, chosen: bool, horizon_s: float) -> Verdict:
-    cached = candidate.copy_bytes == 0
-    saves = f"saves {format_bytes(candidate.bytes_per_s * horizon_s)} over {format_duration(horizon_s)}"
-    if candidate.pinned:
-        reason = "pinned"
-    elif cached and candidate.bytes_per_s == 0:
-        reason = "nobody reads it; it stays while there is room"
-    elif cached:
-        reason = saves + ("" if chosen else ", less than others would with its room")
-    elif candidate.bytes_per_s == 0:
-        reason = "nobody reads it"
-    elif value <= 0:
-        reason = f"{saves}, less than the {format_bytes(candidate.copy_bytes)} that its copy reads"
-    else:
-        reason = f"{saves}, its copy reads {format_bytes(candidate.copy_bytes)}"
-        reason += "" if chosen else "; others save more with that room"
-    wanted = candidate.pinned or chosen
-    return Verdict(candidate.dataset, candidate.size_bytes, cached, wanted, candidate.bytes_per_s, value, reason)
