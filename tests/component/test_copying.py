@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from scratch_slurm.domain.errors import ImageError, NoSpaceError, ScratchError, SourceError
+from scratch_slurm.domain.sizes import format_bytes
 from scratch_slurm.node import chunks
 from scratch_slurm.node.copying import (
     CopyOptions,
@@ -245,6 +246,13 @@ def test_killed_at_a_system_call_the_next_run_is_right(copy: Copy, call: str) ->
     copy.check_right(copy.run())
 
 
+@needs_strace
+def test_chunk_is_recorded_only_after_all_of_it_is_written(copy: Copy) -> None:
+    killed = run_traced(copy, "pwrite64:delay_enter=500ms:when=1", "fdatasync:signal=KILL:when=1")
+    assert killed.returncode not in (0, 1)
+    assert copy.staging.read_bytes()[:CHUNK] == copy.data[:CHUNK]
+
+
 def test_resumed_chunks_are_not_read_from_the_source(copy: Copy) -> None:
     copy.run()
     result = copy.run()
@@ -453,8 +461,8 @@ def test_copy_from_a_source_that_hangs_dies_of_sigkill(copy: Copy, slow: sources
         assert child.wait(30) == -signal.SIGKILL
     finally:
         child.kill()
+        slow.set(hang=False, bytes_per_s=0.0)
         child.wait()
-    slow.set(hang=False, bytes_per_s=0.0)
     result = copy.run()
     copy.check_right(result)
     assert result.bytes_resumed >= CHUNK
@@ -495,17 +503,18 @@ def small_disk(copy: Copy, request: pytest.FixtureRequest, tmp_path: Path) -> It
 @pytest.mark.root
 @pytest.mark.parametrize("small_disk", ["tmpfs", "ext4"], indirect=True)
 def test_full_disk_leaves_nothing_behind(tmp_path: Path, small_disk: Path) -> None:
-    free = os.statvfs(small_disk).f_bfree
+    before = os.statvfs(small_disk)
     directory = tmp_path / "large"
     directory.mkdir()
     copy = Copy(directory, some_bytes(3 * MIB))
     copy.directory = small_disk
     copy.staging = small_disk / copy.staging.name
-    with pytest.raises(NoSpaceError, match=r"cannot reserve 3\.1 MB .* are free"):
+    with pytest.raises(NoSpaceError, match=r"cannot reserve 3\.1 MB .* are free") as caught:
         copy.run()
+    assert f"{format_bytes(before.f_bavail * before.f_frsize)} are free" in caught.value.message
     assert [path.name for path in small_disk.iterdir() if path.name != "lost+found"] == []
     os.sync()
-    assert os.statvfs(small_disk).f_bfree == free
+    assert os.statvfs(small_disk).f_bfree == before.f_bfree
 
 
 @needs_strace
