@@ -27,10 +27,10 @@ def size_of(items, choice):
 
 
 def greedy_value(items, capacity):
-    """What taking them by density, or the one most valuable that fits, is worth."""
+    """What taking them by density, the larger first of equals, or the one most valuable that fits, is worth."""
     value, room = 0.0, capacity
     fitting = [item for item in items if item.value_bytes > 0 and item.size_bytes <= capacity]
-    for item in sorted(fitting, key=lambda each: -each.value_bytes / each.size_bytes):
+    for item in sorted(fitting, key=lambda each: (-each.value_bytes / each.size_bytes, -each.size_bytes, each.name)):
         if item.size_bytes <= room:
             value, room = value + item.value_bytes, room - item.size_bytes
     return max([value, *(item.value_bytes for item in fitting)])
