@@ -1,0 +1,197 @@
+"""What the daemon says of each dataset, from one round and from what it remembers."""
+
+import pytest
+
+from scratch_slurm.domain.config import build_config
+from scratch_slurm.domain.messages import DatasetState
+from scratch_slurm.domain.model import Backing
+from scratch_slurm.domain.planner import ActionKind, Evict, Mount, Replace, Stage, Unmount
+from scratch_slurm.domain.planner import plan as make_plan
+from scratch_slurm.domain.throughput import ReadCounter
+from scratch_slurm.service.loop import Snapshot
+from scratch_slurm.service.memory import Copy, Memory
+from scratch_slurm.service.status import StatusView
+from tests.strategies import admin_pin, cached, image, mounted, observation, pin, room
+
+CONFIG = build_config({"source_dir": "/source", "cache_dir": "/cache"}, origin="test", host_name="node1")
+NOW, MONOTONIC = 1_000_000.0, 5000.0
+CACHE = Backing.CACHE
+
+
+def view_of(seen, memory=None):
+    snapshot = Snapshot(seen, make_plan(seen))
+    return StatusView(CONFIG, memory or Memory(), snapshot, now=NOW, monotonic=MONOTONIC)
+
+
+def copying(*, started=True, size=1000, done=0):
+    """A memory with a copy of `a` under way, or waiting for its turn; it began ten seconds ago."""
+    memory = Memory()
+    copy = Copy(image("a", size), asked_at=NOW, started_at=MONOTONIC - 10 if started else None)
+    copy.progress(0, "copying")
+    copy.progress(done, "copying")
+    memory.copies["a"] = copy
+    return memory
+
+
+def failed(kind=ActionKind.STAGE):
+    memory = Memory()
+    memory.fail("a", kind, "disk full", NOW)
+    return memory
+
+
+ON_SOURCE = observation([image("a")], [mounted("a")])
+ON_CACHE = observation([image("a")], [mounted("a", backing=CACHE)], cached=(cached("a"),))
+ASKED = observation([image("a")], [mounted("a")], pins=(pin("a"),))
+TOO_LARGE = observation([image("a", 20)], [mounted("a", 20)], pins=(pin("a"),), space=room(10))
+FULL = observation([image("a")], [mounted("a")], pins=(pin("a"),), space=room(0, used=50))
+NEWER = observation([image("a", version=2)], [mounted("a")], pins=(pin("a"),))
+SKIPPED = observation(skipped=["a"])
+FOREIGN = observation([image("a")], foreign=frozenset("a"), pins=(pin("a"),))
+
+STATES = [
+    # What is seen and remembered; the state; whether a job's start need not wait any longer.
+    pytest.param(ON_CACHE, None, DatasetState.CACHED, True, id="read-from-the-cache"),
+    pytest.param(ON_SOURCE, None, DatasetState.SOURCE, False, id="read-from-the-source"),
+    pytest.param(ASKED, None, DatasetState.QUEUED, False, id="pinned-and-not-begun"),
+    pytest.param(ASKED, copying(started=False), DatasetState.QUEUED, False, id="pinned-and-waiting-for-its-turn"),
+    pytest.param(ASKED, copying(), DatasetState.STAGING, False, id="a-copy-under-way"),
+    pytest.param(ON_SOURCE, copying(), DatasetState.STAGING, False, id="a-copy-that-nobody-pins"),
+    pytest.param(ASKED, failed(), DatasetState.QUEUED, True, id="a-copy-that-failed"),
+    pytest.param(TOO_LARGE, None, DatasetState.SOURCE, True, id="what-never-fits"),
+    pytest.param(FULL, None, DatasetState.QUEUED, False, id="what-may-fit-later"),
+    pytest.param(NEWER, None, DatasetState.SOURCE, True, id="a-newer-image-waits"),
+    pytest.param(observation([image("a")]), None, DatasetState.UNMOUNTED, False, id="about-to-be-mounted"),
+    pytest.param(
+        observation([image("a")]), failed(ActionKind.MOUNT), DatasetState.UNMOUNTED, True, id="a-mount-that-failed"
+    ),
+    pytest.param(SKIPPED, None, DatasetState.UNMOUNTED, True, id="a-bad-image"),
+    pytest.param(FOREIGN, None, DatasetState.UNMOUNTED, True, id="a-mount-of-others"),
+    pytest.param(
+        observation(cached=(cached("a"),)), None, DatasetState.UNMOUNTED, False, id="cached-but-not-listed-yet"
+    ),
+    pytest.param(observation(), None, DatasetState.UNKNOWN, True, id="never-heard-of"),
+    pytest.param(observation(pins=(pin("a"),)), None, DatasetState.UNKNOWN, True, id="pinned-but-never-heard-of"),
+]
+
+
+@pytest.mark.parametrize(("seen", "memory", "state", "settled"), STATES)
+def test_state(seen, memory, state, settled):
+    view = view_of(seen, memory)
+    assert view.dataset("a").state is state
+    assert view.is_settled("a") == settled
+
+
+PROBLEMS = [
+    pytest.param(ON_CACHE, None, "", id="all-is-well"),
+    pytest.param(ASKED, None, "", id="waiting-is-no-problem"),
+    pytest.param(ASKED, failed(), "stage failed: disk full; next try in 5 s", id="a-failure"),
+    pytest.param(TOO_LARGE, None, "does not fit: 20 B, the capacity is 10 B", id="too-large"),
+    pytest.param(SKIPPED, None, "skipped: a.squashfs is cut short", id="a-bad-image"),
+    pytest.param(
+        FOREIGN, None, "/datasets/a carries a mount that is not ours; it is left alone", id="a-mount-of-others"
+    ),
+    pytest.param(observation(), None, "no such dataset on this node", id="unknown"),
+    pytest.param(
+        observation([image("aa")]), None, "no such dataset on this node; did you mean aa?", id="unknown-with-a-near-one"
+    ),
+    pytest.param(
+        observation([image("a", version=2)], [mounted("a")], pins=(pin("a"),)),
+        failed(ActionKind.RETARGET),
+        "retarget failed: disk full; next try in 5 s; "
+        "the source has a newer image; it is mounted when nobody pins the old one",
+        id="several-at-once",
+    ),
+]
+
+
+@pytest.mark.parametrize(("seen", "memory", "text"), PROBLEMS)
+def test_problem(seen, memory, text):
+    assert view_of(seen, memory).dataset("a").problem == text
+
+
+def test_what_hangs_says_since_when():
+    memory = Memory()
+    memory.hanging_since["a"] = NOW - 60
+    problem = view_of(ON_SOURCE, memory).dataset("a").problem
+    assert problem.startswith("gives no answer since ") and problem.count(":") == 2
+
+
+def test_a_cached_dataset_in_figures():
+    memory = Memory()
+    memory.counters["a"] = counter = ReadCounter(600.0)
+    for at, read, backing in ((-40, 0, Backing.SOURCE), (-30, 5, Backing.SOURCE), (0, 3005, CACHE)):
+        counter.sample(MONOTONIC + at, "loop-a", read, backing)
+    seen = observation(
+        [image("a", 300)],
+        [mounted("a", 300, backing=CACHE)],
+        cached=(cached("a", 300), cached("a", 200, version=2)),
+        pins=(pin("a", 8), admin_pin("a"), pin("a", 7), pin("b", 9)),
+    )
+    status = view_of(seen, memory).dataset("a")
+    assert (status.size_bytes, status.cached_bytes, status.staged_bytes) == (300, 500, 0)
+    assert (status.use_count, status.holders) == (2, ("job:8", "administrator", "job:7"))
+    assert (status.source_read_bytes, status.cache_read_bytes) == (5, 3000)
+    assert status.read_bytes_per_s == pytest.approx(100.0)
+    assert (status.path, status.update_waiting, status.eta_s) == ("/datasets/a", False, None)
+
+
+def test_a_copy_in_figures():
+    status = view_of(ASKED, copying(size=1000, done=250)).dataset("a")
+    assert (status.staged_bytes, status.stage_bytes_per_s, status.eta_s) == (250, 25.0, 30.0)
+
+
+def test_a_copy_that_does_not_move_has_no_end():
+    assert view_of(ASKED, copying(done=0)).dataset("a").eta_s is None
+
+
+def test_a_copy_that_waits_has_no_speed():
+    status = view_of(ASKED, copying(started=False)).dataset("a")
+    assert (status.stage_bytes_per_s, status.eta_s) == (0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("seen", "waiting"),
+    [
+        (ON_SOURCE, False),
+        (NEWER, True),
+        (observation([image("a", version=2)], [mounted("a", version=None)]), True),
+        (observation([], [mounted("a")]), False),
+        (observation([image("a")]), False),
+    ],
+    ids=["the-same", "newer", "not-known-which", "removed", "not-mounted"],
+)
+def test_an_update_waits(seen, waiting):
+    assert view_of(seen).dataset("a").update_waiting is waiting
+
+
+def test_a_dataset_that_the_source_lost_keeps_the_size_of_its_copy():
+    seen = observation([], [mounted("a", 70, backing=CACHE)], cached=(cached("a", 70),), pins=(pin("a"),))
+    assert view_of(seen).dataset("a").size_bytes == 70
+
+
+def test_what_is_not_mounted_has_no_path():
+    assert view_of(observation([image("a")])).dataset("a").path == ""
+
+
+def test_all_names_are_told_sorted():
+    seen = observation(
+        [image("d")], [mounted("c")], skipped=["b"], cached=(cached("a"),), pins=(pin("e"),), foreign=frozenset("d")
+    )
+    assert view_of(seen).names() == ["a", "b", "c", "d", "e"]
+
+
+HANDS = [
+    pytest.param(Mount(image("a"), "/x", "new"), True, id="mount"),
+    pytest.param(Replace(image("a"), "/x", "newer"), True, id="replace"),
+    pytest.param(Unmount("a", "gone"), True, id="unmount"),
+    pytest.param(Stage(image("a"), "pinned", True), False, id="stage"),
+    pytest.param(Evict(cached("a"), None, None, False, "room"), False, id="evict"),
+]
+
+
+@pytest.mark.parametrize(("action", "changing"), HANDS)
+def test_a_mount_changes_hands(action, changing):
+    memory = Memory()
+    memory.running["a"] = action
+    view = view_of(ON_SOURCE, memory)
+    assert (view.is_changing_hands("a"), view.is_changing_hands("b")) == (changing, False)
