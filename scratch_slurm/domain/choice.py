@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from scratch_slurm.domain.knapsack import Choice, Item, choose
 from scratch_slurm.domain.sizes import format_bytes, format_duration
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """A dataset that may be in the cache, or is."""
 
     dataset: str
@@ -22,8 +23,7 @@ class Candidate:
     last_used_at: float = 0.0
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """What was decided on one dataset, with the figures that decided it."""
 
     candidate: Candidate

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from operator import itemgetter
 
+import msgspec
+
 # Good enough: no choice can be better by more than this part. Half of what the design allows.
 TOLERANCE = 0.0002
 # How many partial choices are looked at in all, some 40 ms of a slow core, before the search ends with what it has.
@@ -17,8 +19,7 @@ _LEAST_WIDTH = 50
 _SWAPS = 20
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(msgspec.Struct, frozen=True):
     """Something to have, whole or not at all."""
 
     name: str

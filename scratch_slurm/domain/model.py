@@ -4,6 +4,7 @@ import enum
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 ADMINISTRATOR = "administrator"
 
@@ -27,7 +28,7 @@ class Generation:
     size_bytes: int
     mtime_ns: int
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Sixteen hexadecimal digits that stand for this generation in file names and device tags."""
         text = f"{self.inode}:{self.size_bytes}:{self.mtime_ns}"

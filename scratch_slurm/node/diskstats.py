@@ -1,8 +1,8 @@
 """What the loop devices have read so far, from /proc/diskstats. Must not keep samples: rates are made elsewhere."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from scratch_slurm.domain.errors import DeviceError
 
@@ -12,8 +12,7 @@ _SECTOR_BYTES = 512
 _LOOP = re.compile(r"loop[0-9]+", re.ASCII)
 
 
-@dataclass(frozen=True)
-class DiskReads:
+class DiskReads(NamedTuple):
     """Reads that reached a device since it was made; what the page cache served is not in it."""
 
     reads: int
@@ -28,9 +27,9 @@ def parse_diskstats(text: str) -> dict[str, DiskReads]:
     """
     reads = {}
     for line in text.split("\n"):
-        fields = line.split()  # major, minor, name, reads, reads merged, sectors read, ...
+        fields = line.split(None, 6)  # major, minor, name, reads, reads merged, sectors read, ...
         if len(fields) >= 6 and _LOOP.fullmatch(fields[2]):
-            reads[fields[2]] = DiskReads(reads=int(fields[3]), bytes=int(fields[5]) * _SECTOR_BYTES)
+            reads[fields[2]] = DiskReads(int(fields[3]), int(fields[5]) * _SECTOR_BYTES)
     return reads
 
 

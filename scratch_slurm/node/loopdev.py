@@ -4,7 +4,7 @@ What may block without a limit when the storage of a backing hangs: everything t
 everything that opens /dev/loopN. The kernel asks the backing file for its attributes (LOOP_GET_STATUS64,
 LOOP_CHANGE_FD: of the old file and of the new one) and waits for reads in flight, all under the device's mutex, which
 open(2) of the device takes too. SIGKILL ends the wait for attributes and for the mutex, but not that for reads: call
-these only where a lost thread or child does no harm. `read_loop_devices` and `read_loop_device` read sysfs alone and
+these only where a lost thread or child does no harm. `read_backings` and `read_loop_device` read sysfs alone and
 never block. Binding another device and unmounting do not block either.
 """
 
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from scratch_slurm.domain.errors import DeviceError, RetargetError
 
@@ -50,17 +51,27 @@ _CONFIG = struct.Struct(f"=II{_INFO.size}s64s")
 _ATTACH_ATTEMPTS = 32
 _ATTACH_PAUSE_S = 0.01
 
+# /sys/block has links into it, which take half as long again to follow.
+BLOCK_DEVICES = Path("/sys/devices/virtual/block")
+
 _DELETED = " (deleted)"
+_PAGE_BYTES = 4096  # the most that an attribute of sysfs holds
 _GONE = (errno.ENOENT, errno.ENXIO, errno.ENODEV)
+
+
+class LoopBacking(NamedTuple):
+    """The path of a device's open backing file now: it follows a switch and a rename.
+
+    `deleted` says that the file has no name any more.
+    """
+
+    path: str
+    deleted: bool
 
 
 @dataclass(frozen=True)
 class LoopDevice:
-    """A bound loop device as sysfs shows it.
-
-    `backing_path` is the path of the open backing file now: it follows a switch and a rename. `deleted` says that
-    the file has no name any more.
-    """
+    """A bound loop device as sysfs shows it; `backing_path` and `deleted` as in LoopBacking."""
 
     name: str
     minor: int
@@ -120,17 +131,25 @@ def device_tag(dataset: str) -> str:
     return f"{tag[: MAX_TAG_BYTES - 1 - len(digest)]}~{digest}"
 
 
-def read_loop_devices(sys_block: Path = Path("/sys/block")) -> list[LoopDevice]:
-    """List the bound loop devices, ours and others', by number. Reads sysfs alone: never blocks.
+def read_backings(block_devices: Path = BLOCK_DEVICES) -> dict[str, LoopBacking]:
+    """Read what every bound loop device reads, ours and others'; name -> backing. Never blocks.
 
-    Raises: DeviceError: sysfs cannot be listed.
+    One small file a device, as the daemon looks at all of them in each round: 7 us each.
+
+    Raises: DeviceError: sysfs cannot be read.
     """
+    backings = {}
     try:
-        names = [entry.name for entry in sys_block.iterdir() if _loop_number(entry.name) is not None]
+        folder = os.open(block_devices, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for name in os.listdir(folder):  # noqa: PTH208 - of a descriptor
+                if _loop_number(name) is not None and (shown := _read_attribute(folder, f"{name}/loop/backing_file")):
+                    backings[name] = _parse_backing(shown)
+        finally:
+            os.close(folder)
     except OSError as exc:
-        raise DeviceError(f"{sys_block}: cannot list block devices: {exc.strerror}") from exc
-    devices = [read_loop_device(name, sys_block) for name in sorted(names, key=lambda name: int(name[4:]))]
-    return [device for device in devices if device is not None]
+        raise DeviceError(f"{block_devices}: cannot read the loop devices: {exc.strerror}") from exc
+    return backings
 
 
 def read_loop_device(name: str, sys_block: Path = Path("/sys/block")) -> LoopDevice | None:
@@ -140,8 +159,7 @@ def read_loop_device(name: str, sys_block: Path = Path("/sys/block")) -> LoopDev
     """
     base = sys_block / name
     try:
-        # The attribute ends with one newline of its own; a path may hold more.
-        path = os.fsdecode((base / "loop/backing_file").read_bytes().removesuffix(b"\n"))
+        backing = _parse_backing((base / "loop/backing_file").read_bytes())
         numbers = [
             int((base / attribute).read_bytes())
             for attribute in ("size", "loop/offset", "ro", "loop/autoclear", "loop/dio")
@@ -155,14 +173,34 @@ def read_loop_device(name: str, sys_block: Path = Path("/sys/block")) -> LoopDev
     return LoopDevice(
         name=name,
         minor=minor,
-        backing_path=path.removesuffix(_DELETED),
-        deleted=path.endswith(_DELETED),
+        backing_path=backing.path,
+        deleted=backing.deleted,
         size_bytes=size * SECTOR_BYTES,
         offset_bytes=offset,
         read_only=bool(read_only),
         auto_clear=bool(auto_clear),
         direct_io=bool(direct_io),
     )
+
+
+def _read_attribute(folder: int, path: str) -> bytes:
+    """Read one file of sysfs; empty when the device is not bound, or goes away meanwhile."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            return os.read(fd, _PAGE_BYTES)
+        finally:
+            os.close(fd)
+    except OSError as exc:
+        if exc.errno in _GONE:
+            return b""
+        raise
+
+
+def _parse_backing(shown: bytes) -> LoopBacking:
+    # The attribute ends with one newline of its own; a path may hold more.
+    path = os.fsdecode(shown.removesuffix(b"\n"))
+    return LoopBacking(path.removesuffix(_DELETED), path.endswith(_DELETED))
 
 
 def read_status(name: str) -> LoopStatus | None:

@@ -8,6 +8,7 @@ harm. The others do not block, nor does `replace_image` when only the old device
 import contextlib
 import ctypes
 import errno
+import functools
 import itertools
 import os
 import re
@@ -49,6 +50,7 @@ _UMOUNT_NOFOLLOW = 8
 _LOOP_MAJOR = 7
 _LOOP_SOURCE = re.compile(r"/dev/(loop[0-9]+)", re.ASCII)
 _ESCAPE = re.compile(r"\\([0-7]{3})", re.ASCII)
+_ESCAPED = re.compile(r"[ \t\n\\]")  # what mountinfo writes so
 
 # What a file system answers at mount when the image, not the node, is wrong.
 _BAD_IMAGE = frozenset(
@@ -78,26 +80,36 @@ class Mount:
     device: str | None
 
 
-def parse_mountinfo(text: str) -> list[Mount]:
+def parse_mountinfo(text: str, directory: Path | None = None) -> list[Mount]:
     """Parse /proc/<pid>/mountinfo, in its order.
 
+    Args:
+        directory: only the mounts on what lies directly in it; None: all.
     Raises: DeviceError: a line is not of that form.
     Source: proc_pid_mountinfo(5)
     """
     # Paths may hold every blank and line break but these two, so neither splitlines() nor split() will do.
-    return [_parse_mount(line) for line in text.split("\n") if line]
+    lines = [line for line in text.split("\n") if line]
+    if directory is None:
+        return [_parse_mount(line) for line in lines]
+    wanted = str(directory)
+    below = f" {_ESCAPED.sub(lambda match: f'{chr(92)}{ord(match[0]):03o}', wanted)}/"
+    found = [_parse_mount(line) for line in lines if below in line]
+    return [mount for mount in found if mount.mount_point.rpartition("/")[0] == wanted]
 
 
-def read_mounts(path: Path = Path("/proc/self/mountinfo")) -> list[Mount]:
+def read_mounts(path: Path = Path("/proc/self/mountinfo"), directory: Path | None = None) -> list[Mount]:
     """Read the mounts of a mount namespace; never blocks.
 
+    Args:
+        directory: only the mounts on what lies directly in it, links resolved; None: all.
     Raises: DeviceError: the file cannot be read.
     """
     try:
         text = os.fsdecode(path.read_bytes())
     except OSError as exc:
         raise DeviceError(f"{path}: cannot read it: {exc.strerror}") from exc
-    return parse_mountinfo(text)
+    return parse_mountinfo(text, directory)
 
 
 def ensure_mount_point(path: Path) -> None:
@@ -237,6 +249,8 @@ def same_mount_namespace_as_init(proc: Path = Path("/proc")) -> bool:
     return any(mount.mount_id in own for mount in read_mounts(proc / "1/mountinfo"))
 
 
+# Most lines are the same in each round of the daemon.
+@functools.lru_cache(maxsize=8192)
 def _parse_mount(line: str) -> Mount:
     # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
     fields = line.split(" ")
@@ -266,6 +280,8 @@ def _parse_mount(line: str) -> Mount:
 
 
 def _unescape(text: str) -> str:
+    if "\\" not in text:
+        return text
     return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
 
 

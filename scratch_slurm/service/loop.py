@@ -306,7 +306,9 @@ class Loop:
     def _count_reads(self, reading: Reading, ours: dict[str, MountedImage], now: float) -> None:
         at = time.monotonic()
         for dataset, mounted in ours.items():
-            counter = self.memory.counters.setdefault(dataset, ReadCounter(self.config.period_s))
+            counter = self.memory.counters.get(dataset)
+            if counter is None:
+                counter = self.memory.counters[dataset] = ReadCounter(self.config.period_s)
             seen = reading.mounted[dataset]
             # A device's counter goes on when it is bound anew, so the mount is part of its name.
             device = f"{mounted.device}@{seen.mount_id}"

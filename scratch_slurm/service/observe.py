@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from scratch_slurm.domain.model import Backing, Pin
 from scratch_slurm.domain.names import DATASET_NAME
 from scratch_slurm.node import diskstats, loopdev, mounts
@@ -12,7 +14,15 @@ from scratch_slurm.node.ledger import Ledger
 
 
 @dataclass(frozen=True)
-class SeenMount:
+class KernelFiles:
+    """Where the kernel tells what is mounted, bound and read."""
+
+    mountinfo: Path = Path("/proc/self/mountinfo")
+    diskstats: Path = Path("/proc/diskstats")
+    block_devices: Path = loopdev.BLOCK_DEVICES
+
+
+class SeenMount(msgspec.Struct, frozen=True):
     """What is mounted on top of a dataset's mount point."""
 
     dataset: str
@@ -36,29 +46,26 @@ class Reading:
     pins: tuple[Pin, ...]
 
 
-def read_node(mount_dir: Path, cache: Cache, ledger: Ledger) -> Reading:
+def read_node(mount_dir: Path, cache: Cache, ledger: Ledger, kernel: KernelFiles = KernelFiles()) -> Reading:
     """Look at mounts, devices, cache and pins.
 
     Raises: ScratchError, OSError: /proc, /sys, the cache directory or the ledger cannot be read.
     """
-    devices = {device.name: device for device in loopdev.read_loop_devices()}
-    reads = diskstats.read_diskstats()
+    backings = loopdev.read_backings(kernel.block_devices)
+    reads = diskstats.read_diskstats(kernel.diskstats)
+    below_cache = f"{cache.dir}/"
     mounted: dict[str, SeenMount] = {}
-    for mount in mounts.read_mounts():
-        path = Path(mount.mount_point)
-        if path.parent != mount_dir or not DATASET_NAME.fullmatch(path.name):
+    for mount in mounts.read_mounts(kernel.mountinfo, mount_dir):
+        name = mount.mount_point.rpartition("/")[2]
+        if not DATASET_NAME.fullmatch(name):
             continue
-        device = devices.get(mount.device or "")
-        backing_path = device.backing_path if device else ""
-        backing = Backing.CACHE if Path(backing_path).is_relative_to(cache.dir) else Backing.SOURCE
-        read_bytes = reads[device.name].bytes if device and device.name in reads else 0
+        device = mount.device if mount.device in backings else None
+        backing_path = backings[device].path if device else ""
+        backing = Backing.CACHE if backing_path.startswith(below_cache) else Backing.SOURCE
+        read_bytes = reads[device].bytes if device in reads else 0
         # Of several mounts on one path the last is on top.
-        mounted[path.name] = SeenMount(
-            path.name, mount.mount_id, device.name if device else None, backing, backing_path, read_bytes
-        )
-    held_bytes = sum(
-        device.size_bytes
-        for device in devices.values()
-        if device.deleted and Path(device.backing_path).is_relative_to(cache.dir)
-    )
+        mounted[name] = SeenMount(name, mount.mount_id, device, backing, backing_path, read_bytes)
+    held = [name for name, each in backings.items() if each.deleted and each.path.startswith(below_cache)]
+    devices = [loopdev.read_loop_device(name, kernel.block_devices) for name in held]
+    held_bytes = sum(device.size_bytes for device in devices if device)
     return Reading(mounted, cache.read(), held_bytes, tuple(ledger.pins()))

@@ -101,7 +101,7 @@ def switch(name, path):
 
 
 def look_without_blocking(name, mount_point):
-    assert loopdev.read_loop_device(name) in loopdev.read_loop_devices()
+    assert loopdev.read_loop_device(name).backing_path == loopdev.read_backings()[name].path
     assert name in diskstats.read_diskstats()
     assert name in [mount.device for mount in mounts.read_mounts()]
     mounts.ensure_mount_point(mount_point)

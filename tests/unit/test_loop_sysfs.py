@@ -9,11 +9,12 @@ from scratch_slurm.domain.names import DATASET_NAME
 from scratch_slurm.node.loopdev import (
     MAX_TAG_BYTES,
     TAG_PREFIX,
+    LoopBacking,
     LoopDevice,
     attach,
     device_tag,
+    read_backings,
     read_loop_device,
-    read_loop_devices,
     read_status,
 )
 
@@ -56,30 +57,37 @@ def test_a_bound_device(sys_block):
     assert read_loop_device("loop3", sys_block("loop3")) == BOUND
 
 
-@pytest.mark.parametrize(
-    ("shown", "path", "deleted"),
-    [
-        pytest.param("/s/a.squashfs (deleted)\n", "/s/a.squashfs", True, id="deleted"),
-        pytest.param("/s/two\nlines\n\n", "/s/two\nlines\n", False, id="line-breaks"),
-        pytest.param("/s/\udcff \n", "/s/\udcff ", False, id="not-text-and-a-blank"),
-    ],
-)
+ODD_PATHS = [
+    pytest.param("/s/a.squashfs (deleted)\n", "/s/a.squashfs", True, id="deleted"),
+    pytest.param("/s/two\nlines\n\n", "/s/two\nlines\n", False, id="line-breaks"),
+    pytest.param("/s/\udcff \n", "/s/\udcff ", False, id="not-text-and-a-blank"),
+]
+
+
+@pytest.mark.parametrize(("shown", "path", "deleted"), ODD_PATHS)
 def test_odd_backing_paths(sys_block, shown, path, deleted):
-    device = read_loop_device("loop3", sys_block("loop3", **{"loop/backing_file": shown}))
+    root = sys_block("loop3", **{"loop/backing_file": shown})
+    device = read_loop_device("loop3", root)
     assert (device.backing_path, device.deleted) == (path, deleted)
+    assert read_backings(root) == {"loop3": LoopBacking(path, deleted)}
 
 
-def test_devices_come_by_number_and_others_are_left_out(sys_block):
+def test_backings_of_bound_loop_devices_alone(sys_block):
     for name in ("loop10", "loop9", "vda", "loopback", "loop\u0663"):
         root = sys_block(name)
     sys_block("loop2", **{"loop/backing_file": None, "loop/offset": None})  # not bound
-    sys_block("loop4", size=None)  # unbound meanwhile
-    assert [device.name for device in read_loop_devices(root)] == ["loop9", "loop10"]
+    assert set(read_backings(root)) == {"loop9", "loop10"}
+    sys_block("loop9", **{"loop/backing_file": "/cache/other\n"})
+    assert read_backings(root)["loop9"] == LoopBacking("/cache/other", False)
+
+
+def test_a_device_that_is_unbound_meanwhile(sys_block):
+    assert read_loop_device("loop4", sys_block("loop4", size=None)) is None
 
 
 def test_a_missing_sysfs_is_an_error(tmp_path):
-    with pytest.raises(DeviceError, match="cannot list block devices"):
-        read_loop_devices(tmp_path / "none")
+    with pytest.raises(DeviceError, match="cannot read the loop devices"):
+        read_backings(tmp_path / "none")
 
 
 def test_a_name_that_is_no_loop_device_never_becomes_a_path():

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +40,19 @@ def test_a_recorded_file():
     )
     assert found[51] == mount(mount_id=51, parent_id=27, root="/train", mount_point="/mnt/a b\\\tc")
     assert found[54].source == ""
+
+
+def test_only_the_mounts_directly_in_a_directory():
+    text = (
+        RECORDED
+        + r"""60 27 7:9 / /data\040sets\134/a\011b ro - squashfs /dev/loop9 ro
+61 27 7:9 / /data\040sets\134/a/b ro - squashfs /dev/loop9 ro
+62 27 7:9 / /x/data\040sets\134/a ro - squashfs /dev/loop9 ro
+63 27 7:9 /data\040sets\134/c /y ro - squashfs /dev/loop9 ro
+"""
+    )
+    assert [each.mount_id for each in parse_mountinfo(text, Path("/data sets\\"))] == [60]
+    assert [each.mount_id for each in parse_mountinfo(text, Path("/datasets"))] == [42, 52, 53]
 
 
 @pytest.mark.parametrize(

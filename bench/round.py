@@ -1,0 +1,218 @@
+"""One round of the daemon's loop over many datasets: CPU and wall time, resident memory.
+
+The daemon's own code runs: the reading of mounts, devices, counters, cache directory and ledger, the plan, the status.
+Only the kernel's files are written by the benchmark, for nodes with more loop devices than one would make here. A
+third of the datasets is cached, and read; a third is read and does not fit; a third is idle. Between two rounds every
+counter of the first two goes on. Each number of datasets runs in a process of its own, for its memory.
+"""
+
+import sys
+
+sys.path.insert(0, sys.path.pop(0).rpartition("/")[0])  # bench/copy.py is not the standard library's
+
+import asyncio
+import functools
+import json
+import os
+import random
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+
+import scratch_slurm.service.main  # noqa: F401 - what the daemon imports counts in its memory
+from bench import _common as common
+from scratch_slurm.domain.config import build_config
+from scratch_slurm.domain.model import Generation, SourceImage
+from scratch_slurm.node.cache import Cache
+from scratch_slurm.node.ledger import Ledger
+from scratch_slurm.service import loop as loop_module
+from scratch_slurm.service import observe, operations, status
+from scratch_slurm.service.loop import Loop
+from scratch_slurm.service.source import Source
+from scratch_slurm.service.workers import Workers
+
+SIZES = (10, 100, 1000, 5000)
+TARGET_DATASETS, TARGET_CPU_MS, TARGET_MIB = 1000, 20.0, 60.0
+PINS = 20
+# No device of this machine has such a number, and no worker is ever started: nothing real is touched.
+FIRST_DEVICE = 1_000_000
+
+
+class NoWorkers(Workers):
+    """A round that is to change nothing needs none."""
+
+    async def run(self, request: operations.Request, **how: object) -> None:
+        raise RuntimeError(f"the round was not to act: {request}")
+
+
+class FakeNode:
+    """A directory with what the kernel would show of `count` mounted datasets, and the cache with its images."""
+
+    def __init__(self, root: Path, count: int) -> None:
+        rng = random.Random(count)
+        self.root = root
+        self.kernel = observe.KernelFiles(
+            mountinfo=root / "mountinfo", diskstats=root / "diskstats", block_devices=root / "block"
+        )
+        self.cache = Cache(root / "cache")
+        self.cache.prepare()
+        self.images = [self._make_image(rng, number) for number in range(count)]
+        self.cached = self.images[: count // 3]
+        self.read = self.images[: 2 * count // 3]
+        self.sectors = dict.fromkeys((image.dataset for image in self.images), 0)
+        for image in self.cached:
+            path = self.cache.image_path(image.dataset, image.generation.id)
+            with path.open("wb") as file:
+                file.truncate(image.size_bytes)
+        for number, image in enumerate(self.images):
+            self._make_device(number, image)
+        lines = [
+            f"{100 + number} 29 7:{FIRST_DEVICE + number} / {root}/mnt/{image.dataset} ro,nosuid,nodev,relatime"
+            f" shared:{number} - squashfs /dev/loop{FIRST_DEVICE + number} ro,errors=continue"
+            for number, image in enumerate(self.images)
+        ]
+        own = Path("/proc/self/mountinfo").read_text()
+        self.kernel.mountinfo.write_text(own + "".join(line + "\n" for line in lines))
+
+    def _make_image(self, rng: random.Random, number: int) -> SourceImage:
+        size_bytes = round(min(2**41, max(2**28, rng.lognormvariate(24.5, 1.3))))
+        generation = Generation(inode=1000 + number, size_bytes=size_bytes, mtime_ns=1_700_000_000_000_000_000 + number)
+        path = f"{self.root}/source/dataset-{number:04}.squashfs"
+        return SourceImage(f"dataset-{number:04}", path, generation, "squashfs", None)
+
+    def _make_device(self, number: int, image: SourceImage) -> None:
+        cached = number < len(self.cached)
+        backing = self.cache.image_path(image.dataset, image.generation.id) if cached else image.path
+        device = self.kernel.block_devices / f"loop{FIRST_DEVICE + number}/loop"
+        device.mkdir(parents=True)
+        (device / "backing_file").write_text(f"{backing}\n")
+
+    def go_on(self, seconds: float) -> None:
+        """Let time pass for the counters: the cached third is read most, for its size."""
+        for number, image in enumerate(self.read):
+            share = 2e-3 if number < len(self.cached) else 0.9e-3
+            self.sectors[image.dataset] += round(image.size_bytes * share * seconds / 512)
+        lines = (
+            f"   7 {number} loop{FIRST_DEVICE + number} {sectors // 256} 0 {sectors} 99 0 0 0 0 0 99 99 0 0 0 0 0 0\n"
+            for number, sectors in enumerate(self.sectors.values())
+        )
+        self.kernel.diskstats.write_text("".join(lines))
+
+
+def run_rounds(root: Path, count: int, rounds: int) -> common.Figures:
+    """Run rounds over a fake node, in this process."""
+    node = FakeNode(root, count)
+    config = build_config(
+        {
+            "source_dir": f"{root}/source",
+            "cache_dir": f"{root}/cache",
+            "mount_dir": f"{root}/mnt",
+            "state_dir": f"{root}/state",
+            "capacity": str(sum(image.size_bytes for image in node.cached) + 2**20),
+            "reserve": "0",
+        },
+        origin="bench",
+        host_name="node",
+    )
+    (root / "state").mkdir(mode=0o700)
+    loop_module.read_node = functools.partial(observe.read_node, kernel=node.kernel)
+    with Ledger(config.ledger_path, boot_id="bench", now=time.time) as ledger:
+        for number, image in enumerate(node.cached[:PINS]):
+            ledger.pin(f"job:{number + 1}", [image.dataset], uid=1000)
+        return asyncio.run(_run_rounds(node, config, ledger, rounds))
+
+
+async def _run_rounds(node: FakeNode, config, ledger: Ledger, rounds: int) -> common.Figures:
+    workers = NoWorkers()
+    source = Source(config.source_dir, workers, silence_s=30)
+    for image in node.images:
+        name = Path(image.path).name
+        source.take(operations.Scanned(name, there=True, stamp=image.generation.id, image=image))
+    loop = Loop(config, node.cache, ledger, workers, source)
+    for number, image in enumerate(node.images):
+        loop.memory.generations[100 + number, f"loop{FIRST_DEVICE + number}"] = image.generation.id
+    # As if the window were full: its samples are in the memory and in the sums.
+    clock, step_s = time.monotonic, config.period_s / 60
+    began = clock() - 62 * step_s
+    for step in range(62):
+        node.go_on(step_s)
+        time.monotonic = functools.partial(float, began + step * step_s)
+        loop._observe(loop_module.read_node(config.mount_dir, node.cache, ledger))
+    time.monotonic = clock
+    round_ms: list[tuple[float, float]] = []
+    status_ms: list[tuple[float, float]] = []
+    for _ in range(rounds):
+        node.go_on(1)
+        begun = time.perf_counter(), time.process_time()
+        await loop._run_round()
+        round_ms.append(_since(begun))
+        begun = time.perf_counter(), time.process_time()
+        body = msgspec.json.encode(status.node_status(loop, os.getpid()))
+        status_ms.append(_since(begun))
+        assert loop.snapshot is not None
+        if loop.problem or loop.snapshot.plan.actions:
+            raise RuntimeError(f"the round was not to act: {loop.problem} {loop.snapshot.plan.actions[:1]}")
+    return {
+        "datasets": len(node.images),
+        "rounds": rounds,
+        "wall_ms": common.median([wall for wall, _ in round_ms]),
+        "cpu_ms": common.median([cpu for _, cpu in round_ms]),
+        "worst_wall_ms": max(wall for wall, _ in round_ms),
+        "status_cpu_ms": common.median([cpu for _, cpu in status_ms]),
+        "status_bytes": len(body),
+        "resident_mib": _resident_kib() / 1024,
+    }
+
+
+def _since(begun: tuple[float, float]) -> tuple[float, float]:
+    return 1000 * (time.perf_counter() - begun[0]), 1000 * (time.process_time() - begun[1])
+
+
+def _resident_kib() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+
+def measure(quick: bool) -> common.Figures:
+    rows = []
+    for count in SIZES[:3] if quick else SIZES:
+        command = [sys.executable, __file__, "--child", str(count), "5" if quick else "25"]
+        rows.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+    return {"rows": rows, "target": {"datasets": TARGET_DATASETS, "cpu_ms": TARGET_CPU_MS, "mib": TARGET_MIB}}
+
+
+def show(figures: common.Figures) -> str:
+    rows = figures["rows"]
+    lines = [
+        (
+            row["datasets"],
+            row["cpu_ms"],
+            1000 * row["cpu_ms"] / row["datasets"],
+            row["wall_ms"],
+            row["worst_wall_ms"],
+            row["status_cpu_ms"],
+            row["resident_mib"],
+            row["resident_mib"] / rows[0]["resident_mib"],
+        )
+        for row in rows
+    ]
+    header = (
+        "datasets", "CPU ms", "CPU µs each", "wall ms", "worst ms", "status ms", "resident MiB", "x smallest",
+    )  # fmt: skip
+    target = next(row for row in rows if row["datasets"] == TARGET_DATASETS)
+    met = target["cpu_ms"] < TARGET_CPU_MS and target["resident_mib"] < TARGET_MIB
+    return common.table(header, lines) + (
+        f"\nTo reach at {TARGET_DATASETS}: under {TARGET_CPU_MS:g} ms CPU and {TARGET_MIB:g} MiB: "
+        f"{'met' if met else 'NOT MET'}. Medians of {rows[0]['rounds']} rounds."
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        with tempfile.TemporaryDirectory(prefix="scratch-slurm-bench-") as folder:
+            print(json.dumps(run_rounds(Path(folder).resolve(), int(sys.argv[2]), int(sys.argv[3]))))
+    else:
+        common.main(__doc__, measure, show)
