@@ -1,5 +1,7 @@
 """Read rates from counters: one counter a dataset, through every switch and restart of its device."""
 
+import math
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -70,16 +72,14 @@ class ReadCounter:
 
         So a dataset proves itself by what was really read of it, not by a guess from its first second.
         """
-        if not self.samples:
+        if not self.samples or self.samples[0][1] == self.total_bytes:
             return 0.0
         began = now - span_s
-        at, read = self.samples[0]
-        for next_at, next_read in self.samples[1:]:
-            if next_at > began:
-                if at < began:  # the window begins between two samples
-                    read += round((next_read - read) * (began - at) / (next_at - at))
-                break
-            at, read = next_at, next_read
+        after = bisect_right(self.samples, (began, math.inf))
+        at, read = self.samples[max(0, after - 1)]
+        if at < began and after < len(self.samples):  # the window begins between two samples
+            next_at, next_read = self.samples[after]
+            read += round((next_read - read) * (began - at) / (next_at - at))
         return max(0, self.total_bytes - read) / span_s
 
 
