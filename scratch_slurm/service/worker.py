@@ -5,6 +5,7 @@ when it gives no sign for too long: what it was doing must be safe to be cut off
 """
 
 import ctypes
+import dataclasses
 import os
 import signal
 import sys
@@ -134,7 +135,15 @@ def _switch(request: op.SwitchBacking) -> None:
 def _copy(request: op.CopyImage, say: Say) -> None:
     # Only copies need it, and it takes the hash library along.
     from scratch_slurm.node import copying
+    from scratch_slurm.node.rawio import BLOCK_BYTES
 
+    options = copying.CopyOptions(workers=request.readers)
+    limit = request.bandwidth_bytes_per_s
+    if limit is not None:
+        # Each range shows progress, and waits for its turn as a whole: with a low limit it must be short, or the
+        # wait would pass for a source that hangs. A power of two, as chunks are whole ranges.
+        range_bytes = max(BLOCK_BYTES, min(options.range_bytes, 1 << max(0, limit // 4).bit_length()))
+        options = dataclasses.replace(options, range_bytes=range_bytes, bandwidth_bytes_per_s=limit)
     generation = request.image.generation
     last = (-1, "")
 
@@ -154,7 +163,7 @@ def _copy(request: op.CopyImage, say: Say) -> None:
             mtime_ns=generation.mtime_ns,
             digest=request.image.digest,
         ),
-        options=copying.CopyOptions(workers=request.readers, bandwidth_bytes_per_s=request.bandwidth_bytes_per_s),
+        options=options,
         report=report,
         now=time.monotonic,
     )
