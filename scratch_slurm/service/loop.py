@@ -215,7 +215,8 @@ class Loop:
             self._kept.add(dataset)
             log.info("kept dataset=%s reason=%r", dataset, exc.message)
         except (ScratchError, OSError) as exc:
-            failure = memory.fail(dataset, action.kind, str(exc).partition("\n")[0], time.time())
+            about = action.image.generation.id if isinstance(action, planner.Mount | planner.Stage) else None
+            failure = memory.fail(dataset, action.kind, str(exc).partition("\n")[0], time.time(), about)
             log.warning(
                 "degraded dataset=%s action=%s attempt=%d problem=%r",
                 dataset, action.kind, failure.attempts, failure.message,
@@ -270,6 +271,8 @@ class Loop:
     def _observe(self, reading: Reading) -> Observation:
         """Join what was read with what is remembered. Pure but for the read counters."""
         memory, now = self.memory, time.time()
+        catalog = self.source.catalog
+        memory.forget_other_images(catalog.images)
         ours = {
             mount.dataset: MountedImage(
                 mount.dataset,
@@ -285,7 +288,7 @@ class Loop:
         for pin in reading.pins:
             memory.last_used_at[pin.dataset] = now
         return Observation(
-            catalog=self.source.catalog,
+            catalog=catalog,
             mounted=ours,
             cached=reading.cache.images,
             staged=self._staged(reading),

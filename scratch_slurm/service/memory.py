@@ -1,6 +1,7 @@
 """What the daemon remembers between rounds: nothing that must survive it."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from scratch_slurm.domain.model import SourceImage
@@ -44,6 +45,8 @@ class Failure:
     attempts: int
     retry_at: float
     """Epoch seconds."""
+    generation_id: str | None = None
+    """Of the source's image that it was about; None when it was about none."""
 
 
 @dataclass
@@ -62,17 +65,26 @@ class Memory:
     counters: dict[str, ReadCounter] = field(default_factory=dict)
     last_used_at: dict[str, float] = field(default_factory=dict)
 
-    def fail(self, dataset: str, kind: ActionKind, message: str, now: float) -> Failure:
+    def fail(
+        self, dataset: str, kind: ActionKind, message: str, now: float, generation_id: str | None = None
+    ) -> Failure:
         """Remember a failure; the next try is twice as far away as this one was, ten minutes at most."""
         old = self.failures.get((dataset, kind))
         attempts = old.attempts + 1 if old else 1
         pause_s = min(_LAST_RETRY_S, _FIRST_RETRY_S * 2 ** min(attempts - 1, 16))
-        failure = Failure(message, attempts, now + pause_s)
+        failure = Failure(message, attempts, now + pause_s, generation_id)
         self.failures[dataset, kind] = failure
         return failure
 
     def succeed(self, dataset: str, kind: ActionKind) -> None:
         self.failures.pop((dataset, kind), None)
+
+    def forget_other_images(self, images: Mapping[str, SourceImage]) -> None:
+        """Forget the failures of images that the source has replaced: the new one is tried at once."""
+        for (dataset, kind), failure in list(self.failures.items()):
+            image = images.get(dataset)
+            if failure.generation_id and image and image.generation.id != failure.generation_id:
+                del self.failures[dataset, kind]
 
     def problem(self, dataset: str, now: float) -> str:
         """Word the failures of a dataset for people; empty without any."""
