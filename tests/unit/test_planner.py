@@ -284,6 +284,27 @@ CASES = [
         id="what-leaves-serves-one",
     ),
     pytest.param(
+        observation(
+            [image("a"), image("b", 5), image("d", 5)],
+            [mounted("a"), mounted("b", 5, backing=CACHE), mounted("d", 5)],
+            cached=(cached("b", 5),),
+            pins=(pin("a", 1), pin("d", 2)),
+            space=room(5, used=95),
+        ),
+        ["evict b"],
+        id="the-room-that-an-earlier-one-waits-for-is-not-given-away",
+    ),
+    pytest.param(
+        observation(
+            [image("a", version=2)],
+            [dataclasses.replace(mounted("a", backing=CACHE), generation_id=None)],
+            cached=(cached("a"),),
+            pins=(pin("a"),),
+        ),
+        [],
+        id="what-is-read-is-kept-though-nobody-knows-its-generation",
+    ),
+    pytest.param(
         with_pinned("ad", "b", space=room(5)), ["evict b"], id="the-later-one-does-not-take-the-earlier-one-s-room"
     ),
     pytest.param(
