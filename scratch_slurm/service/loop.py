@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _GATHER_S = 0.02
 _SAVE_EVERY_S = 30.0
+_OVERHEAD_BYTES = 3 * 4096
+"""The rest of an image's last block, the first block of its journal, and one of the file system's own."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Loop:
         self._saved_at = time.monotonic()
         self._performer = Performer(config, self.memory, cache, ledger, workers)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._remounts = 0
+        """Mounts made, replaced or taken away so far."""
         self._kept: set[str] = set()
         """Datasets whose latest eviction came after a pin."""
         self._nudged = asyncio.Event()
@@ -150,7 +154,10 @@ class Loop:
 
     async def _run_round(self) -> None:
         try:
-            reading = await asyncio.to_thread(read_node, self.config.mount_dir, self._cache, self._ledger)
+            remounts = -1
+            while remounts != self._remounts:  # else what was read may be of a mount that is another one by now
+                remounts = self._remounts
+                reading = await asyncio.to_thread(read_node, self.config.mount_dir, self._cache, self._ledger)
         except (ScratchError, OSError) as exc:
             if str(exc) != self.problem:
                 log.error("cannot observe this node problem=%r", str(exc))
@@ -228,6 +235,9 @@ class Loop:
             log.exception("bug dataset=%s action=%s", dataset, action.kind)
             memory.fail(dataset, action.kind, "an error in scratch-slurm itself; see its log", time.time())
         finally:
+            if isinstance(action, planner.Mount | planner.Unmount):
+                memory.forget_mount(dataset)
+                self._remounts += 1
             memory.running.pop(dataset, None)
             memory.copies.pop(dataset, None)
             self._tasks.pop(dataset, None)
@@ -239,14 +249,16 @@ class Loop:
         for mount in mounted:
             if mount.device is None:
                 continue
-            key = (mount.mount_id, mount.device)
+            key = (mount.dataset, mount.mount_id, mount.device)
             seen_now.add(key)
             if key not in self.memory.generations and mount.dataset not in self._tasks:
-                self._tasks[mount.dataset] = asyncio.create_task(self._read_tag(mount.dataset, key))
+                self._tasks[mount.dataset] = asyncio.create_task(self._read_tag(key))
         for gone in self.memory.generations.keys() - seen_now:
             del self.memory.generations[gone]
 
-    async def _read_tag(self, dataset: str, key: tuple[int, str]) -> None:
+    async def _read_tag(self, key: tuple[str, int, str]) -> None:
+        dataset, _, device = key
+
         def on_line(line: op.Line) -> None:
             if isinstance(line, op.Tag):
                 self.memory.generations[key] = parse_device_tag(line.text)
@@ -256,13 +268,13 @@ class Loop:
 
         try:
             await self._workers.run(
-                op.ReadTag(key[1]),
+                op.ReadTag(device),
                 silence_s=self.config.source_timeout_s,
                 on_line=on_line,
                 on_hang=on_hang,
             )
         except ScratchError as exc:
-            log.warning("cannot identify dataset=%s device=%s problem=%r", dataset, key[1], str(exc))
+            log.warning("cannot identify dataset=%s device=%s problem=%r", dataset, device, str(exc))
         finally:
             self.memory.hanging_since.pop(dataset, None)
             self._tasks.pop(dataset, None)
@@ -279,14 +291,16 @@ class Loop:
                 mount.device,
                 mount.backing,
                 mount.backing_path,
-                memory.generations.get((mount.mount_id, mount.device)),
+                memory.generations.get((mount.dataset, mount.mount_id, mount.device)),
             )
             for mount in reading.mounted.values()
-            if mount.device is not None and memory.generations.get((mount.mount_id, mount.device), "") is not None
+            if mount.device is not None
+            and memory.generations.get((mount.dataset, mount.mount_id, mount.device), "") is not None
         }
         self._count_reads(reading, ours, now)
         for pin in reading.pins:
             memory.last_used_at[pin.dataset] = now
+        sizes = (image.size_bytes for image in catalog.images.values())
         return Observation(
             catalog=catalog,
             mounted=ours,
@@ -301,6 +315,7 @@ class Loop:
             leaving=frozenset(name for name, action in memory.running.items() if isinstance(action, planner.Evict)),
             bytes_per_s=rates(memory.counters, time.monotonic(), self.config.period_s),
             horizon_s=self.config.horizon_s,
+            overhead_bytes=_OVERHEAD_BYTES + _journal_bytes(max(sizes, default=0)),
             leaving_bytes=sum(
                 action.image.size_bytes for action in memory.running.values() if isinstance(action, planner.Evict)
             ),
@@ -323,7 +338,7 @@ class Loop:
     def _staged(self, reading: Reading) -> tuple[StagedImage, ...]:
         copies = self.memory.copies
         under_way = [
-            StagedImage(dataset, copy.image.generation.id, copy.image.size_bytes, True, copy.bytes_done)
+            StagedImage(dataset, copy.image.generation.id, _most_bytes(copy.image.size_bytes), True, copy.bytes_done)
             for dataset, copy in copies.items()
         ]
         left_over = [
@@ -338,7 +353,7 @@ class Loop:
         contents = reading.cache
         on_disk = {(part.dataset, part.generation_id): part.size_bytes for part in contents.partials}
         coming_bytes = sum(
-            max(0, copy.image.size_bytes - on_disk.get((dataset, copy.image.generation.id), 0))
+            max(0, _most_bytes(copy.image.size_bytes) - on_disk.get((dataset, copy.image.generation.id), 0))
             for dataset, copy in self.memory.copies.items()
         )
         return Space(
@@ -348,3 +363,12 @@ class Loop:
             free_bytes=contents.free_bytes - coming_bytes,
             whole_bytes=contents.whole_bytes,
         )
+
+
+def _most_bytes(size_bytes: int) -> int:
+    """What an image and the journal of its copy take on the disk at most."""
+    return size_bytes + _OVERHEAD_BYTES + _journal_bytes(size_bytes)
+
+
+def _journal_bytes(size_bytes: int) -> int:
+    return size_bytes >> 19  # a line of about 110 bytes for each 64 MiB

@@ -60,8 +60,8 @@ class Memory:
     """Dataset -> epoch seconds since when its action gives no answer."""
     copies: dict[str, Copy] = field(default_factory=dict)
     failures: dict[tuple[str, ActionKind], Failure] = field(default_factory=dict)
-    generations: dict[tuple[int, str], str | None] = field(default_factory=dict)
-    """(mount id, device) -> generation id on the device's tag; None: not ours."""
+    generations: dict[tuple[str, int, str], str | None] = field(default_factory=dict)
+    """(dataset, mount id, device) -> generation id on the device's tag; None: not ours."""
     counters: dict[str, ReadCounter] = field(default_factory=dict)
     last_used_at: dict[str, float] = field(default_factory=dict)
 
@@ -75,6 +75,11 @@ class Memory:
         failure = Failure(message, attempts, now + pause_s, generation_id)
         self.failures[dataset, kind] = failure
         return failure
+
+    def forget_mount(self, dataset: str) -> None:
+        """Forget whose a dataset's mount is; the kernel gives mount ids and devices out again at once."""
+        for key in [key for key in self.generations if key[0] == dataset]:
+            del self.generations[key]
 
     def succeed(self, dataset: str, kind: ActionKind) -> None:
         self.failures.pop((dataset, kind), None)
