@@ -278,5 +278,5 @@ class PlannerInAWorld(RuleBasedStateMachine):
         assert not [version for version in world.parts if version[0] not in world.source]
 
 
-PlannerInAWorld.TestCase.settings = settings(max_examples=150, stateful_step_count=30)
+PlannerInAWorld.TestCase.settings = settings(max_examples=100, stateful_step_count=30)
 TestPlannerInAWorld = PlannerInAWorld.TestCase
