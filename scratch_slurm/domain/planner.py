@@ -60,6 +60,8 @@ class Observation:
     bytes_per_s: Mapping[str, float] = field(default_factory=dict)
     """Dataset -> its read rate over the window, whatever its backing; missing means nobody reads it."""
     horizon_s: float = 1800.0
+    overhead_bytes: int = 0
+    """What a copy may take on the disk beyond its length: part of a block, and its journal."""
     foreign: frozenset[str] = frozenset()
     """Datasets whose mount point carries a mount that is not ours: it is left alone."""
 
@@ -251,7 +253,7 @@ class _Planner:
             copy = self._current_copy(dataset)
             if copy is None and (image is None or not self._may_be_staged(dataset)):
                 continue
-            size_bytes = copy.size_bytes if copy else image.size_bytes if image else 0
+            size_bytes = copy.size_bytes if copy else image.size_bytes + seen.overhead_bytes if image else 0
             part = staged.get((dataset, image.generation.id)) if image else None
             done_bytes = part.done_bytes if part else 0
             candidates.append(
@@ -397,7 +399,7 @@ class _Planner:
             staged = staged_now.get((dataset, image.generation.id))
             if staged and staged.under_way:
                 continue
-            need_bytes = max(0, image.size_bytes - (staged.reserved_bytes if staged else 0))
+            need_bytes = max(0, image.size_bytes + self.seen.overhead_bytes - (staged.reserved_bytes if staged else 0))
             if need_bytes <= room_bytes:
                 room_bytes -= need_bytes
                 if self.may(dataset, ActionKind.STAGE) and dataset in self.seen.mounted and dataset not in touched:
