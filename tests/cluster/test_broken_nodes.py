@@ -99,7 +99,6 @@ def no_run_dir(view: NodeView) -> Iterator[None]:
     ("broken", "told"),
     [
         pytest.param(read_only_state, "nothing is cached for this job: ", id="state-dir-read-only"),
-        pytest.param(locked_ledger, "nothing is cached for this job: ", id="ledger-locked"),
         pytest.param(broken_config, "the prolog left no word on this node", id="configuration-broken"),
         pytest.param(no_run_dir, "the prolog left no word on this node", id="run-dir-of-somebody-else"),
     ],
@@ -117,6 +116,20 @@ def test_a_job_runs_and_is_told_with_a_node_that_has(
         output = run_job(cluster, d.name)
     assert d.sha256 in output
     assert f"scratch-slurm: {told}" in output
+
+
+def test_a_job_runs_and_is_told_while_somebody_holds_the_ledger(
+    cluster: LocalCluster, make: Make, node: Nodes, gate: Gates
+) -> None:
+    n1, hold = node("n1"), gate()
+    d = mounted(make, n1)
+    with locked_ledger(n1):
+        job = cluster.sbatch(hold.lines, f"--datasets={d.name}", "-wn1")
+        hold.wait_reached("n1")
+    hold.open()
+    assert cluster.wait_job(job).state == "COMPLETED"
+    assert "scratch-slurm: nothing is cached for this job: " in cluster.job_output(job)
+    assert n1.pins() == set()
 
 
 def test_a_job_that_asks_for_nothing_starts_no_python_in_the_hooks(

@@ -127,7 +127,8 @@ def test_a_job_submitted_by_a_job_asks_for_itself(cluster: LocalCluster, make: M
     script = f"sbatch --parsable --wait -wn1 --output=inner-%j <<'END'\n{inner}END"
     job = cluster.sbatch(script, f"--datasets={d.name}", "-wn2")
     assert cluster.wait_job(job).state == "COMPLETED"
-    nested = int(cluster.job_output(job).split()[0])
+    assert re.fullmatch(r"\d+\n", cluster.job_output(job))
+    nested = int(cluster.job_output(job))
     assert cluster.wait_job(nested).state == "COMPLETED"
     assert cluster.job_output(nested) == ""
     assert node("n2").was_ever_pinned_by(job)
