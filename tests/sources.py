@@ -299,6 +299,7 @@ def _serve(root: str, mount_point: str) -> None:
         attr_timeout=0,
         entry_timeout=0,
         max_threads=32,
+        max_idle_threads=32,
         fsname="slow-source",
     )
     os._exit(0)
