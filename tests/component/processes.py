@@ -1,6 +1,7 @@
 """Processes as /proc shows them."""
 
 import contextlib
+import signal
 from pathlib import Path
 
 
@@ -24,3 +25,13 @@ def state(pid):
 
 def is_running(pid):
     return state(pid) not in ("", "Z")
+
+
+def is_killed(pid):
+    """Whether a process is gone, or goes as soon as the kernel lets it: SIGKILL is pending."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    pending = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return not is_running(pid) or any(mask & 1 << signal.SIGKILL - 1 for mask in pending)

@@ -14,7 +14,7 @@ from scratch_slurm.service import operations as op
 from scratch_slurm.service import workers as workers_module
 from scratch_slurm.service.workers import Workers
 from tests.component.images import wait_until
-from tests.component.processes import children, is_running, state
+from tests.component.processes import children, is_killed, is_running, state
 from tests.sources import SlowSource
 
 LONG_S = 60.0
@@ -455,4 +455,4 @@ def test_workers_die_with_the_daemon(tmp_path, slow):
         daemon.kill()
         daemon.wait()
         daemon.stdout.close()
-    wait_until(lambda: not any(is_running(pid) for pid in pids))
+    wait_until(lambda: all(is_killed(pid) for pid in pids))
