@@ -24,7 +24,6 @@ FLOORS = {
 PARTS_OF_ONE_THING = {
     "copying": {"chunks", "ranges", "rawio", "staged"},  # the copy engine, which is too long for one module
     "staged": {"chunks", "rawio"},  # its file in the cache
-    "hookconfig": {"configfile"},  # the configuration file, and what of it is made ready for the hooks
     "hookconfig": {"configfile"},  # the configuration, made ready for the hooks
 }
 
