@@ -1,7 +1,5 @@
 """`scratch-slurm events`: what happened lately."""
 
-import dataclasses
-
 import click
 
 from scratch_slurm.cli.app import App, json_option, make_console, pass_app, print_json, require_root
@@ -17,7 +15,7 @@ def command(app: App, limit: int) -> None:
     require_root("events")
     events = read_events(app.config(), limit)[::-1]
     if app.json:
-        print_json({"events": [dataclasses.asdict(event) for event in events]})
+        print_json({"events": [event._asdict() for event in events]})
         return
     from scratch_slurm.cli.render import render_events
 

@@ -10,9 +10,6 @@ import msgspec
 from scratch_slurm.domain.errors import ConfigError, ScratchError
 from scratch_slurm.domain.sizes import parse_duration, parse_size
 
-DEFAULT_PATH = "/etc/scratch-slurm/config.yaml"
-PATH_VARIABLE = "SCRATCH_SLURM_CONFIG"
-
 
 class CopySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How images are copied."""
@@ -28,9 +25,9 @@ class CopySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PreheatSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long the prolog waits."""
 
-    wait: str | int = "10s"
+    wait: str | int | float = "10s"
     """How long a job's start waits for its datasets when it does not say --datasets-wait."""
-    timeout: str | int = "10m"
+    timeout: str | int | float = "10m"
     """The longest that any job may ask to wait; keep it below Slurm's PrologEpilogTimeout."""
 
 
@@ -51,10 +48,10 @@ class RawConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run_dir: str = "/run/scratch-slurm"
     capacity: str | int = "80%"
     reserve: str | int = "5%"
-    period: str | int = "10m"
-    horizon: str | int = "30m"
-    interval: str | int = "30s"
-    source_timeout: str | int = "30s"
+    period: str | int | float = "10m"
+    horizon: str | int | float = "30m"
+    interval: str | int | float = "30s"
+    source_timeout: str | int | float = "30s"
     log_level: str = "INFO"
     copy: CopySettings = CopySettings()
     preheat: PreheatSettings = PreheatSettings()
@@ -165,7 +162,12 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
     return config
 
 
-_TYPE_WORDS = {int: "a whole number", str: "text", str | int: "text or a number"}
+_TYPE_WORDS = {
+    int: "a whole number",
+    str: "text",
+    str | int: "text or a whole number",
+    str | int | float: "text or a number",
+}
 
 
 def _check_keys(values: Mapping[Any, Any], shape: type[msgspec.Struct], origin: str, prefix: str) -> None:
@@ -187,7 +189,7 @@ def _check_keys(values: Mapping[Any, Any], shape: type[msgspec.Struct], origin: 
             raise ConfigError(f"{origin}: {prefix}{key}: {value!r} is not {wanted}") from exc
 
 
-def _checked(origin: str, key: str, value: str | int, parse: Any) -> float:
+def _checked(origin: str, key: str, value: str | float, parse: Any) -> float:
     try:
         result: float = parse(str(value))
     except ScratchError as exc:
@@ -195,7 +197,7 @@ def _checked(origin: str, key: str, value: str | int, parse: Any) -> float:
     return result
 
 
-def _positive(origin: str, key: str, value: str | int) -> float:
+def _positive(origin: str, key: str, value: str | float) -> float:
     seconds = _checked(origin, key, value, parse_duration)
     if seconds <= 0:
         raise ConfigError(f"{origin}: {key}: {value!r} must be more than 0 seconds")

@@ -6,26 +6,9 @@ POST /v1/plan with PlanRequest -> PlanAnswer.
 An error is an HTTP status of 400 or more with an ErrorAnswer.
 """
 
-import enum
-
 import msgspec
 
-
-class DatasetState(enum.StrEnum):
-    """What a dataset is doing on this node."""
-
-    CACHED = "cached"
-    """The reads come from the cache."""
-    STAGING = "staging"
-    """The reads come from the source; a copy is under way."""
-    QUEUED = "queued"
-    """The reads come from the source; a copy is wanted and waits for a worker, for room, or for a retry."""
-    SOURCE = "source"
-    """The reads come from the source and nobody asked for more."""
-    UNMOUNTED = "unmounted"
-    """In the source, but not mounted: see `problem`."""
-    UNKNOWN = "unknown"
-    """Not in the source, as far as this node knows."""
+from scratch_slurm.domain.states import DatasetState as DatasetState
 
 
 class DatasetStatus(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-ADMINISTRATOR = "administrator"
+from scratch_slurm.domain.pins import ADMINISTRATOR as ADMINISTRATOR
+from scratch_slurm.domain.pins import Pin as Pin
+from scratch_slurm.domain.pins import job_holder as job_holder
 
 
 class Backing(enum.StrEnum):
@@ -91,27 +93,6 @@ class MountedImage:
     backing_path: str
     generation_id: str | None
     """None: the device's tag is not ours or cannot be read; the mount is replaced when nobody pins it."""
-
-
-@dataclass(frozen=True)
-class Pin:
-    """One holder's claim that keeps a dataset cached."""
-
-    dataset: str
-    holder: str
-    """`job:<id>` or `administrator`."""
-    uid: int
-    asked_at: float
-
-    @property
-    def job_id(self) -> int | None:
-        kind, _, rest = self.holder.partition(":")
-        return int(rest) if kind == "job" else None
-
-
-def job_holder(job_id: int) -> str:
-    """Name the holder of a job's pins."""
-    return f"job:{job_id}"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Names: datasets, image files, cached files. The one place that knows their alphabets."""
 
-import difflib
 import re
 from collections.abc import Iterable
 
@@ -66,6 +65,8 @@ def parse_cached_file_name(file_name: str) -> tuple[str, str] | None:
 
 def nearest_hint(name: str, known: Iterable[str]) -> str | None:
     """Word a hint with the known names nearest to `name`; None when nothing is near."""
+    import difflib  # 10 ms that the hooks, which import this module, need not wait
+
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f"did you mean {' or '.join(near)}?" if near else None
 

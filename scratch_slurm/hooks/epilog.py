@@ -2,19 +2,19 @@
 
 import time
 
-from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import DeniedError, LedgerError, ScratchError
-from scratch_slurm.domain.model import job_holder
+from scratch_slurm.domain.pins import job_holder
 from scratch_slurm.hooks import hooklog
 from scratch_slurm.hooks.report import remove_report
 from scratch_slurm.hooks.waiting import asker
+from scratch_slurm.node.hookconfig import HookConfig
 from scratch_slurm.node.ledger import Ledger, read_boot_id
 
 # The daemon looks at the ledger on its own, too: this only makes it soon.
 _NUDGE_TIMEOUT_S = 2.0
 
 
-def run_epilog(config: Config, job_id: int) -> None:
+def run_epilog(config: HookConfig, job_id: int) -> None:
     """Let go of everything of a job's. Pins that cannot be released are the daemon's to find."""
     if _release(config, job_id):
         _nudge(config, job_id)
@@ -24,7 +24,7 @@ def run_epilog(config: Config, job_id: int) -> None:
         hooklog.error("report-stays", job=job_id, jobs_dir=config.jobs_dir, error=exc)
 
 
-def _release(config: Config, job_id: int) -> tuple[str, ...]:
+def _release(config: HookConfig, job_id: int) -> tuple[str, ...]:
     try:
         with Ledger(config.ledger_path, boot_id=read_boot_id(), now=time.time) as ledger:
             released = ledger.release(job_holder(job_id))
@@ -38,7 +38,7 @@ def _release(config: Config, job_id: int) -> tuple[str, ...]:
     return released
 
 
-def _nudge(config: Config, job_id: int) -> None:
+def _nudge(config: HookConfig, job_id: int) -> None:
     try:
         asker(config.socket_path, _NUDGE_TIMEOUT_S)((), 0.0)
     except ScratchError as exc:

@@ -4,13 +4,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from scratch_slurm.domain.errors import DeviceError
-from scratch_slurm.domain.messages import DatasetState, DatasetStatus
 from scratch_slurm.domain.names import parse_cached_file_name
+from scratch_slurm.domain.states import DatasetState
+from scratch_slurm.hooks.answer import Seen
 from scratch_slurm.node.loopdev import read_loop_device
 from scratch_slurm.node.mounts import read_mounts
 
 
-def look_at(datasets: Iterable[str], mount_dir: Path) -> tuple[DatasetStatus, ...]:
+def look_at(datasets: Iterable[str], mount_dir: Path) -> tuple[Seen, ...]:
     """Tell the datasets' states as far as the kernel shows them: cached, source or unmounted.
 
     Raises: DeviceError: /proc cannot be read.
@@ -19,14 +20,14 @@ def look_at(datasets: Iterable[str], mount_dir: Path) -> tuple[DatasetStatus, ..
     return tuple(_look_at_one(dataset, mount_dir / dataset, devices) for dataset in datasets)
 
 
-def _look_at_one(dataset: str, mount_point: Path, devices: dict[str, str | None]) -> DatasetStatus:
+def _look_at_one(dataset: str, mount_point: Path, devices: dict[str, str | None]) -> Seen:
     name = devices.get(str(mount_point))
     try:
         device = read_loop_device(name) if name else None
     except DeviceError:
         device = None
     if device is None:
-        return DatasetStatus(dataset, DatasetState.UNMOUNTED, problem="is not mounted on this node")
+        return Seen(dataset, DatasetState.UNMOUNTED, problem="is not mounted on this node")
     cached = parse_cached_file_name(Path(device.backing_path).name)
     state = DatasetState.CACHED if cached and cached[0] == dataset else DatasetState.SOURCE
-    return DatasetStatus(dataset, state, path=str(mount_point))
+    return Seen(dataset, state)

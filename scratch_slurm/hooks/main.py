@@ -34,10 +34,10 @@ def _run(hook: str) -> None:
     from scratch_slurm.hooks.epilog import run_epilog
     from scratch_slurm.hooks.prolog import run_prolog
     from scratch_slurm.hooks.request import parse_request
-    from scratch_slurm.node.configfile import load_config
+    from scratch_slurm.node.hookconfig import load_hook_config
 
     request = parse_request(os.environ)
     if hook == "epilog":
-        run_epilog(load_config(), request.job_id)
+        run_epilog(load_hook_config(), request.job_id)
     elif request.datasets_text:
-        run_prolog(load_config(), request)
+        run_prolog(load_hook_config(), request)

@@ -8,17 +8,18 @@ Killed at any point it leaves pins, which the epilog releases.
 import time
 from collections.abc import Callable
 
-from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import DaemonError, DeniedError, LedgerError, ScratchError, UsageError
-from scratch_slurm.domain.messages import DatasetState, DatasetStatus
-from scratch_slurm.domain.model import job_holder
 from scratch_slurm.domain.names import parse_dataset_list
+from scratch_slurm.domain.pins import job_holder
 from scratch_slurm.domain.sizes import NO_LIMIT_S, format_duration, parse_wait
+from scratch_slurm.domain.states import DatasetState
 from scratch_slurm.hooks import hooklog
+from scratch_slurm.hooks.answer import Seen
 from scratch_slurm.hooks.report import Report, format_report, write_report
 from scratch_slurm.hooks.request import JobRequest
 from scratch_slurm.hooks.waiting import SLICE_S, asker, wait_for
 from scratch_slurm.hooks.wording import word_status
+from scratch_slurm.node.hookconfig import HookConfig
 from scratch_slurm.node.ledger import Ledger, read_boot_id
 
 # What the hook needs beside the waiting: the ledger's patience, the daemon's last answer, writing the report.
@@ -27,7 +28,7 @@ _MARGIN_S = 30.0
 _CUT_SHORT = "the prolog was cut short: the datasets are read from the source until they are cached"
 
 
-def run_prolog(config: Config, request: JobRequest) -> None:
+def run_prolog(config: HookConfig, request: JobRequest) -> None:
     """Serve one job. What fails is logged and told to the job, which then reads the source."""
     try:
         datasets = parse_dataset_list(request.datasets_text)
@@ -52,7 +53,7 @@ def run_prolog(config: Config, request: JobRequest) -> None:
     log("cached" if all_cached else "degraded", job=request.job_id, states=states, waited_s=f"{waited_s:.2f}")
 
 
-def choose_wait(request: JobRequest, config: Config) -> tuple[float, str]:
+def choose_wait(request: JobRequest, config: HookConfig) -> tuple[float, str]:
     """Decide how long the job's start waits.
 
     Returns: seconds, and what the job is told if that is not what it asked for, else empty text.
@@ -70,7 +71,7 @@ def choose_wait(request: JobRequest, config: Config) -> tuple[float, str]:
     return min(asked_s, longest_s), ""
 
 
-def _pin(config: Config, request: JobRequest, datasets: tuple[str, ...]) -> list[str]:
+def _pin(config: HookConfig, request: JobRequest, datasets: tuple[str, ...]) -> list[str]:
     """Pin the datasets. Returns: what the job is told of it."""
     try:
         with Ledger(config.ledger_path, boot_id=read_boot_id(), now=time.time) as ledger:
@@ -85,8 +86,8 @@ def _pin(config: Config, request: JobRequest, datasets: tuple[str, ...]) -> list
 
 
 def _ask_and_wait(
-    config: Config, request: JobRequest, datasets: tuple[str, ...], wait_s: float
-) -> tuple[tuple[DatasetStatus, ...], str]:
+    config: HookConfig, request: JobRequest, datasets: tuple[str, ...], wait_s: float
+) -> tuple[tuple[Seen, ...], str]:
     """Have the daemon see to the pins, and wait. Returns: the states, and what the job is told of a silent daemon."""
     try:
         answer = wait_for(datasets, wait_s, asker(config.socket_path), is_over=_over_check(request.job_id, wait_s))
@@ -112,7 +113,7 @@ def _over_check(job_id: int, wait_s: float) -> Callable[[], bool]:
     return CancelWatch(job_id).is_over
 
 
-def _leave_word(config: Config, request: JobRequest, report: Report) -> None:
+def _leave_word(config: HookConfig, request: JobRequest, report: Report) -> None:
     try:
         write_report(config.jobs_dir, request.job_id, format_report(report))
     except (OSError, DeniedError) as exc:

@@ -8,11 +8,11 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from scratch_slurm.domain.errors import DeniedError
-from scratch_slurm.domain.messages import DatasetStatus
+from scratch_slurm.hooks.answer import Seen
 
 # The plugin passes over lines of more than 8192 bytes; no message needs so much.
 _MAX_MESSAGE = 500
@@ -20,13 +20,12 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """What a job is told."""
 
     mount_dir: Path
     names: tuple[str, ...] = ()
-    statuses: tuple[DatasetStatus, ...] = ()
+    statuses: tuple[Seen, ...] = ()
     messages: tuple[str, ...] = ()
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from scratch_slurm.domain.errors import UsageError
 
@@ -13,8 +13,7 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 _MAX_UINT32 = 2**32 - 1
 
 
-@dataclass(frozen=True)
-class JobRequest:
+class JobRequest(NamedTuple):
     """One job as its hook sees it. The texts are the user's, unchecked."""
 
     job_id: int

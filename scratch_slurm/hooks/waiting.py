@@ -4,10 +4,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from scratch_slurm.domain.errors import DaemonError
-from scratch_slurm.domain.messages import WaitAnswer, WaitRequest
+from scratch_slurm.hooks.answer import Answer, format_question, parse_answer
 from scratch_slurm.node.daemon_client import request
 
 # One question waits so long at most: a daemon that is restarted meanwhile is asked again.
@@ -16,7 +14,7 @@ SLICE_S = 10.0
 ANSWER_TIMEOUT_S = 15.0
 _PAUSE_S = 1.0
 
-Ask = Callable[[tuple[str, ...], float], WaitAnswer]
+Ask = Callable[[tuple[str, ...], float], Answer]
 
 
 def wait_for(
@@ -27,7 +25,7 @@ def wait_for(
     is_over: Callable[[], bool] = lambda: False,
     monotonic: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> WaitAnswer:
+) -> Answer:
     """Wait until the datasets are settled, `wait_s` at most; 0 asks once.
 
     A daemon that does not answer the first question is not waited for.
@@ -39,7 +37,7 @@ def wait_for(
     Raises: DaemonError: the daemon did not answer the first question, or the last. ScratchError: what it said instead.
     """
     give_up_at = monotonic() + wait_s
-    answer: WaitAnswer | None = None
+    answer: Answer | None = None
     while True:
         asked_at = monotonic()
         try:
@@ -57,12 +55,12 @@ def wait_for(
 def asker(socket_path: Path, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> Ask:
     """Make the function that asks the daemon at `socket_path`."""
 
-    def ask(datasets: tuple[str, ...], timeout_s: float) -> WaitAnswer:
-        body = msgspec.json.encode(WaitRequest(datasets, timeout_s))
+    def ask(datasets: tuple[str, ...], timeout_s: float) -> Answer:
+        body = format_question(datasets, timeout_s)
         answer = request(socket_path, "POST", "/v1/wait", body, timeout_s + answer_timeout_s)
         try:
-            return msgspec.json.decode(answer, type=WaitAnswer)
-        except msgspec.MsgspecError as exc:
+            return parse_answer(answer)
+        except ValueError as exc:
             raise DaemonError(f"{socket_path}: the daemon's answer is not understood: {exc}") from exc
 
     return ask

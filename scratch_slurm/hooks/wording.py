@@ -1,10 +1,11 @@
 """What a job's log says of its datasets: one line for each that is not as asked. Pure."""
 
-from scratch_slurm.domain.messages import DatasetState, DatasetStatus
 from scratch_slurm.domain.sizes import format_bytes, format_duration
+from scratch_slurm.domain.states import DatasetState
+from scratch_slurm.hooks.answer import Seen
 
 
-def word_status(status: DatasetStatus) -> str | None:
+def word_status(status: Seen) -> str | None:
     """Word a dataset's state for its job; None when it is cached, and no more is to be said."""
     if status.state is DatasetState.CACHED:
         return None
@@ -21,7 +22,7 @@ def word_status(status: DatasetStatus) -> str | None:
     return f"{status.name}: {text}" + (f": {status.problem}" if status.problem else "")
 
 
-def _progress(status: DatasetStatus) -> str:
+def _progress(status: Seen) -> str:
     if not status.size_bytes:
         return ""
     percent = 100 * status.staged_bytes // status.size_bytes

@@ -1,22 +1,28 @@
-"""The configuration file: find it, read it, refuse one that others may write. Must not judge values."""
+"""The configuration file: find it, read it, refuse one that others may write. Must not judge values.
+
+Reading is apart from parsing, whose imports take 80 ms: a hook reads the file, and seldom needs to parse it.
+"""
 
 import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import yaml
-
-from scratch_slurm.domain.config import DEFAULT_PATH, PATH_VARIABLE, Config, build_config
 from scratch_slurm.domain.errors import ConfigError
+
+if TYPE_CHECKING:
+    import yaml
+
+    from scratch_slurm.domain.config import Config
+
+DEFAULT_PATH = "/etc/scratch-slurm/config.yaml"
+PATH_VARIABLE = "SCRATCH_SLURM_CONFIG"
 
 _MAX_BYTES = 1_000_000
 
-# The parser in C where PyYAML was built with it: every hook waits for this.
-_Loader: type[yaml.SafeLoader] | type[yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-
-def load_config(path: str | Path | None = None, options: Mapping[str, str] | None = None) -> Config:
+def load_config(path: str | Path | None = None, options: Mapping[str, str] | None = None) -> "Config":
     """Read the configuration.
 
     Args:
@@ -25,12 +31,33 @@ def load_config(path: str | Path | None = None, options: Mapping[str, str] | Non
             /etc/scratch-slurm/config.yaml need not exist.
     Raises: ConfigError: missing, unreadable, no YAML, wrong values, or, for root, a file that others may write.
     """
-    named = str(path or os.environ.get(PATH_VARIABLE) or "")
-    origin = named or DEFAULT_PATH
+    origin = config_path(path)
+    named = path or os.environ.get(PATH_VARIABLE)
     if options and not named and not Path(DEFAULT_PATH).exists():
+        from scratch_slurm.domain.config import build_config
+
         return build_config(dict(options), origin="the command line", host_name=os.uname().nodename)
+    return parse_config(read_config(origin), origin, options)
+
+
+def config_path(path: str | Path | None = None) -> str:
+    """Tell which file holds the configuration."""
+    return str(path or os.environ.get(PATH_VARIABLE) or DEFAULT_PATH)
+
+
+def parse_config(content: bytes, origin: str, options: Mapping[str, str] | None = None) -> "Config":
+    """Parse and check what a configuration file says; `options` as in `load_config`.
+
+    Raises: ConfigError: no YAML, or wrong values.
+    """
+    import yaml
+
+    from scratch_slurm.domain.config import build_config
+
+    # The parser in C where PyYAML was built with it.
+    loader: type[yaml.SafeLoader] | type[yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        values = yaml.load(_read(origin), Loader=_Loader)  # noqa: S506 - a SafeLoader, the one in C
+        values = yaml.load(content, Loader=loader)  # noqa: S506 - a SafeLoader, the one in C
     except yaml.YAMLError as exc:
         raise _yaml_error(origin, exc) from exc
     if options and isinstance(values, Mapping):
@@ -38,7 +65,11 @@ def load_config(path: str | Path | None = None, options: Mapping[str, str] | Non
     return build_config(values, origin=origin, host_name=os.uname().nodename)
 
 
-def _read(origin: str) -> bytes:
+def read_config(origin: str) -> bytes:
+    """Read the configuration file.
+
+    Raises: ConfigError: missing, unreadable, or, for root, a file that others may write.
+    """
     try:
         # Without O_NONBLOCK the opening of a fifo waits for its writer.
         with open(os.open(origin, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
@@ -60,7 +91,7 @@ def _read(origin: str) -> bytes:
     return content
 
 
-def _yaml_error(origin: str, exc: yaml.YAMLError) -> ConfigError:
+def _yaml_error(origin: str, exc: "yaml.YAMLError") -> ConfigError:
     mark = getattr(exc, "problem_mark", None)
     problem = getattr(exc, "problem", None) or getattr(exc, "reason", None) or "is not YAML"
     where = f"{origin}:{mark.line + 1}" if mark else origin

@@ -4,16 +4,14 @@ Not http.client, which costs a hook 20 ms to import: HTTP/1.0 asks for one answe
 so neither chunks nor keep-alive can come back.
 """
 
+import json
 import os
 import socket
 import struct
 import time
 from pathlib import Path
 
-import msgspec
-
 from scratch_slurm.domain.errors import DaemonError, ScratchError, error_by_name
-from scratch_slurm.domain.messages import ErrorAnswer
 
 _MAX_ANSWER_BYTES = 64 * 2**20
 _READ_BYTES = 2**16
@@ -99,8 +97,13 @@ def _parse_answer(answer: bytes, socket_path: Path) -> tuple[int, bytes]:
 
 
 def _told_error(status: int, content: bytes, socket_path: Path) -> ScratchError:
+    """Make the error that an ErrorAnswer (domain.messages) tells; without msgspec, which the hooks need not import."""
     try:
-        told = msgspec.json.decode(content, type=ErrorAnswer)
-    except msgspec.MsgspecError:
+        told = json.loads(content)
+        texts = [told["error"], told["message"], told.get("hint") or ""]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        texts = [None]
+    if not all(isinstance(text, str) for text in texts):
         return DaemonError(f"{socket_path}: the daemon answered with HTTP status {status}")
-    return error_by_name(told.error, told.message, told.hint)
+    error, message, hint = texts
+    return error_by_name(error, message, hint or None)

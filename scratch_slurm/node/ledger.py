@@ -23,13 +23,12 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from scratch_slurm.domain.errors import LedgerError
-from scratch_slurm.domain.model import ADMINISTRATOR, Pin
+from scratch_slurm.domain.pins import ADMINISTRATOR, Pin
 
 EVENTS_KEPT = 5000
 
@@ -65,8 +64,7 @@ _NO_FILE = (0, 0)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """Something that happened to a dataset or the node; `at` in epoch seconds, empty text where it does not apply."""
 
     at: float

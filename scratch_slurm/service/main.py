@@ -21,6 +21,7 @@ from scratch_slurm.domain.sizes import format_bytes
 from scratch_slurm.node import mounts
 from scratch_slurm.node.cache import Cache
 from scratch_slurm.node.configfile import load_config
+from scratch_slurm.node.hookconfig import save_hook_config
 from scratch_slurm.node.ledger import Ledger, read_boot_id
 from scratch_slurm.service.interface import Interface
 from scratch_slurm.service.loop import Loop
@@ -60,10 +61,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for line in asyncio.run(unmount_all(config)):
                     print(line)
             else:
+                _prepare_hooks(options)
                 asyncio.run(_serve(config))
     except ScratchError as exc:
         print(f"scratch-slurmd: {exc}", file=sys.stderr)
         sys.exit(exc.exit_code)
+
+
+def _prepare_hooks(options: argparse.Namespace) -> None:
+    try:
+        save_hook_config(options.config, _given(options))
+    except (ConfigError, OSError) as exc:
+        log.info("hooks parse the configuration themselves problem=%r", str(exc))
 
 
 def _parser() -> argparse.ArgumentParser:

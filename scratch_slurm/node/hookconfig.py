@@ -1,0 +1,133 @@
+"""What the hooks need of the configuration, made ready by the daemon in <run_dir>/hook.json.
+
+To parse and check YAML costs a hook 80 ms, nearly all of it imports. So the daemon writes the few values at its start,
+together with the very text of the configuration file that they were made from. They count only while the
+configuration file still says the same, byte for byte: neither clocks nor stamps can make an old value valid. Where
+hook.json is missing, made by another release, or not root's alone to write, the hook parses the configuration itself.
+"""
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from scratch_slurm import __version__
+from scratch_slurm.node.configfile import config_path, parse_config, read_config
+
+if TYPE_CHECKING:
+    from scratch_slurm.domain.config import Config
+
+FILE_NAME = "hook.json"
+# The stubs' word for run_dir, which is written in the very file that is not to be parsed.
+RUN_DIR_VARIABLE = "SCRATCH_SLURM_RUN_DIR"
+DEFAULT_RUN_DIR = "/run/scratch-slurm"
+
+_MAX_BYTES = 8_000_000
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OLD_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class HookConfig(NamedTuple):
+    """As in Config (domain.config)."""
+
+    mount_dir: Path
+    run_dir: Path
+    state_dir: Path
+    wait_s: float
+    wait_limit_s: float
+
+    @property
+    def socket_path(self) -> Path:
+        return self.run_dir / "daemon.sock"
+
+    @property
+    def ledger_path(self) -> Path:
+        return self.state_dir / "ledger.sqlite"
+
+    @property
+    def jobs_dir(self) -> Path:
+        return self.run_dir / "jobs"
+
+
+def load_hook_config() -> HookConfig:
+    """Read what $SCRATCH_SLURM_CONFIG, or else /etc/scratch-slurm/config.yaml, tells the hooks.
+
+    Raises: ConfigError: as `load_config`.
+    """
+    origin = config_path()
+    content = read_config(origin)
+    ready = _read_ready(os.environ.get(RUN_DIR_VARIABLE) or DEFAULT_RUN_DIR, content)
+    return ready or _choose(parse_config(content, origin))
+
+
+def save_hook_config(path: str | Path | None = None, options: Mapping[str, str] | None = None) -> None:
+    """Make the values ready for the hooks that read the configuration file `path`; arguments as for `load_config`.
+
+    What is written follows from one reading of the file, whatever was read of it before.
+
+    Raises: ConfigError: as `load_config`. OSError: it cannot be written; the hooks do without.
+    """
+    origin = config_path(path)
+    content = read_config(origin)
+    values = _choose(parse_config(content, origin, options))
+    written = {
+        "version": __version__,
+        "made_from": content.decode("latin-1"),
+        "mount_dir": str(values.mount_dir),
+        "run_dir": str(values.run_dir),
+        "state_dir": str(values.state_dir),
+        "wait_s": values.wait_s,
+        "wait_limit_s": values.wait_limit_s,
+    }
+    target = values.run_dir / FILE_NAME
+    new = target.with_name(f".{FILE_NAME}.new")
+    new.unlink(missing_ok=True)
+    with open(os.open(new, _NEW_FILE, 0o600), "w", encoding="ascii") as file:
+        json.dump(written, file)
+    new.rename(target)
+
+
+def _choose(config: "Config") -> HookConfig:
+    return HookConfig(config.mount_dir, config.run_dir, config.state_dir, config.wait_s, config.wait_limit_s)
+
+
+def _read_ready(run_dir: str, content: bytes) -> HookConfig | None:
+    """Read hook.json; None when it cannot be trusted, or was made from another text, or by another release."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        told = json.loads(_read_own(run_dir))
+        if told["version"] == __version__ and told["made_from"] == content.decode("latin-1"):
+            return HookConfig(
+                mount_dir=Path(told["mount_dir"]),
+                run_dir=Path(told["run_dir"]),
+                state_dir=Path(told["state_dir"]),
+                wait_s=float(told["wait_s"]),
+                wait_limit_s=float(told["wait_limit_s"]),
+            )
+    return None
+
+
+def _read_own(run_dir: str) -> bytes:
+    """Read a file that nobody else can have put there, or changed. Raises: OSError: it is not so."""
+    directory = os.open(run_dir, _DIRECTORY)
+    try:
+        _refuse_others(directory)
+        with open(os.open(FILE_NAME, _OLD_FILE, dir_fd=directory), "rb") as file:
+            _refuse_others(file.fileno())
+            return file.read(_MAX_BYTES)
+    finally:
+        os.close(directory)
+
+
+def _refuse_others(descriptor: int) -> None:
+    status = os.fstat(descriptor)
+    others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if (
+        status.st_uid != os.geteuid()
+        or others_write
+        or not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
+    ):
+        raise PermissionError(f"uid {status.st_uid}, mode {status.st_mode:o}")
