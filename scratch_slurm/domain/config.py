@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from scratch_slurm.domain.errors import ConfigError, ScratchError
+from scratch_slurm.domain.names import FEATURE_PREFIX
 from scratch_slurm.domain.sizes import parse_duration, parse_size
 
 
@@ -36,6 +37,12 @@ class SlurmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     node_name: str = ""
     """Empty: the host name up to its first dot."""
+    features: bool = True
+    """Tell Slurm what is cached, as features of this node."""
+    feature_prefix: str = "ds:"
+    """What those features begin with; every feature that does is ours."""
+    reconcile_interval: str | int = "10m"
+    """How often Slurm is asked whether features and pins are still right; thousands of nodes share it."""
 
 
 class RawConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,6 +90,9 @@ class Config(msgspec.Struct, frozen=True):
     wait_s: float
     wait_limit_s: float
     node_name: str
+    features: bool
+    feature_prefix: str
+    reconcile_interval_s: float
 
     @property
     def socket_path(self) -> Path:
@@ -136,6 +146,11 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
     for key, number in (("copy.workers", raw.copy.workers), ("copy.readers", raw.copy.readers)):
         if not 1 <= number <= 64:
             raise ConfigError(f"{origin}: {key}: {number} is not from 1 to 64")
+    if not FEATURE_PREFIX.fullmatch(raw.slurm.feature_prefix):
+        raise ConfigError(
+            f"{origin}: slurm.feature_prefix: {raw.slurm.feature_prefix!r} is not valid",
+            hint="1 to 32 letters, digits and _ - . : @ = / +",
+        )
     for key in ("capacity", "reserve"):
         _checked(origin, key, getattr(raw, key), lambda text: parse_size(text, whole_bytes=2**50))
     config = Config(
@@ -157,6 +172,9 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
         wait_s=_checked(origin, "preheat.wait", raw.preheat.wait, parse_duration),
         wait_limit_s=_checked(origin, "preheat.timeout", raw.preheat.timeout, parse_duration),
         node_name=raw.slurm.node_name or host_name.partition(".")[0],
+        features=raw.slurm.features,
+        feature_prefix=raw.slurm.feature_prefix,
+        reconcile_interval_s=_positive(origin, "slurm.reconcile_interval", raw.slurm.reconcile_interval),
     )
     _refuse_nested(origin, config)
     return config

@@ -95,6 +95,12 @@ class LedgerError(ScratchError):
     exit_code = 12
 
 
+class SlurmError(ScratchError):
+    """Slurm does not answer, or refuses."""
+
+    exit_code = 13
+
+
 def error_by_name(name: str, message: str, hint: str | None) -> ScratchError:
     """Make the error that another process of ours told by its class name; `ScratchError` for a name unknown here."""
     kind = globals().get(name)

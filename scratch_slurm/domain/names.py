@@ -8,6 +8,9 @@ from scratch_slurm.domain.errors import UsageError
 # The SPANK plugin refuses the same names at submit; here root checks again.
 DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}", re.ASCII)
 
+# What our node features may begin with: what Slurm takes in a feature. ( ) * | , & are its operators.
+FEATURE_PREFIX = re.compile(r"[A-Za-z0-9_.:@=/+-]{1,32}", re.ASCII)
+
 MAX_DATASETS_PER_JOB = 64
 
 # Suffix of an image file in the source -> file system type that mounts it.

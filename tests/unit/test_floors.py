@@ -15,7 +15,8 @@ TESTS = Path(__file__).parents[1]
 FLOORS = {
     "domain": {"domain"},
     "node": {"domain", "node"},
-    "service": {"domain", "node", "service"},
+    "slurm": {"domain", "slurm"},
+    "service": {"domain", "node", "slurm", "service"},
     "hooks": {"domain", "node", "hooks"},
     "cli": {"domain", "node", "cli"},
 }
