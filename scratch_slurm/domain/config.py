@@ -183,7 +183,7 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
 _TYPE_WORDS = {
     int: "a whole number",
     str: "text",
-    str | int: "text or a whole number",
+    str | int: "text or a number",
     str | int | float: "text or a number",
 }
 

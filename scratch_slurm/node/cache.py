@@ -71,6 +71,9 @@ class Cache:
             self.staging.mkdir(mode=0o700, exist_ok=True)
             for path in self.staging.glob("*.evicted"):
                 path.unlink()
+            for path in self.staging.glob("*.journal"):  # of a copy that was published, and then came the crash
+                if not path.with_suffix(".part").exists():
+                    path.unlink()
         except OSError as exc:
             raise ConfigError(f"{self.dir}: cannot use as cache_dir: {exc.strerror}") from exc
 

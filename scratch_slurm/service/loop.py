@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 _GATHER_S = 0.02
 _SAVE_EVERY_S = 30.0
+_IDENTIFY_AGAIN_S = 5.0
 _OVERHEAD_BYTES = 3 * 4096
 """The rest of an image's last block, the first block of its journal, and one of the file system's own."""
 
@@ -68,6 +69,7 @@ class Loop:
         self._nudged = asyncio.Event()
         self._begun = 0
         self._ended = 0
+        self._rested_at = 0.0
         self._round_ended = asyncio.Condition()
 
     def nudge(self) -> None:
@@ -96,6 +98,7 @@ class Loop:
                 self._begun += 1
                 await self._run_round()
                 self._ended = self._begun
+                self._rested_at = time.monotonic() + _GATHER_S
                 async with self._round_ended:
                     self._round_ended.notify_all()
         finally:
@@ -142,8 +145,8 @@ class Loop:
         pause_s = max(0.05, min([now + self.config.interval_s, *wake_ats]) - now)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._nudged.wait(), pause_s)
-            # What ends or is asked for at the same moment shares a round.
-            await asyncio.sleep(_GATHER_S)
+            # What ends or is asked for at nearly the same moment shares a round; what comes alone waits for nothing.
+            await asyncio.sleep(max(0.0, self._rested_at - time.monotonic()))
 
     async def _scan_for_ever(self) -> None:
         while True:
@@ -275,6 +278,7 @@ class Loop:
             )
         except ScratchError as exc:
             log.warning("cannot identify dataset=%s device=%s problem=%r", dataset, device, str(exc))
+            await asyncio.sleep(_IDENTIFY_AGAIN_S)
         finally:
             self.memory.hanging_since.pop(dataset, None)
             self._tasks.pop(dataset, None)

@@ -26,13 +26,13 @@ class Copy:
     phase: str = "queued"
 
     def progress(self, bytes_done: int, phase: str) -> None:
-        """Take a worker's word."""
+        """Take a worker's word. A copy that is read again to be verified is all there: its count begins anew."""
         if self.bytes_at_start is None and phase == "copying":
             self.bytes_at_start = bytes_done
-        self.bytes_done, self.phase = bytes_done, phase
+        self.bytes_done, self.phase = self.image.size_bytes if phase == "verifying" else bytes_done, phase
 
     def bytes_per_s(self, now: float) -> float:
-        if self.started_at is None or self.bytes_at_start is None or now <= self.started_at:
+        if self.started_at is None or self.bytes_at_start is None or now <= self.started_at or self.phase != "copying":
             return 0.0
         return max(0, self.bytes_done - self.bytes_at_start) / (now - self.started_at)
 

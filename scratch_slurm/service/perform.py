@@ -75,6 +75,8 @@ class Performer:
 
     async def _mount(self, action: planner.Mount) -> None:
         replace = isinstance(action, planner.Replace)
+        if replace:
+            await self._refuse_pinned(action.dataset)
         await self._show(action.image, action.backing_path, replace=replace)
         await self._record("replaced" if replace else "mounted", action.dataset, action.reason)
 
@@ -88,7 +90,20 @@ class Performer:
         )
         await self._run(image.dataset, request)
 
+    async def _refuse_pinned(self, dataset: str) -> None:
+        """Look once more before a mount goes: a job that pinned meanwhile keeps what it found.
+
+        One that pins in the very moment of the change is not told to start before it is over: its prolog's question
+        is answered after that (`StatusView.is_changing_hands`).
+
+        Raises: PinnedError: somebody holds a pin.
+        """
+        pins = await asyncio.to_thread(self._ledger.pins)
+        if any(pin.dataset == dataset for pin in pins):
+            raise PinnedError(f"{dataset}: was pinned before its mount could be changed")
+
     async def _unmount(self, action: planner.Unmount) -> None:
+        await self._refuse_pinned(action.dataset)
         await self._run(action.dataset, op.UnmountImage(str(self._config.mount_dir / action.dataset)))
         await self._record("unmounted", action.dataset, action.reason)
 

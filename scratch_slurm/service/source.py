@@ -13,6 +13,8 @@ from scratch_slurm.service.workers import Workers
 
 log = logging.getLogger(__name__)
 
+_LONGEST_PAUSE_S = 120.0
+
 
 class Source:
     """What the source holds, file by file.
@@ -34,6 +36,8 @@ class Source:
         self._scanning = asyncio.Lock()
         self._lost: set[asyncio.Task[None]] = set()
         self._lost_listing: asyncio.Task[None] | None = None
+        self._strikes: dict[str, int] = {}
+        """File name -> how often in a row it gave no answer."""
 
     @property
     def catalog(self) -> Catalog:
@@ -53,7 +57,8 @@ class Source:
         for file_name in self.hanging:
             dataset = (parse_image_name(file_name) or (file_name, ""))[0]
             if dataset not in images:
-                skipped[dataset] = SkippedImage(file_name, "gives no answer")
+                clock = time.strftime("%H:%M:%S", time.localtime(self.hanging[file_name]))
+                skipped[dataset] = SkippedImage(file_name, f"gives no answer since {clock}")
         # An empty source is no proof that its images are gone: it looks like that before it is mounted, too.
         complete = self._listed and bool(self._entries)
         return Catalog(images, {name: why for name, why in skipped.items() if name not in images}, complete)
@@ -84,8 +89,18 @@ class Source:
         while reading.again:
             await reading.run_once()
 
+    def touch_later(self, file_name: str) -> None:
+        """Let a file that hung be read again after a pause, longer each time: every try holds a scan up."""
+        strikes = self._strikes[file_name] = self._strikes.get(file_name, 0) + 1
+        pause_s = min(_LONGEST_PAUSE_S, self._silence_s * 2 ** min(strikes - 1, 16))
+        asyncio.get_running_loop().call_later(pause_s, self._touch_again, file_name)
+
+    def _touch_again(self, file_name: str) -> None:
+        self.hanging.pop(file_name, None)
+
     def take(self, scanned: op.Scanned) -> None:
         """Keep what a scan says of one file."""
+        self._strikes.pop(scanned.file_name, None)
         old = self._entries.get(scanned.file_name)
         if not scanned.there:
             self._entries.pop(scanned.file_name, None)
@@ -185,7 +200,7 @@ class _Reading:
 
         else:
             log.warning("source file hangs file=%s", stuck)
-            source.hanging[stuck] = since
+            source.hanging.setdefault(stuck, since)
             # Not to be taken for gone when it hangs no longer, and was never read.
             unread = op.Scanned(stuck, there=True, skipped=SkippedImage(stuck, "gave no answer"))
             source._entries.setdefault(stuck, unread)
@@ -194,7 +209,7 @@ class _Reading:
 
             def on_gone(done: asyncio.Task[None]) -> None:
                 source._lost.discard(done)
-                source.hanging.pop(stuck, None)
+                source.touch_later(stuck)
 
         source._lost.add(task)
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
