@@ -22,6 +22,7 @@ from scratch_slurm.domain.planner import ActionKind, Observation, StagedImage
 NAMES = ("a", "b", "c", "d")
 VERSIONS = (1, 2)
 PLENTY = 10**15
+HORIZON_S = Observation.horizon_s
 
 
 def generation(size=10, version=1):
@@ -68,6 +69,11 @@ def room(room_bytes, *, capacity=None, used=0):
     return Space(capacity, 0, used, PLENTY)
 
 
+def rates(reads):
+    """Read rates of those datasets that are read; `reads` in bytes over the default horizon."""
+    return {name: read / HORIZON_S for name, read in reads.items() if read}
+
+
 def observation(images=(), mounts=(), *, space=None, skipped=(), complete=True, **rest):
     """An observation whose lists are empty and whose room is plenty, unless said otherwise."""
     values = {"cached": (), "staged": (), "pins": (), **rest}
@@ -100,6 +106,8 @@ _PINS = st.lists(
 )
 _USES = st.lists(st.sampled_from((None, 1.0, 2.0)), min_size=len(NAMES), max_size=len(NAMES))
 _FAILURES = st.frozensets(st.sampled_from([(name, kind) for name in NAMES for kind in ActionKind]), max_size=2)
+# In bytes over the default horizon: nobody, too little for any copy, enough for some, plenty.
+_READS = st.lists(st.sampled_from((0, 0, 5, 25, 200)), min_size=len(NAMES), max_size=len(NAMES))
 _SIZES = st.tuples(st.sampled_from((10, 20, 30)), st.sampled_from((10, 20, 50)))
 
 
@@ -126,6 +134,10 @@ def observations(draw):
             under_way = name in busy and version == left[0]
             reserved = sizes[version] if under_way else draw(st.sampled_from((0, 10, sizes[version] + 5)))
             parts.append(staged(name, sizes[version], version, reserved, under_way))
+    copying = {part.dataset for part in parts if part.under_way}
+    leaving = {copy.dataset: copy.size_bytes for copy in copies if copy.dataset in busy - copying}
+    if not draw(st.booleans()):
+        leaving = {}
     used_bytes = sum(copy.size_bytes for copy in copies) + sum(part.reserved_bytes for part in parts)
     room_bytes = draw(st.sampled_from((-10, 0, 0, 10, 20, 60)))
     return observation(
@@ -140,6 +152,8 @@ def observations(draw):
         last_used_at={name: at for name, at in zip(NAMES, draw(_USES), strict=True) if at is not None},
         busy=frozenset(busy),
         backing_off=draw(_FAILURES),
-        leaving_bytes=draw(st.sampled_from((0, 10, 100))) if busy else 0,
+        leaving=frozenset(leaving),
+        leaving_bytes=sum(leaving.values()) + (draw(st.sampled_from((0, 10, 100))) if busy else 0),
         foreign=frozenset(foreign),
+        bytes_per_s=rates(dict(zip(NAMES, draw(_READS), strict=True))) if draw(st.integers(0, 2)) else {},
     )

@@ -550,13 +550,14 @@ def test_no_victim_is_pinned_or_read_without_its_source(seen):
 
 @given(observations())
 def test_every_victim_is_needed(seen):
-    """Without the last victim, some pinned dataset would have gone short; with none needed there is none."""
+    """Without the last victim, some wanted dataset would have gone short; with none needed there is none."""
     decided = make_plan(seen)
     victims = [evict for evict in of(Evict, decided.actions) if not evict.outdated]
     if not victims:
         return
     have = {(copy.dataset, copy.generation_id) for copy in seen.cached}
-    wanted = [seen.catalog.images[name] for name in {each.dataset for each in seen.pins} & seen.catalog.images.keys()]
+    names = {each.dataset for each in seen.pins} | {*decided.wishes.chosen}
+    wanted = [seen.catalog.images[name] for name in names & seen.catalog.images.keys()]
     lacking = [each for each in wanted if (each.dataset, each.generation.id) not in have]
     demand = sum(needs(seen, Stage(each, "", preheat=True)) for each in lacking)
     supply = seen.space.room_bytes + seen.leaving_bytes + unwanted_bytes(decided, seen)
@@ -666,6 +667,7 @@ def test_a_plan_that_has_begun_evicts_nobody_else(seen):
     later = dataclasses.replace(
         seen,
         busy=seen.busy | started.keys(),
+        leaving=seen.leaving | started.keys(),
         leaving_bytes=seen.leaving_bytes + sum(evict.image.size_bytes for evict in evictions),
     )
     assert not of(Evict, make_plan(later).actions)
