@@ -70,7 +70,8 @@ def make_dataset(
     """Make a dataset of random data; its image appears in the source at once and whole.
 
     Args:
-        image_bytes: lengthen the image with zeros, which costs no time here, but its copy does.
+        image_bytes: lengthen the image, which costs no time here, but its copy does. Its end is no zeros: those a
+            copy has that only reserved its space.
     """
     data = random.Random(name if seed is None else seed).randbytes(data_bytes)
     work = source_dir.parent / f"making-{name}"
@@ -82,6 +83,9 @@ def make_dataset(
     subprocess.run(command, check=True, capture_output=True)
     if image_bytes > image.stat().st_size:
         os.truncate(image, image_bytes)
+        with image.open("r+b") as file:
+            file.seek(-1024, os.SEEK_END)
+            file.write(random.Random(name).randbytes(1024))
     (work / "data").unlink()
     work.rmdir()
     return Dataset(name, image.rename(source_dir / f"{name}.squashfs"), data)

@@ -91,7 +91,7 @@ def test_a_copy_that_arrives_later_is_switched_under_the_running_job(
 def test_kill_9_of_the_daemon_in_a_copy_is_not_noticed_and_the_next_daemon_finishes_the_copy(
     cluster: LocalCluster, make: Make, node: Nodes, gate: Gates
 ) -> None:
-    d, n2, hold = make(data_bytes=20 * MB, image_bytes=160 * MB), node("n2"), gate()
+    d, n2, hold = make(data_bytes=20 * MB, image_bytes=120 * MB), node("n2"), gate()
     n2.status(d.name)
     reader = Reader(cluster, n2, d)
     job = cluster.sbatch(hold.lines, f"--datasets={d.name}", "--datasets-wait=0", "-wn2")
