@@ -320,8 +320,11 @@ class Loop:
             bytes_per_s=rates(memory.counters, time.monotonic(), self.config.period_s),
             horizon_s=self.config.horizon_s,
             overhead_bytes=_OVERHEAD_BYTES + _journal_bytes(max(sizes, default=0)),
+            # What hangs frees nothing that could be foreseen: nobody waits for its room.
             leaving_bytes=sum(
-                action.image.size_bytes for action in memory.running.values() if isinstance(action, planner.Evict)
+                action.image.size_bytes
+                for name, action in memory.running.items()
+                if isinstance(action, planner.Evict) and name not in memory.hanging_since
             ),
         )
 
