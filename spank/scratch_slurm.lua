@@ -1,128 +1,325 @@
 -- Jobs go to their data: turn --datasets into a preference for the nodes that have the datasets cached.
 --
 -- For slurmctld's job_submit/lua (JobSubmitPlugins=lua). A site without a job_submit.lua of its own links this file to
--- /etc/slurm/job_submit.lua; any other loads it and calls prefer() from its slurm_job_submit():
+-- job_submit.lua beside slurm.conf; any other loads it and calls it from its own two functions:
 --
 --     local scratch_slurm = dofile("/usr/local/lib/scratch-slurm/scratch_slurm.lua")
 --     function slurm_job_submit(job_desc, part_list, submit_uid)
---         scratch_slurm.prefer(job_desc)
+--         scratch_slurm.submit(job_desc)
+--         ...
+--     function slurm_job_modify(job_desc, job_rec, part_list, modify_uid)
+--         scratch_slurm.modify(job_desc, job_rec)
 --         ...
 --
 -- It needs SchedulerParameters=ignore_prefer_validation in slurm.conf: without it Slurm refuses a job that prefers a
--- feature that no node has at that moment. It says so in slurmctld's log, and does nothing, where that is missing.
--- A job is never refused, and never waits, because of a preference: --prefer is dropped when it cannot be met at once.
+-- feature that no node has at that moment. Where that is missing it sets no preference, and says so once in
+-- slurmctld's log.
+--
+-- A preference never refuses a job and never makes it wait: --prefer is dropped when it cannot be met at once. It
+-- replaces --constraint while it can be met, so it repeats it. Everything that comes from the job is a stranger's text:
+-- only expressions that Slurm is known to take are made of it.
+--
+-- This runs in slurmctld, under its locks: no program is started, and nothing is read after the start but the job.
+-- Lua 5.1 to 5.4: Slurm takes whichever it was built with.
 
 local M = {}
 
 -- As slurm.feature_prefix in scratch-slurm's configuration.
 M.feature_prefix = "ds:"
 
--- Where SchedulerParameters is looked for; the first that can be read counts.
-M.slurm_conf_files = { os.getenv("SLURM_CONF") or "/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf" }
-
-local NAME = "^[A-Za-z0-9][A-Za-z0-9._@+%-]*$"
+local NAME = "^[A-Za-z0-9][A-Za-z0-9._@+-]*$"
 local MAX_DATASETS = 64
 local MAX_NAME = 64
+local MAX_LIST = MAX_DATASETS * (MAX_NAME + 1)
+local MAX_VARIABLES = 1000
+-- Slurm refuses a job whose constraint or preference is longer: _test_job_desc_fields() in job_mgr.c.
+local MAX_EXPRESSION = 1024
+-- What is a name in a constraint: neither an operator nor a blank or control character.
+local WORD = "^[^%s%c%[%]()|&*,!]+$"
 
--- Find `name` among the job's control variables: a table of "NAME=value", from 0 on.
-local function control_variable(job_desc, name)
-    local env = job_desc.spank_job_env
-    for index = 0, (job_desc.spank_job_env_size or 0) - 1 do
-        local value = string.match(env[index] or "", "^" .. name .. "=(.*)$")
-        if value then
-            return value
+-- slurm.conf, as far as one line of it matters.
+
+local function directory_of(path)
+    return string.match(path, "^(.*)/[^/]*$") or "."
+end
+
+-- Call `take` with every key and value of a slurm.conf and what it includes. Returns whether the file could be read.
+local function read_conf(path, take, depth)
+    local file = io.open(path, "r")
+    local text = file and file:read("*a")
+    if file then
+        file:close()
+    end
+    if not text then
+        return false -- io.open() opens a directory too
+    end
+    text = string.gsub(text, "\\\r?\n", "") -- a line goes on after a backslash
+    for line in string.gmatch(text, "[^\r\n]+") do
+        line = string.gsub(line, "#.*$", "")
+        local included = string.match(line, "^%s*[Ii][Nn][Cc][Ll][Uu][Dd][Ee]%s+(%S+)%s*$")
+        local key, value = string.match(line, "^%s*(%w+)%s*=%s*(.-)%s*$")
+        if included and depth > 0 then
+            local absolute = string.sub(included, 1, 1) == "/"
+            read_conf(absolute and included or directory_of(path) .. "/" .. included, take, depth - 1)
+        elseif key then
+            take(string.lower(key), value)
         end
     end
-    return nil
+    return true
 end
 
--- Make the features of a dataset list; nil when the list is not what the plugin would have sent. Users can send anything.
-function M.features_of(datasets)
-    local features, count = {}, 0
-    for name in string.gmatch(datasets .. ",", "([^,]*),") do
-        count = count + 1
-        if count > MAX_DATASETS or #name > MAX_NAME or not string.match(name, NAME) then
-            return nil
-        end
-        features[#features + 1] = M.feature_prefix .. name
-    end
-    return features
-end
-
--- Join the user's own constraint with features that must all be there.
-function M.join(constraint, features)
-    local all = table.concat(features, "&")
-    if constraint == nil or constraint == "" then
-        return all
-    end
-    -- Counts and matching-or ([a|b], a*2) cannot be put into a longer expression.
-    if string.find(constraint, "[%[%]*]") then
-        return nil
-    end
-    if string.find(constraint, "|", 1, true) and not string.match(constraint, "^%b()$") then
-        constraint = "(" .. constraint .. ")"
-    end
-    return constraint .. "&" .. all
-end
-
-local function validation_is_off()
-    for _, path in ipairs(M.slurm_conf_files) do
-        local file = io.open(path, "r")
-        if file then
-            local text = file:read("*a")
-            file:close()
-            for line in string.gmatch(text .. "\n", "([^\n]*)\n") do
-                local key, value = string.match(line, "^%s*([%w]+)%s*=%s*(.*)$")
-                if key and string.lower(key) == "schedulerparameters" then
-                    return string.find(string.lower(value), "ignore_prefer_validation", 1, true) ~= nil
-                end
+-- Tell whether the first slurm.conf of `paths` that can be read turns the validation of preferences off.
+function M.read_validation_is_off(paths)
+    local off = false
+    for index = 1, #paths do
+        local could_read = read_conf(paths[index], function(key, value)
+            if key == "schedulerparameters" then
+                -- The last line counts, and any part of it, as in Slurm's own reading.
+                off = string.find(string.lower(value), "ignore_prefer_validation", 1, true) ~= nil
             end
-            return false
+        end, 5)
+        if could_read then
+            return off
         end
     end
     return false
 end
 
--- Set the job's preference (or, with --datasets-required, its constraint). Returns what it set, or nil and why not.
-function M.prefer(job_desc)
-    local datasets = control_variable(job_desc, "DATASETS")
-    if not datasets then
-        return nil, "no --datasets"
+local function conf_paths()
+    local paths = { os.getenv("SLURM_CONF") }
+    local script = debug and string.match(debug.getinfo(1, "S").source, "^@(.*)$")
+    if script then
+        paths[#paths + 1] = directory_of(script) .. "/slurm.conf"
     end
-    local features = M.features_of(datasets)
-    if not features then
-        return nil, "not a list of datasets"
+    for _, directory in ipairs({ "/etc/slurm", "/usr/local/etc", "/etc/slurm-llnl" }) do
+        paths[#paths + 1] = directory .. "/slurm.conf"
     end
-    local joined = M.join(job_desc.features, features)
-    if not joined then
-        return nil, "the constraint cannot be joined"
+    return paths
+end
+
+-- Messages.
+
+local function log(level, format, ...)
+    local write = slurm and slurm["log_" .. level]
+    if write then
+        pcall(write, format, ...)
     end
-    if control_variable(job_desc, "DATASETS_REQUIRED") == "1" then
-        job_desc.features = joined
-        return joined
+end
+
+-- The job's expressions.
+
+-- The request in the job control environment ("NAME=value", from 0 on): the dataset list, and whether it is required.
+local function request_of(job_desc)
+    local variables = job_desc.spank_job_env
+    local count = tonumber(job_desc.spank_job_env_size) or 0
+    if type(variables) ~= "table" then
+        return nil, false
     end
+    local datasets, required = nil, false
+    for index = 0, math.min(count, MAX_VARIABLES) - 1 do
+        local variable = variables[index]
+        if type(variable) == "string" then
+            datasets = datasets or string.match(variable, "^DATASETS=(.*)$")
+            required = required or variable == "DATASETS_REQUIRED=1"
+        end
+    end
+    return datasets, required
+end
+
+-- Make the features of a dataset list, each once; nil when the list is not what the plugin would have sent.
+function M.features_of(datasets)
+    if #datasets > MAX_LIST then
+        return nil
+    end
+    local features, seen = {}, {}
+    for name in string.gmatch(datasets .. ",", "([^,]*),") do
+        if #name > MAX_NAME or not string.match(name, NAME) then
+            return nil
+        end
+        if not seen[name] then
+            seen[name] = true
+            features[#features + 1] = M.feature_prefix .. name
+        end
+    end
+    return #features <= MAX_DATASETS and features or nil
+end
+
+-- Tell whether all parts of `text` between separators satisfy `accept`.
+local function all_parts(text, separator, accept)
+    for part in string.gmatch(text .. separator, "([^" .. separator .. "]*)" .. separator) do
+        if not accept(part) then
+            return false
+        end
+    end
+    return true
+end
+
+local function is_word(text)
+    return string.match(text, WORD) ~= nil
+end
+
+-- (a|b) or (a&b), of words: Slurm has no parentheses in parentheses.
+local function is_group(text)
+    local inner = string.match(text, "^%(([^()]*)%)$")
+    return inner ~= nil and (all_parts(inner, "|", is_word) or all_parts(inner, "&", is_word))
+end
+
+-- Rewrite a constraint so that `&feature` can follow it: words and groups joined by &, or words joined by |. nil for
+-- anything else: counts, brackets, & beside | without parentheses, which nobody can extend without changing it.
+local function extensible(constraint)
+    if all_parts(constraint, "|", is_word) then
+        local one = not string.find(constraint, "|", 1, true)
+        return one and constraint or "(" .. constraint .. ")"
+    end
+    if string.find(constraint, "%c") then
+        return nil
+    end
+    -- A group counts as one sign that no word has, so that the & in it is none.
+    local flat = string.gsub(constraint, "%b()", function(group)
+        return is_group(group) and "\1" or "()"
+    end)
+    local function is_term(text)
+        return text == "\1" or is_word(text)
+    end
+    return all_parts(flat, "&", is_term) and constraint or nil
+end
+
+-- Join the user's own constraint with features that must all be there; the first ones where Slurm's limit on the
+-- length does not allow all. Returns the expression and how many features it has, or nil and why not.
+function M.join(constraint, features)
+    local joined = ""
+    if constraint ~= nil and constraint ~= "" then
+        joined = #constraint <= MAX_EXPRESSION and extensible(constraint) or nil
+        if not joined then
+            return nil, "the job's constraint is not one that can be added to"
+        end
+    end
+    for index, feature in ipairs(features) do
+        local longer = joined == "" and feature or joined .. "&" .. feature
+        if #longer > MAX_EXPRESSION then
+            if index == 1 then
+                return nil, "the job's constraint is too long to be added to"
+            end
+            return joined, index - 1
+        end
+        joined = longer
+    end
+    return joined, #features
+end
+
+-- What is done with a job.
+
+local function prefer(job_desc, features)
     if job_desc.prefer and job_desc.prefer ~= "" then
-        return nil, "the user has a preference of his own"
+        return nil, "the job has a preference of its own"
     end
-    if not validation_is_off() then
+    if not M.validation_is_off then
         return nil, "SchedulerParameters lacks ignore_prefer_validation"
+    end
+    local joined, count = M.join(job_desc.features, features)
+    if not joined then
+        return nil, count
     end
     job_desc.prefer = joined
     return joined
 end
 
-function slurm_job_submit(job_desc, _part_list, _submit_uid)
-    -- Whatever goes wrong here must not refuse the job.
-    local ran, result, why = pcall(M.prefer, job_desc)
-    if not ran then
-        slurm.log_error("scratch-slurm: cannot prefer: %s", tostring(result))
-    elseif why and why ~= "no --datasets" then
-        slurm.log_info("scratch-slurm: no preference: %s", why)
+-- The constraint binds; a preference of the user's, which would replace it, is bound too.
+local function require_all(job_desc, features)
+    local joined, count = M.join(job_desc.features, features)
+    if not joined then
+        log("user", "scratch-slurm: --datasets-required does nothing: %s", count)
+        return nil, count
     end
+    if job_desc.prefer and job_desc.prefer ~= "" then
+        local preferred, preferred_count = M.join(job_desc.prefer, features)
+        if not preferred or preferred_count < count or not M.validation_is_off then
+            log("user", "scratch-slurm: --prefer does nothing: it cannot be joined with --datasets-required")
+            preferred = ""
+        end
+        job_desc.prefer = preferred
+    end
+    job_desc.features = joined
+    local few = count < #features and string.format(" (%d of %d: no room for more)", count, #features) or ""
+    log("user", "scratch-slurm: --datasets-required: the job needs nodes with %s%s",
+        table.concat(features, ", ", 1, math.min(count, 5)) .. (count > 5 and ", ..." or ""), few)
+    return joined
+end
+
+local function submit(job_desc)
+    local datasets, required = request_of(job_desc)
+    if not datasets then
+        return nil, "no --datasets"
+    end
+    local features = M.features_of(datasets)
+    if not features then
+        return nil, "the list of datasets is not one"
+    end
+    return (required and require_all or prefer)(job_desc, features)
+end
+
+-- The preference repeats the constraint: when `scontrol update job` changes this, that follows.
+local function modify(job_desc, job_rec)
+    local constraint, preferred = job_desc.features, job_rec.prefer
+    if not constraint or not preferred or preferred == "" or (job_desc.prefer and job_desc.prefer ~= "") then
+        return nil, "neither is changed"
+    end
+    -- Ours, and not the user's, is what join() makes of the old constraint and the features at the end.
+    local features = {}
+    for term in string.gmatch(preferred, "[^&]+") do
+        if string.sub(term, 1, #M.feature_prefix) == M.feature_prefix then
+            features[#features + 1] = term
+        end
+    end
+    if M.join(job_rec.features, features) ~= preferred then
+        return nil, "the job has a preference of its own"
+    end
+    local joined = M.join(constraint, features)
+    job_desc.prefer = joined or ""
+    return joined
+end
+
+-- Run `act`; whatever goes wrong in it does not refuse the job. Returns what it set, or nil and why it set nothing.
+local function guarded(act, ...)
+    local ran, result, why = pcall(act, ...)
+    if not ran then
+        log("error", "scratch-slurm: job_submit: cannot set a preference: %s", tostring(result))
+        return nil, tostring(result)
+    end
+    if not result then
+        log("debug", "scratch-slurm: job_submit: no preference: %s", tostring(why))
+    end
+    return result, why
+end
+
+function M.submit(job_desc)
+    return guarded(submit, job_desc)
+end
+
+function M.modify(job_desc, job_rec)
+    return guarded(modify, job_desc, job_rec)
+end
+
+-- Read once, here: slurmctld has read the same lines just now. Later the file can say what slurmctld does not do yet.
+do
+    local ran, off = pcall(function()
+        return M.read_validation_is_off(conf_paths())
+    end)
+    M.validation_is_off = ran and off
+    if not M.validation_is_off then
+        log("error", "scratch-slurm: job_submit: no job will prefer the nodes that have its datasets: slurm.conf lacks "
+            .. "SchedulerParameters=ignore_prefer_validation")
+    end
+end
+
+-- A script that loads this one may have made its own before.
+slurm_job_submit = slurm_job_submit or function(job_desc)
+    M.submit(job_desc)
     return slurm.SUCCESS
 end
 
-function slurm_job_modify(_job_desc, _job_rec, _part_list, _modify_uid)
+slurm_job_modify = slurm_job_modify or function(job_desc, job_rec)
+    M.modify(job_desc, job_rec)
     return slurm.SUCCESS
 end
 

@@ -1,0 +1,109 @@
+"""spank/scratch_slurm.lua in a real interpreter, with tables of ours in the place of slurmctld's."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "spank" / "scratch_slurm.lua"
+
+# Slurm is built with either; Debian's with 5.1.
+INTERPRETERS = ("lua5.1", "lua5.4")
+
+VALIDATION_OFF = "SchedulerParameters=bf_interval=1,ignore_prefer_validation\n"
+
+# Prints what it leaves of the job as JSON strings, which hold every byte.
+_HARNESS = r"""
+local function quote(text)
+    return '"' .. string.gsub(tostring(text), "[^%w ]", function(c)
+        return string.format("\\u%04x", string.byte(c))
+    end) .. '"'
+end
+messages = {}
+slurm = { SUCCESS = 0 }
+for _, level in ipairs({ "error", "info", "debug", "user" }) do
+    slurm["log_" .. level] = function(format, ...)
+        messages[#messages + 1] = level .. ": " .. string.format(format, ...)
+    end
+end
+function show(code, job)
+    io.write("{\"code\": ", tostring(code))
+    for _, key in ipairs({ "features", "prefer" }) do
+        io.write(", ", quote(key), ": ", job[key] == nil and "null" or quote(job[key]))
+    end
+    io.write(", \"messages\": [")
+    for index, message in ipairs(messages) do
+        io.write(index > 1 and ", " or "", quote(message))
+    end
+    io.write("]}\n")
+end
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A job after the script: what Slurm is told, and what was said, each message after its level."""
+
+    code: int
+    features: str | None
+    prefer: str | None
+    messages: tuple[str, ...]
+
+    @property
+    def told(self) -> str:
+        """What the user sees."""
+        return "\n".join(text.removeprefix("user: ") for text in self.messages if text.startswith("user: "))
+
+
+class Script:
+    """The script as one interpreter runs it, beside a slurm.conf of the caller's."""
+
+    def __init__(self, interpreter: str, directory: Path, conf: str | None = VALIDATION_OFF) -> None:
+        found = shutil.which(interpreter)
+        assert found is not None
+        self._interpreter = found
+        self._directory = directory
+        self._conf = directory / "slurm.conf"
+        if conf is not None:
+            self._conf.write_text(conf)
+
+    def run(self, code: str) -> Outcome:
+        """Load the script and run Lua that ends with `show(code, job)`."""
+        program = self._directory / "case.lua"
+        program.write_text(f"{_HARNESS}\nscript = dofile({quoted(str(SCRIPT))})\n{code}\n", encoding="utf-8")
+        env = {"SLURM_CONF": str(self._conf), "PATH": os.defpath}
+        words = [self._interpreter, str(program)]
+        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=20, check=False)
+        assert done.returncode == 0, done.stderr
+        values = json.loads(done.stdout)
+        latin = {key: values[key] and values[key].encode("latin-1").decode() for key in ("features", "prefer")}
+        return Outcome(values["code"], messages=tuple(values["messages"]), **latin)
+
+    def submit(self, job: Mapping[str, str | int | Sequence[str]]) -> Outcome:
+        """Run slurm_job_submit() on a job description; `spank_job_env` begins at 0, as slurmctld's does."""
+        return self.run(f"job = {table(job)}\nshow(slurm_job_submit(job, {{}}, 1000), job)")
+
+    def modify(self, job: Mapping[str, str], record: Mapping[str, str]) -> Outcome:
+        """Run slurm_job_modify()."""
+        return self.run(f"job = {table(job)}\nshow(slurm_job_modify(job, {table(record)}, {{}}, 1000), job)")
+
+
+def table(values: Mapping[str, str | int | Sequence[str]]) -> str:
+    """Write a Lua table."""
+    fields = []
+    for key, value in values.items():
+        if isinstance(value, int):
+            fields.append(f"{key} = {value}")
+        elif isinstance(value, str):
+            fields.append(f"{key} = {quoted(value)}")
+        else:
+            fields.append(f"{key} = {{" + ", ".join(f"[{i}] = {quoted(text)}" for i, text in enumerate(value)) + "}")
+    return "{" + ", ".join(fields) + "}"
+
+
+def quoted(text: str) -> str:
+    """Write a Lua string that holds any bytes."""
+    return '"' + "".join(f"\\{byte:03d}" for byte in os.fsencode(text)) + '"'

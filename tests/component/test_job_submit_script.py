@@ -1,0 +1,230 @@
+"""What the job_submit script makes of jobs, in both of the interpreters that Slurm is built with."""
+
+import os
+import shutil
+
+import pytest
+
+from tests.component.lua_library import INTERPRETERS, SCRIPT, VALIDATION_OFF, Script
+
+
+@pytest.fixture(params=INTERPRETERS)
+def interpreter(request):
+    if shutil.which(request.param) is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"needs {request.param}; with CI=true nothing is skipped", pytrace=False)
+        pytest.skip(f"needs {request.param} (Debian package {request.param})")
+    return request.param
+
+
+@pytest.fixture
+def script(interpreter, tmp_path):
+    return Script(interpreter, tmp_path)
+
+
+def asking(*variables, **fields):
+    return {"spank_job_env": variables, "spank_job_env_size": len(variables), **fields}
+
+
+JOIN = [
+    pytest.param("", "ds:a&ds:b", id="no-constraint"),
+    pytest.param("gpu", "gpu&ds:a&ds:b", id="one-name"),
+    pytest.param("gpu&big", "gpu&big&ds:a&ds:b", id="and"),
+    pytest.param("cpu|gpu", "(cpu|gpu)&ds:a&ds:b", id="or-needs-parentheses"),
+    pytest.param("(cpu|gpu)", "(cpu|gpu)&ds:a&ds:b", id="or-in-parentheses"),
+    pytest.param("(cpu|gpu)&big", "(cpu|gpu)&big&ds:a&ds:b", id="group-first"),
+    pytest.param("big&(cpu|gpu)", "big&(cpu|gpu)&ds:a&ds:b", id="group-last"),
+    pytest.param("(a|b)&(c|d)", "(a|b)&(c|d)&ds:a&ds:b", id="two-groups"),
+    pytest.param("(cpu&big)", "(cpu&big)&ds:a&ds:b", id="and-in-parentheses"),
+    pytest.param("rack-1.2:x@y", "rack-1.2:x@y&ds:a&ds:b", id="signs-of-patterns-in-a-name"),
+    pytest.param("größe", "größe&ds:a&ds:b", id="letters-beyond-ascii"),
+]
+CANNOT_JOIN = [
+    "[a|b]", "a*2", "[a*1&b*2]", "a&[b|c]", "((a|b)&c)", "((a))", "a|b&c", "a&b|c", "(a|b&c)", "(a)|(b)", "(a&b)|c",
+    "a,b", "a&", "&a", "|", "&", "()", "(", ")", "(a", "a)", ")a(", "a b", " a", "a\n", "a\nb", "a\x01", "!a", "(a)(b)",
+    "a(b|c)", "(a|b)c", "\x01", "&\x01", "%b()", "x" * 1025,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("constraint", "joined"), JOIN)
+def test_the_preference_repeats_the_constraint(script, constraint, joined):
+    outcome = script.submit(asking("DATASETS=a,b", features=constraint))
+    assert (outcome.prefer, outcome.features) == (joined, constraint)
+    assert outcome.told == ""
+
+
+@pytest.mark.parametrize("constraint", CANNOT_JOIN)
+def test_a_constraint_that_cannot_be_extended_stays_alone(script, constraint):
+    outcome = script.submit(asking("DATASETS=a,b", features=constraint))
+    assert (outcome.code, outcome.prefer, outcome.features) == (0, None, constraint)
+
+
+NO_PREFERENCE = [
+    pytest.param({}, id="no-control-environment"),
+    pytest.param(asking(), id="empty-control-environment"),
+    pytest.param(asking("PATH=/bin", "XDATASETS=a", "DATASETS"), id="asks-for-nothing"),
+    pytest.param(asking("DATASETS="), id="empty-list"),
+    pytest.param(asking("DATASETS=a,"), id="empty-name"),
+    pytest.param(asking("DATASETS=a\n"), id="line-end"),
+    pytest.param(asking("DATASETS=a\nb"), id="two-lines"),
+    pytest.param(asking("DATASETS=a|b"), id="or"),
+    pytest.param(asking("DATASETS=a&gpu"), id="and"),
+    pytest.param(asking("DATASETS=a*2"), id="count"),
+    pytest.param(asking("DATASETS=(a)"), id="parentheses"),
+    pytest.param(asking("DATASETS=[a]"), id="brackets"),
+    pytest.param(asking("DATASETS=-a"), id="begins-with-a-dash"),
+    pytest.param(asking("DATASETS=%a"), id="percent"),
+    pytest.param(asking("DATASETS=ü"), id="beyond-ascii"),
+    pytest.param(asking("DATASETS=" + "x" * 65), id="long-name"),
+    pytest.param(asking("DATASETS=" + ",".join(f"d{n}" for n in range(65))), id="more-than-64"),
+    pytest.param(asking("DATASETS=" + "a," * 100_000 + "a"), id="huge"),
+    pytest.param({"spank_job_env": ["DATASETS=a"]}, id="no-size"),
+    pytest.param({"spank_job_env": ["DATASETS=a"], "spank_job_env_size": "x"}, id="size-is-no-number"),
+    pytest.param({"spank_job_env": "DATASETS=a", "spank_job_env_size": 1}, id="environment-is-no-table"),
+    pytest.param({"spank_job_env_size": 2**31}, id="size-without-environment"),
+    pytest.param(asking("DATASETS=a", prefer="fast"), id="a-preference-of-the-users"),
+]
+
+
+@pytest.mark.parametrize("job", NO_PREFERENCE)
+def test_no_preference(script, job):
+    outcome = script.submit(job)
+    assert outcome.code == 0
+    assert (outcome.prefer, outcome.features) == (job.get("prefer"), None)
+    assert not [message for message in outcome.messages if not message.startswith("debug: ")]
+
+
+def test_a_hole_in_the_control_environment_hides_nothing(script):
+    job = "job = {spank_job_env = {[3] = 'DATASETS=a'}, spank_job_env_size = 4}"
+    assert script.run(f"{job}\nshow(slurm_job_submit(job), job)").prefer == "ds:a"
+
+
+def test_each_dataset_once(script):
+    assert script.submit(asking("DATASETS=b,a,b")).prefer == "ds:b&ds:a"
+
+
+NAMES = [f"{n:064d}" for n in range(64)]
+
+
+@pytest.mark.parametrize("constraint", ["", "g" * 300, "(a|b)"])
+def test_of_a_long_list_the_first_that_slurm_takes(script, constraint):
+    outcome = script.submit(asking("DATASETS=" + ",".join(NAMES), features=constraint))
+    terms = outcome.prefer.removeprefix(f"{constraint}&").split("&")
+    assert terms == [f"ds:{name}" for name in NAMES[: len(terms)]]
+    assert 1024 - 68 < len(outcome.prefer) <= 1024
+
+
+def test_a_constraint_that_leaves_no_room(script):
+    outcome = script.submit(asking("DATASETS=ab", features="x" * 1020))
+    assert (outcome.code, outcome.prefer) == (0, None)
+    assert script.submit(asking("DATASETS=ab", features="x" * 1018)).prefer == "x" * 1018 + "&ds:ab"
+
+
+REQUIRED = ("DATASETS=a,b", "DATASETS_REQUIRED=1")
+
+
+def test_required_binds(script):
+    outcome = script.submit(asking(*REQUIRED, features="cpu|gpu"))
+    assert (outcome.features, outcome.prefer) == ("(cpu|gpu)&ds:a&ds:b", None)
+    assert "the job needs nodes with ds:a, ds:b" in outcome.told
+
+
+def test_required_binds_without_ignore_prefer_validation_too(interpreter, tmp_path):
+    assert Script(interpreter, tmp_path, "").submit(asking(*REQUIRED)).features == "ds:a&ds:b"
+
+
+def test_required_binds_a_preference_of_the_users_which_would_replace_it(script):
+    outcome = script.submit(asking(*REQUIRED, features="gpu", prefer="fast"))
+    assert (outcome.features, outcome.prefer) == ("gpu&ds:a&ds:b", "fast&ds:a&ds:b")
+
+
+def test_required_goes_before_a_preference_that_cannot_be_bound(script):
+    outcome = script.submit(asking(*REQUIRED, prefer="[x|y]"))
+    assert (outcome.features, outcome.prefer) == ("ds:a&ds:b", "")
+    assert "--prefer does nothing" in outcome.told
+
+
+def test_required_that_cannot_be_expressed_is_told(script):
+    outcome = script.submit(asking(*REQUIRED, features="[x|y]"))
+    assert (outcome.code, outcome.features, outcome.prefer) == (0, "[x|y]", None)
+    assert "--datasets-required does nothing" in outcome.told
+
+
+@pytest.mark.parametrize("value", ["0", "", "2", "1 ", "11"])
+def test_other_values_require_nothing(script, value):
+    outcome = script.submit(asking("DATASETS=a", f"DATASETS_REQUIRED={value}"))
+    assert (outcome.features, outcome.prefer) == (None, "ds:a")
+
+
+MODIFY = [
+    pytest.param({"features": "cpu"}, ("gpu", "gpu&ds:a"), "cpu&ds:a", id="follows-the-constraint"),
+    pytest.param({"features": "a|b"}, ("gpu", "gpu&ds:a"), "(a|b)&ds:a", id="with-parentheses"),
+    pytest.param({"features": ""}, ("gpu", "gpu&ds:a"), "ds:a", id="constraint-goes"),
+    pytest.param({"features": "cpu"}, ("", "ds:a&ds:b"), "cpu&ds:a&ds:b", id="constraint-comes"),
+    pytest.param({"features": "[x|y]"}, ("gpu", "gpu&ds:a"), "", id="cannot-follow-and-goes"),
+    pytest.param({}, ("gpu", "gpu&ds:a"), None, id="constraint-is-not-changed"),
+    pytest.param({"features": "cpu"}, ("gpu", "fast"), None, id="a-preference-of-the-users"),
+    pytest.param({"features": "cpu"}, ("gpu", "fast&ds:a"), None, id="of-the-users-with-a-dataset"),
+    pytest.param({"features": "cpu"}, ("gpu", ""), None, id="no-preference"),
+    pytest.param({"features": "cpu", "prefer": "x"}, ("gpu", "gpu&ds:a"), "x", id="both-are-changed"),
+]
+
+
+@pytest.mark.parametrize(("change", "before", "prefer"), MODIFY)
+def test_a_job_that_is_changed(script, change, before, prefer):
+    outcome = script.modify(change, dict(zip(("features", "prefer"), before, strict=True)))
+    assert (outcome.code, outcome.prefer, outcome.features) == (0, prefer, change.get("features"))
+
+
+CONFS = [
+    pytest.param(VALIDATION_OFF, True, id="plain"),
+    pytest.param("  schedulerparameters = a,Ignore_Prefer_Validation  # why", True, id="any-case"),
+    pytest.param("SchedulerParameters=a,\\\n ignore_prefer_validation", True, id="over-two-lines"),
+    pytest.param("include more.conf\n", True, id="included"),
+    pytest.param("SchedulerParameters=b\n" + VALIDATION_OFF, True, id="the-last-counts"),
+    pytest.param(VALIDATION_OFF + "SchedulerParameters=b", False, id="the-last-counts-without"),
+    pytest.param("#" + VALIDATION_OFF, False, id="comment"),
+    pytest.param("SchedulerParameters=a # ignore_prefer_validation", False, id="comment-behind"),
+    pytest.param("Include slurm.conf\n", False, id="includes-itself"),
+    pytest.param("Include nosuch\nSchedulerParameters=a", False, id="includes-nothing"),
+    pytest.param("", False, id="empty"),
+    pytest.param(None, False, id="missing"),
+]
+
+
+@pytest.mark.parametrize(("conf", "off"), CONFS)
+def test_without_ignore_prefer_validation_there_is_no_preference(interpreter, tmp_path, conf, off):
+    (tmp_path / "more.conf").write_text(VALIDATION_OFF)
+    outcome = Script(interpreter, tmp_path, conf).submit(asking("DATASETS=a"))
+    assert outcome.prefer == ("ds:a" if off else None)
+    assert outcome.code == 0
+    assert any("error: " in message and "ignore_prefer_validation" in message for message in outcome.messages) != off
+
+
+def test_a_site_can_say_its_prefix_and_that_validation_is_off(interpreter, tmp_path):
+    settings = "script.feature_prefix = 'cache.'\nscript.validation_is_off = true\njob = {spank_job_env = "
+    call = "{[0] = 'DATASETS=a'}, spank_job_env_size = 1}\nshow(slurm_job_submit(job), job)"
+    assert Script(interpreter, tmp_path, "").run(settings + call).prefer == "cache.a"
+
+
+def test_an_error_refuses_no_job(script):
+    broken = "setmetatable({}, {__index = function() error('broken') end, __newindex = function() error('x') end})"
+    for call in ("slurm_job_submit(job)", "slurm_job_modify(job, job)", "slurm_job_submit(nil)"):
+        outcome = script.run(f"job = {broken}\nshow({call}, {{}})")
+        assert outcome.code == 0
+        assert any(message.startswith("error: scratch-slurm: job_submit: ") for message in outcome.messages)
+
+
+def test_a_slurm_that_cannot_set_a_preference_refuses_no_job(script):
+    job = "setmetatable({spank_job_env = {[0] = 'DATASETS=a'}, spank_job_env_size = 1}, {__newindex = error})"
+    assert script.run(f"job = {job}\nshow(slurm_job_submit(job), {{}})").code == 0
+
+
+def test_it_loads_where_slurm_logs_nothing(script):
+    assert script.run("slurm = {SUCCESS = 0}\njob = {}\nshow(slurm_job_submit(job), job)").code == 0
+
+
+def test_the_functions_of_a_site_stay(script):
+    mine = "slurm_job_submit = function() return 7 end\nslurm_job_modify = slurm_job_submit\n"
+    load = f"dofile({str(SCRIPT)!r})\nshow(slurm_job_submit(), {{}})"
+    assert script.run(mine + load).code == 7
