@@ -250,7 +250,8 @@ def _serve(root: str, mount_point: str) -> None:
 
         def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
             server.meet(path, reading=False)
-            status = os.lstat(server.root + path)
+            # By descriptor where there is one: its file may have been removed or replaced, and goes on being read.
+            status = os.lstat(server.root + path) if fh is None else os.fstat(fh)
             names = ("st_ino", "st_mode", "st_nlink", "st_uid", "st_gid", "st_size", "st_blocks")
             times = ("st_atime", "st_mtime", "st_ctime")
             return {name: getattr(status, name) for name in names} | {

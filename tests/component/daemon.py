@@ -82,8 +82,7 @@ class RunningDaemon:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._process is not None:
-            self.kill()
+        self.kill_if_running()
 
     @property
     def pid(self) -> int:
@@ -121,6 +120,10 @@ class RunningDaemon:
     def restart(self) -> None:
         self.stop()
         self.start()
+
+    def kill_if_running(self) -> None:
+        if self._process is not None:
+            self.kill()
 
     def _end(self, number: signal.Signals, code: int) -> None:
         assert self._process is not None, "the daemon does not run"

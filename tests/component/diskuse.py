@@ -14,6 +14,12 @@ def disk_use(cache_dir: Path) -> int:
 
     A deleted file that a loop device still reads counts too.
     """
+    # First: what is deleted meanwhile must not be counted twice.
+    held = [
+        int(Path(f"/sys/block/{name}/size").read_text()) * 512
+        for name, path in backings_below(cache_dir).items()
+        if path.endswith(" (deleted)")
+    ]
     used: dict[int, int] = {}
     for folder in (cache_dir, cache_dir / ".staging"):
         with os.scandir(folder) as entries:
@@ -21,11 +27,6 @@ def disk_use(cache_dir: Path) -> int:
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)
                     used[status.st_ino] = status.st_blocks * 512 if entry.is_file(follow_symlinks=False) else 0
-    held = [
-        int(Path(f"/sys/block/{name}/size").read_text()) * 512
-        for name, path in backings_below(cache_dir).items()
-        if path.endswith(" (deleted)")
-    ]
     return sum(used.values()) + sum(held)
 
 
@@ -49,5 +50,7 @@ class DiskWatch:
 
     def _watch(self) -> None:
         while not self._ended.wait(0.01):
-            self.most_bytes = max(self.most_bytes, disk_use(self._cache_dir))
+            # Files move while they are added up: only what two looks in a row agree on was really there.
+            use_bytes = min(disk_use(self._cache_dir), disk_use(self._cache_dir))
+            self.most_bytes = max(self.most_bytes, use_bytes)
             self.samples += 1

@@ -35,3 +35,11 @@ def is_killed(pid):
         return True
     pending = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
     return not is_running(pid) or any(mask & 1 << signal.SIGKILL - 1 for mask in pending)
+
+
+def children_of(pid):
+    """Read the process ids of a process's children, whichever of its threads started them, zombies included."""
+    found = set()
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        found |= {int(child) for child in file.read_text().split()}
+    return found

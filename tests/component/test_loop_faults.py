@@ -1,9 +1,7 @@
 """The faults of the program that this one replaces, each a test that the real daemon passes."""
 
-import contextlib
 import fcntl
 import os
-import subprocess
 import time
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from scratch_slurm.domain.names import device_tag
 from scratch_slurm.node import loopdev, mounts
 from tests.component.daemon import RunningDaemon, read_held
 from tests.component.datasets import FILE_BYTES, make_image_file, make_version
+from tests.component.disks import small_disk
 from tests.component.diskuse import DiskWatch, disk_use
 from tests.component.images import apart, clean_up, in_child, opened
 from tests.sources import SlowSource, why_not
@@ -38,24 +37,6 @@ def _namespace():
 def folder(tmp_path):
     yield tmp_path
     clean_up(tmp_path)
-
-
-@contextlib.contextmanager
-def small_disk(folder, mount_point, size_bytes, *options):
-    """A file system of its own on `mount_point`."""
-    image = folder / f"{mount_point.name}.ext4"
-    image.touch()
-    os.truncate(image, size_bytes)
-    subprocess.run(["mkfs.ext4", "-q", "-b", "4096", "-O", "^has_journal", "-m", "0", image], check=True)
-    mount_point.mkdir(mode=0o700)
-    command = ["losetup", "--find", "--show", *options, image]
-    device = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    try:
-        subprocess.run(["mount", device, mount_point], check=True)
-        yield
-    finally:
-        subprocess.run(["umount", "-l", mount_point], check=False)
-        subprocess.run(["losetup", "-d", device], check=True)
 
 
 def holding(daemon, name):
@@ -300,7 +281,7 @@ def test_cached_files_leaving_no_room_to_others__the_cache_shrinks_by_itself_but
         daemon.until(lambda: daemon.is_cached(*names))
         free_bytes = daemon.status().free_bytes
         assert free_bytes > 20_000_000
-        filler = daemon.cache_dir.parent / "cache" / "lost+found" / "another-program"
+        filler = daemon.cache_dir / "lost+found" / "another-program"
         with filler.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, free_bytes - 8_000_000)
         daemon.until(lambda: len(daemon.cached_files()) == 1, "all go but the pinned one")
