@@ -65,6 +65,8 @@ def render_node(
     ]
     if node.source_read_bytes + node.cache_read_bytes > 0:
         parts.append(Text(reads_line(node)))
+    if node.slurm:
+        parts.append(Text(f"slurm  {clean(node.slurm)}"))
     if node.problem:
         parts.append(_problem("node", node.problem))
     parts += ["", *dataset_list(datasets, width=width, blocks=blocks)]

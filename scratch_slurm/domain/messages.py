@@ -64,6 +64,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """Reads of all datasets that the source served, since the counts began."""
     cache_read_bytes: int = 0
     """Reads of all datasets that the cache served."""
+    slurm: str = ""
+    """Who is asked about jobs and features: `Slurm's commands 22.05.8`, `pyslurm 25.11`, `no Slurm`."""
 
 
 class WaitRequest(msgspec.Struct, frozen=True):

@@ -21,6 +21,7 @@ from scratch_slurm.domain.messages import ErrorAnswer, EvictAnswer, EvictRequest
 from scratch_slurm.domain.names import MAX_DATASETS_PER_JOB, parse_dataset_name
 from scratch_slurm.service import status
 from scratch_slurm.service.loop import Loop
+from scratch_slurm.service.slurm_side import SlurmSide
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Interface:
     """The requests that the daemon answers; `domain.messages` tells their shapes."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, slurm: SlurmSide) -> None:
         self._loop = loop
+        self._slurm = slurm
         self._runner: web.AppRunner | None = None
 
     async def start(self, socket_path: Path) -> None:
@@ -67,7 +69,7 @@ class Interface:
             await self._runner.cleanup()
 
     async def _status(self, request: web.Request) -> web.Response:
-        return _answer(status.node_status(self._loop, os.getpid()))
+        return _answer(status.node_status(self._loop, os.getpid(), slurm=self._slurm.describe()))
 
     async def _wait(self, request: web.Request) -> web.Response:
         asked = await _body(request, WaitRequest)

@@ -26,6 +26,8 @@ from scratch_slurm.node.ledger import Ledger, read_boot_id
 from scratch_slurm.service.interface import Interface
 from scratch_slurm.service.loop import Loop
 from scratch_slurm.service.notify import notify
+from scratch_slurm.service.slurm_calls import take_features_back
+from scratch_slurm.service.slurm_side import SlurmSide
 from scratch_slurm.service.source import Source
 from scratch_slurm.service.unmount import unmount_all
 from scratch_slurm.service.workers import Workers
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = _prepare_directories(config)
         with _only_daemon(config):
             if options.unmount:
-                for line in asyncio.run(unmount_all(config)):
+                for line in [*asyncio.run(unmount_all(config)), *take_features_back(config)]:
                     print(line)
             else:
                 _prepare_hooks(options)
@@ -88,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         values.add_argument(option, dest=key, metavar=metavar, help=text)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--check-config", action="store_true", help="check the configuration, show it, and end")
-    what.add_argument("--unmount", action="store_true", help="take all mounts down, and end; the cache stays")
+    what.add_argument("--unmount", action="store_true", help="take all mounts and node features down; the cache stays")
     return parser
 
 
@@ -147,7 +149,8 @@ async def _serve(config: Config) -> None:
     workers = Workers()
     source = Source(config.source_dir, workers, silence_s=config.source_timeout_s)
     loop = Loop(config, Cache(config.cache_dir), ledger, workers, source)
-    interface = Interface(loop)
+    slurm = SlurmSide(config, loop, ledger)
+    interface = Interface(loop, slurm)
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
@@ -158,11 +161,13 @@ async def _serve(config: Config) -> None:
         await _first(loop.after_next_round(), end, rounds)
         notify("READY=1")
         log.info("serving socket=%s capacity=%s", config.socket_path, _capacity(loop))
+        slurm.start()
         await asyncio.wait([end, rounds], return_when=asyncio.FIRST_COMPLETED)
         if rounds.done():
             rounds.result()
     finally:
         notify("STOPPING=1")
+        await slurm.stop()
         rounds.cancel()
         await asyncio.wait([rounds], timeout=2 * _LAST_WORDS_S)
         await interface.stop()

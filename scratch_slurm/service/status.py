@@ -126,7 +126,7 @@ def view(loop: Loop) -> StatusView | None:
     return StatusView(loop.config, loop.memory, loop.snapshot, now=time.time(), monotonic=time.monotonic())
 
 
-def node_status(loop: Loop, pid: int) -> NodeStatus:
+def node_status(loop: Loop, pid: int, *, slurm: str) -> NodeStatus:
     """Tell the whole node's status."""
     config, now_view, space = loop.config, view(loop), loop.snapshot.seen.space if loop.snapshot else None
     return NodeStatus(
@@ -145,4 +145,5 @@ def node_status(loop: Loop, pid: int) -> NodeStatus:
         cache_read_bytes=sum(counter.cache_bytes for counter in loop.memory.counters.values()),
         problem="; ".join(text for text in (loop.problem, loop.source.problem) if text),
         datasets=tuple(now_view.dataset(name) for name in now_view.names()) if now_view else (),
+        slurm=slurm,
     )

@@ -25,7 +25,7 @@ class PyslurmClasses:
     def __init__(self, programs: Programs, release: str, commands: Commands) -> None:
         self._programs = programs
         self._release = release
-        self._commands = commands
+        self.commands = commands
 
     @property
     def name(self) -> str:
@@ -43,12 +43,12 @@ class PyslurmClasses:
         try:
             available, active, extra = self._ask({"do": "read", "node": node})
         except (SlurmError, ValueError):
-            return self._commands.read_features(node)
+            return self.commands.read_features(node)
         return NodeFeatures(tuple(available), tuple(active), extra)
 
     def write_features(self, node: str, features: NodeFeatures) -> None:
         if not features.available or not features.active or features.extra == "":
-            self._commands.write_features(node, features)
+            self.commands.write_features(node, features)
             return
         changes = {"available_features": list(features.available), "active_features": list(features.active)}
         extra = {} if features.extra is None else {"extra": features.extra}
@@ -56,7 +56,7 @@ class PyslurmClasses:
 
     def close(self) -> None:
         self._programs.close()
-        self._commands.close()
+        self.commands.close()
 
     def _ask(self, question: dict[str, Any]) -> list[Any]:
         argv = [sys.executable, "-m", "scratch_slurm.slurm.pyslurm_child"]

@@ -1,0 +1,132 @@
+"""Keep Slurm's features of this node in step with the cache. Beside the loop: never holds a round up."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+
+from scratch_slurm.domain.config import Config
+from scratch_slurm.domain.errors import SlurmError
+from scratch_slurm.domain.features import is_extra_ours, plan_features
+from scratch_slurm.domain.model import Backing
+from scratch_slurm.service.loop import Loop
+from scratch_slurm.service.slurm_calls import SlurmCalls
+
+log = logging.getLogger(__name__)
+
+GATHER_S = 2.0
+"""What changes within so long is told together."""
+SPACING_S = 5.0
+"""The least time between two tellings of a cache that goes on changing."""
+
+_FIRST_RETRY_S = 5.0
+_LAST_RETRY_S = 300.0
+_STRANGER_RETRY_S = 3600.0
+
+
+class FeatureTeller:
+    """Tells Slurm what is cached: when that changes, and when Slurm may have forgotten it.
+
+    Slurm forgets features at `scontrol reconfigure` and at a restart of its controller, and tells nobody. So they are
+    read again once a `reconcile_interval`, sooner when a job comes with datasets (its node is being scheduled), and
+    as soon as a controller that was silent answers.
+    """
+
+    def __init__(self, config: Config, calls: SlurmCalls, loop: Loop) -> None:
+        self._config = config
+        self._calls = calls
+        self._loop = loop
+        self._gather_s = min(GATHER_S, config.reconcile_interval_s)
+        self._spacing_s = min(SPACING_S, config.reconcile_interval_s)
+        self._told: frozenset[str] | None = None
+        self._changed_at: float | None = None
+        self._check_at = 0.0
+        self._read_at = 0.0
+        self._written_at = 0.0
+        self._attempts = 0
+        self._is_quiet = False
+        """Slurm is silent or does not know this node: whatever changes waits until the next check."""
+        self._jobs: frozenset[str] = frozenset()
+        self._said: set[str] = set()
+
+    async def run(self) -> None:
+        """Tell for ever; ends only when cancelled."""
+        while True:
+            await self._until_due()
+            await self._tell()
+
+    async def _until_due(self) -> None:
+        while (pause_s := self._due_at() - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._loop.wait_for_change(), pause_s)
+
+    def _due_at(self) -> float:
+        """When to ask Slurm next, by what the latest round saw; monotonic seconds."""
+        now = time.monotonic()
+        if self._loop.snapshot is None:
+            return now + self._config.interval_s
+        due_at = self._check_at
+        if self._is_quiet:
+            return due_at
+        if self._cached() == self._told:
+            self._changed_at = None
+        elif self._told is not None:
+            self._changed_at = self._changed_at or now
+            due_at = min(due_at, max(self._changed_at + self._gather_s, self._written_at + self._spacing_s))
+        if self._job_pins() - self._jobs:
+            due_at = min(due_at, self._read_at + self._config.reconcile_interval_s / 5)
+        return due_at
+
+    def _cached(self) -> frozenset[str]:
+        """What is served from the cache, and is to stay there."""
+        if self._loop.snapshot is None:
+            return frozenset()
+        seen = self._loop.snapshot.seen
+        served = {name for name, mounted in seen.mounted.items() if mounted.backing is Backing.CACHE}
+        return frozenset(served - seen.leaving)
+
+    def _job_pins(self) -> frozenset[str]:
+        pins = self._loop.snapshot.seen.pins if self._loop.snapshot else ()
+        return frozenset(pin.holder for pin in pins if pin.job_id is not None)
+
+    async def _tell(self) -> None:
+        cached, node = self._cached(), self._config.node_name
+        self._jobs = self._job_pins()
+        try:
+            now = await self._calls.read_features(node)
+            if now is None:
+                self._say_once("no-features node=%s reason=%r", node, "Slurm does not know this node")
+                self._settle(cached, _STRANGER_RETRY_S)
+                self._is_quiet = True
+                return
+            if not is_extra_ours(now.extra or ""):
+                self._say_once("extra-left-alone node=%s reason=%r", node, "it holds something of the administrator's")
+            planned = plan_features(now, cached, prefix=self._config.feature_prefix)
+            if planned is not None:
+                await self._calls.write_features(node, planned)
+                self._written_at = time.monotonic()
+                reason = "Slurm had other ones" if cached == self._told else "the cache changed"
+                log.info("features node=%s datasets=%s reason=%r", node, ",".join(sorted(cached)), reason)
+        except SlurmError:
+            pause_s = min(_LAST_RETRY_S, _FIRST_RETRY_S * 2 ** min(self._attempts, 16))
+            self._attempts += 1
+            self._is_quiet = True
+            self._check_at = time.monotonic() + min(pause_s, self._config.reconcile_interval_s) * _jitter()
+            return
+        self._settle(cached, self._config.reconcile_interval_s)
+
+    def _settle(self, told: frozenset[str], pause_s: float) -> None:
+        self._told, self._changed_at, self._attempts, self._is_quiet = told, None, 0, False
+        self._read_at = time.monotonic()
+        self._check_at = self._read_at + pause_s * _jitter()
+
+    def _say_once(self, message: str, *values: object) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            log.info(message, *values)
+
+
+def _jitter() -> float:
+    """Thousands of nodes share the controller, and were perhaps started together."""
+    return random.uniform(0.9, 1.1)  # noqa: S311 # not a secret

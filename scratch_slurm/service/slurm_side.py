@@ -1,0 +1,70 @@
+"""The daemon's side to Slurm: the tasks beside the loop, where there is a Slurm."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+
+from scratch_slurm.domain.config import Config
+from scratch_slurm.node.ledger import Ledger
+from scratch_slurm.service.features import FeatureTeller
+from scratch_slurm.service.loop import Loop
+from scratch_slurm.service.presence import PinJudge
+from scratch_slurm.service.slurm_calls import SlurmCalls
+from scratch_slurm.slurm.choose import choose_slurm
+
+log = logging.getLogger(__name__)
+
+_AFTER_BUG_S = 600.0
+_LAST_WORDS_S = 2.0
+
+
+class SlurmSide:
+    """Keeps features and pins true. What fails here never touches the loop."""
+
+    def __init__(self, config: Config, loop: Loop, ledger: Ledger) -> None:
+        self._config = config
+        self._loop = loop
+        self._ledger = ledger
+        self._calls: SlurmCalls | None = None
+        self._description = ""
+        self._task: asyncio.Task[None] | None = None
+
+    def describe(self) -> str:
+        """Tell who is asked about jobs and features; empty while that is being found out."""
+        return self._calls.describe() if self._calls else self._description
+
+    def start(self) -> None:
+        """Find Slurm, and start what keeps in touch with it."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """End it; features stay as they are, for the next daemon."""
+        if self._calls is not None:
+            self._calls.close()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=_LAST_WORDS_S)
+
+    async def _run(self) -> None:
+        slurm = await asyncio.to_thread(choose_slurm, os.environ)
+        if slurm is None:
+            self._description = "no Slurm"
+            log.info("no-slurm reason=%r", "its commands are not on this daemon's PATH")
+            return
+        calls = self._calls = SlurmCalls(slurm)
+        log.info("slurm name=%r node=%s features=%s", calls.describe(), self._config.node_name, self._config.features)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_go_on(PinJudge(self._config, calls, self._loop, self._ledger).run))
+            if self._config.features:
+                group.create_task(_go_on(FeatureTeller(self._config, calls, self._loop).run))
+
+
+async def _go_on(run: Callable[[], Awaitable[None]]) -> None:
+    """Run a task for ever, even over an error in it."""
+    while True:
+        try:
+            await run()
+        except Exception:
+            log.exception("bug task=%r", run.__qualname__)
+            await asyncio.sleep(_AFTER_BUG_S)
