@@ -11,17 +11,17 @@ from scratch_slurm.node.loopdev import read_loop_device
 from scratch_slurm.node.mounts import read_mounts
 
 
-def look_at(datasets: Iterable[str], mount_dir: Path) -> tuple[Seen, ...]:
+def look_at(datasets: Iterable[str], mount_dir: str) -> tuple[Seen, ...]:
     """Tell the datasets' states as far as the kernel shows them: cached, source or unmounted.
 
     Raises: DeviceError: /proc cannot be read.
     """
     devices = {mount.mount_point: mount.device for mount in read_mounts()}  # the last one is on top
-    return tuple(_look_at_one(dataset, mount_dir / dataset, devices) for dataset in datasets)
+    return tuple(_look_at_one(dataset, f"{mount_dir}/{dataset}", devices) for dataset in datasets)
 
 
-def _look_at_one(dataset: str, mount_point: Path, devices: dict[str, str | None]) -> Seen:
-    name = devices.get(str(mount_point))
+def _look_at_one(dataset: str, mount_point: str, devices: dict[str, str | None]) -> Seen:
+    name = devices.get(mount_point)
     try:
         device = read_loop_device(name) if name else None
     except DeviceError:

@@ -8,7 +8,6 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from scratch_slurm.domain.errors import DeniedError
@@ -23,7 +22,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Report(NamedTuple):
     """What a job is told."""
 
-    mount_dir: Path
+    mount_dir: str
     names: tuple[str, ...] = ()
     statuses: tuple[Seen, ...] = ()
     messages: tuple[str, ...] = ()
@@ -40,7 +39,7 @@ def format_report(report: Report) -> str:
     return "".join(line + "\n" for line in lines)
 
 
-def write_report(jobs_dir: Path, job_id: int, text: str) -> None:
+def write_report(jobs_dir: str, job_id: int, text: str) -> None:
     """Put a job's report in its place, at once and whole.
 
     Raises: DeniedError: others than root may write there. OSError: it cannot be written.
@@ -55,12 +54,12 @@ def write_report(jobs_dir: Path, job_id: int, text: str) -> None:
         os.rename(new_name, str(job_id), src_dir_fd=directory, dst_dir_fd=directory)
 
 
-def remove_report(jobs_dir: Path, job_id: int) -> None:
+def remove_report(jobs_dir: str, job_id: int) -> None:
     """Remove a job's report; one that is not there is no error.
 
     Raises: DeniedError: others than root may write there. OSError: it cannot be removed.
     """
-    if not jobs_dir.exists():
+    if not os.access(jobs_dir, os.F_OK):
         return
     with _open_directory(jobs_dir) as directory:
         for name in (str(job_id), _new_name(job_id)):
@@ -73,16 +72,16 @@ def _new_name(job_id: int) -> str:
 
 
 @contextlib.contextmanager
-def _open_directory(jobs_dir: Path) -> Iterator[int]:
+def _open_directory(jobs_dir: str) -> Iterator[int]:
     """Open the jobs' directory; it and `run_dir` are made if missing."""
-    with _open_owned(jobs_dir.parent, None) as run_dir, _open_owned(jobs_dir, run_dir) as directory:
+    with _open_owned(jobs_dir.rpartition("/")[0], None) as run_dir, _open_owned(jobs_dir, run_dir) as directory:
         yield directory
 
 
 @contextlib.contextmanager
-def _open_owned(path: Path, parent: int | None) -> Iterator[int]:
+def _open_owned(path: str, parent: int | None) -> Iterator[int]:
     """Open a directory below the directory `parent`, None: by its whole path; refuse one that others may write."""
-    name = str(path) if parent is None else path.name
+    name = path if parent is None else path.rpartition("/")[2]
     try:
         os.mkdir(name, 0o700, dir_fd=parent)
         made = True

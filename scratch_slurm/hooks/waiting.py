@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from scratch_slurm.domain.errors import DaemonError
 from scratch_slurm.hooks.answer import Answer, format_question, parse_answer
@@ -52,7 +51,7 @@ def wait_for(
         sleep(max(0.0, min(asked_at + _PAUSE_S, give_up_at) - monotonic()))
 
 
-def asker(socket_path: Path, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> Ask:
+def asker(socket_path: str, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> Ask:
     """Make the function that asks the daemon at `socket_path`."""
 
     def ask(datasets: tuple[str, ...], timeout_s: float) -> Answer:

@@ -6,12 +6,13 @@ Reading is apart from parsing, whose imports take 80 ms: a hook reads the file, 
 import os
 import stat
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scratch_slurm.domain.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import yaml
 
     from scratch_slurm.domain.config import Config
@@ -22,7 +23,7 @@ PATH_VARIABLE = "SCRATCH_SLURM_CONFIG"
 _MAX_BYTES = 1_000_000
 
 
-def load_config(path: str | Path | None = None, options: Mapping[str, str] | None = None) -> "Config":
+def load_config(path: "str | Path | None" = None, options: Mapping[str, str] | None = None) -> "Config":
     """Read the configuration.
 
     Args:
@@ -33,14 +34,14 @@ def load_config(path: str | Path | None = None, options: Mapping[str, str] | Non
     """
     origin = config_path(path)
     named = path or os.environ.get(PATH_VARIABLE)
-    if options and not named and not Path(DEFAULT_PATH).exists():
+    if options and not named and not os.access(DEFAULT_PATH, os.F_OK):
         from scratch_slurm.domain.config import build_config
 
         return build_config(dict(options), origin="the command line", host_name=os.uname().nodename)
     return parse_config(read_config(origin), origin, options)
 
 
-def config_path(path: str | Path | None = None) -> str:
+def config_path(path: "str | Path | None" = None) -> str:
     """Tell which file holds the configuration."""
     return str(path or os.environ.get(PATH_VARIABLE) or DEFAULT_PATH)
 

@@ -9,16 +9,19 @@ import os
 import socket
 import struct
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scratch_slurm.domain.errors import DaemonError, ScratchError, error_by_name
+
+if TYPE_CHECKING:  # the hooks do without pathlib
+    from pathlib import Path
 
 _MAX_ANSWER_BYTES = 64 * 2**20
 _READ_BYTES = 2**16
 _PEER = struct.Struct("=iII")  # struct ucred: pid, uid, gid; unix(7)
 
 
-def request(socket_path: Path, method: str, path: str, body: bytes | None, timeout_s: float) -> bytes:
+def request(socket_path: "str | Path", method: str, path: str, body: bytes | None, timeout_s: float) -> bytes:
     """Ask the daemon.
 
     Args:
@@ -63,7 +66,7 @@ def _limit(connection: socket.socket, give_up_at: float) -> None:
     connection.settimeout(left_s)
 
 
-def _check_peer(connection: socket.socket, socket_path: Path) -> None:
+def _check_peer(connection: socket.socket, socket_path: "str | Path") -> None:
     """Refuse a listener of another user, who got hold of the path before the daemon did."""
     _, uid, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
     if uid not in (0, os.geteuid()):
@@ -82,7 +85,7 @@ def _read_to_end(connection: socket.socket, give_up_at: float) -> bytes:
             raise OSError(f"an answer of more than {_MAX_ANSWER_BYTES} bytes")
 
 
-def _parse_answer(answer: bytes, socket_path: Path) -> tuple[int, bytes]:
+def _parse_answer(answer: bytes, socket_path: "str | Path") -> tuple[int, bytes]:
     """Split an answer into its status and its body."""
     head, blank, body = answer.partition(b"\r\n\r\n")
     status_line, *lines = head.split(b"\r\n")
@@ -96,7 +99,7 @@ def _parse_answer(answer: bytes, socket_path: Path) -> tuple[int, bytes]:
     return int(words[1]), body
 
 
-def _told_error(status: int, content: bytes, socket_path: Path) -> ScratchError:
+def _told_error(status: int, content: bytes, socket_path: "str | Path") -> ScratchError:
     """Make the error that an ErrorAnswer (domain.messages) tells; without msgspec, which the hooks need not import."""
     try:
         told = json.loads(content)

@@ -23,12 +23,15 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from scratch_slurm.domain.errors import LedgerError
 from scratch_slurm.domain.pins import ADMINISTRATOR, Pin
+
+# Every hook imports this module, and pathlib takes 8 ms: paths are text here, but where that is rare.
+if TYPE_CHECKING:
+    from pathlib import Path
 
 EVENTS_KEPT = 5000
 
@@ -78,13 +81,14 @@ class _CorruptError(LedgerError):
     """The file is no ledger any more; never leaves this module."""
 
 
-def read_boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
+def read_boot_id(path: "str | Path" = "/proc/sys/kernel/random/boot_id") -> str:
     """Read what names this boot of this node.
 
     Raises: LedgerError: the kernel does not tell.
     """
     try:
-        return path.read_text(encoding="ascii").strip()
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
     except (OSError, UnicodeDecodeError) as exc:
         raise LedgerError(f"{path}: cannot read it: {exc}") from exc
 
@@ -103,11 +107,14 @@ class Ledger:
     Raises: LedgerError: the file cannot be opened or made, others may write there, or a newer release wrote it.
     """
 
-    moved_aside: Path | None = None
+    moved_aside: "Path | None" = None
     """Where this object has put a corrupt file; the new one begins with an event `ledger-corrupt`."""
 
-    def __init__(self, path: Path, *, boot_id: str, now: Callable[[], float], busy_timeout_s: float = 5.0) -> None:
-        self.path = path
+    def __init__(
+        self, path: "str | Path", *, boot_id: str, now: Callable[[], float], busy_timeout_s: float = 5.0
+    ) -> None:
+        self.path = os.fspath(path)
+        self._directory = self.path.rpartition("/")[0] or "."
         self.boot_id = boot_id
         self._now = now
         self._busy_timeout_s = busy_timeout_s
@@ -295,7 +302,7 @@ class Ledger:
 
     def _file_identity(self) -> tuple[int, int]:
         try:
-            status = self.path.stat()
+            status = os.stat(self.path)  # noqa: PTH116
         except OSError:
             return _NO_FILE
         return (status.st_dev, status.st_ino)
@@ -326,27 +333,31 @@ class Ledger:
         return self._db
 
     def _check_directory(self) -> None:
-        directory = self.path.parent
-        if not directory.exists():
+        try:
+            status = os.stat(self._directory)  # noqa: PTH116
+        except FileNotFoundError:
+            from pathlib import Path
+
+            directory = Path(self._directory)
             for parent in reversed(directory.parents):
                 parent.mkdir(0o755, exist_ok=True)
             directory.mkdir(0o700, exist_ok=True)
-        status = directory.stat()
+            status = directory.stat()
         if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise LedgerError(
-                f"{directory}: belongs to uid {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o}",
+                f"{self._directory}: belongs to uid {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o}",
                 hint="others could forge pins there: chown root and chmod 0700",
             )
 
     @contextlib.contextmanager
     def _directory_lock(self) -> Iterator[None]:
-        fd = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             give_up_at = time.monotonic() + self._busy_timeout_s
             while not _try_lock(fd):
                 if time.monotonic() >= give_up_at:
                     raise LedgerError(
-                        f"{self.path.parent}: another process has locked it for {self._busy_timeout_s:g} s"
+                        f"{self._directory}: another process has locked it for {self._busy_timeout_s:g} s"
                     )
                 time.sleep(_LOCK_PAUSE_S)
             yield
@@ -367,14 +378,16 @@ class Ledger:
             happened = Event(self._now(), "ledger-corrupt", "", "", f"{fault.message}; kept as {self.moved_aside.name}")
             self._attempt(lambda db: _add_event(db, happened))
 
-    def _move_aside(self) -> Path:
+    def _move_aside(self) -> "Path":
+        from pathlib import Path
+
         number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.corrupt-{number}")).exists():
+        while (aside := Path(f"{self.path}.corrupt-{number}")).exists():
             number += 1
-        self.path.rename(aside)
+        Path(self.path).rename(aside)
         for suffix in ("-wal", "-shm"):  # a new file must not be given the old one's log
             with contextlib.suppress(FileNotFoundError):
-                self.path.with_name(self.path.name + suffix).rename(f"{aside}{suffix}")
+                Path(self.path + suffix).rename(f"{aside}{suffix}")
         return aside
 
     def _ledger_error(self, exc: sqlite3.Error) -> LedgerError:

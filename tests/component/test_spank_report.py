@@ -24,7 +24,7 @@ def path(tmp_path):
 
 
 def test_reads_what_the_prolog_wrote(reports, tmp_path):
-    write_report(tmp_path / "jobs", JOB, TEXT.decode())
+    write_report(str(tmp_path / "jobs"), JOB, TEXT.decode())
     assert reports.read(tmp_path, JOB) == (TEXT, True)
 
 
@@ -35,7 +35,7 @@ def test_messages_are_for_the_first_step_only(reports, tmp_path, path):
 
 def test_messages_are_new_when_a_requeued_job_starts_again(reports, tmp_path):
     for _ in range(2):
-        write_report(tmp_path / "jobs", JOB, TEXT.decode())
+        write_report(str(tmp_path / "jobs"), JOB, TEXT.decode())
         assert reports.read(tmp_path, JOB) == (TEXT, True)
         assert reports.read(tmp_path, JOB) == (TEXT, False)
 
