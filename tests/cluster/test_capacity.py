@@ -76,6 +76,7 @@ def test_the_least_recently_used_goes_a_pinned_one_never_and_the_capacity_holds(
         assert small.is_served_from_source(old.name)
         assert f"{more.name}:cached" in run_job(cluster, more)
         assert set(small.cached()) == {pinned.name, more.name}
+        assert small.copies(pinned.name) == 1, "never evicted, not even for a moment"
         hold.open()
         cluster.wait_job(holder)
         # With nothing pinned the order of use alone decides.
@@ -97,6 +98,7 @@ def test_a_job_runs_on_the_source_when_all_room_is_pinned_and_is_told(
     assert f"{third.name}:queued" in output
     assert re.search(rf"^scratch-slurm: {third.name}: .*waits for room: needs 20.0 MB", output, re.M)
     assert set(small.cached()) == {one.name, two.name}
+    assert (small.copies(one.name), small.copies(two.name)) == (1, 1), "never evicted, not even for a moment"
     hold.open()
     cluster.wait_job(holder)
 
