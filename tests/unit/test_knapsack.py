@@ -222,6 +222,14 @@ def test_many_items_are_chosen_close_to_the_bound(make, count, within):
         assert choice.gap <= within
 
 
+def test_what_the_tolerance_hides_is_in_the_gap():
+    """The best two are worth 10.5; 9 is within a fifth of it, so the search stops, and says how far it may be."""
+    items = items_of((6, 9.0), (5, 5.25), (5, 5.25))
+    rough, exact = choose(items, 10, tolerance=0.2), choose(items, 10, **EXACT)
+    assert (rough.value_bytes, exact.value_bytes, exact.gap) == (9.0, 10.5, 0.0)
+    assert rough.bound_bytes >= 10.5
+
+
 def test_the_search_ends_where_nothing_can_be_proven():
     """Sizes that are all even and a capacity that is odd: the last unit cannot be filled, and nothing says so."""
     rng = random.Random(1)
