@@ -24,6 +24,8 @@ def cluster() -> Iterator[LocalCluster]:
     settings = {"copy": {"bandwidth": "40 MB"}, "capacity": "10 GB", "preheat": {"wait": "20s"}}
     # What jobs read without asking is worth no copy, but where a test says so.
     settings["horizon"] = "0.01"
+    # Thousands of nodes would ask Slurm less often.
+    settings["slurm"] = {"reconcile_interval": "0.5s"}
     with LocalCluster(nodes=4, settings=settings, directory=directory, slurm=slurm) as running:
         yield running
         assert running.drained() == [], "no node was ever drained"
