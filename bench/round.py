@@ -13,12 +13,12 @@ sys.path.insert(0, sys.path.pop(0).rpartition("/")[0])  # bench/copy.py is not t
 import asyncio
 import functools
 import json
-import os
 import random
 import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -26,6 +26,7 @@ import scratch_slurm.service.main  # noqa: F401 - what the daemon imports counts
 from bench import _common as common
 from scratch_slurm.domain.config import build_config
 from scratch_slurm.domain.model import Generation, SourceImage
+from scratch_slurm.domain.names import device_tag
 from scratch_slurm.node.cache import Cache
 from scratch_slurm.node.ledger import Ledger
 from scratch_slurm.service import loop as loop_module
@@ -37,15 +38,21 @@ from scratch_slurm.service.workers import Workers
 SIZES = (10, 100, 1000, 5000)
 TARGET_DATASETS, TARGET_CPU_MS, TARGET_MIB = 1000, 20.0, 60.0
 PINS = 20
-# No device of this machine has such a number, and no worker is ever started: nothing real is touched.
+# No device of this machine has such a number, and no worker process is ever started: nothing real is touched.
 FIRST_DEVICE = 1_000_000
 
 
-class NoWorkers(Workers):
-    """A round that is to change nothing needs none."""
+class TagReaders(Workers):
+    """Tells the tags of devices at once; a round that is to change nothing needs no other worker."""
 
-    async def run(self, request: operations.Request, **how: object) -> None:
-        raise RuntimeError(f"the round was not to act: {request}")
+    def __init__(self, tags: dict[str, str]) -> None:
+        super().__init__()
+        self._tags = tags
+
+    async def run(self, request: operations.Request, **how: Any) -> None:
+        if not isinstance(request, operations.ReadTag):
+            raise RuntimeError(f"the round was not to act: {request}")
+        how["on_line"](operations.Tag(self._tags[request.device]))
 
 
 class FakeNode:
@@ -111,7 +118,7 @@ def run_rounds(root: Path, count: int, rounds: int) -> common.Figures:
             "cache_dir": f"{root}/cache",
             "mount_dir": f"{root}/mnt",
             "state_dir": f"{root}/state",
-            "capacity": str(sum(image.size_bytes for image in node.cached) + 2**20),
+            "capacity": str(sum(image.size_bytes for image in node.cached) + 2**24),
             "reserve": "0",
         },
         origin="bench",
@@ -126,14 +133,16 @@ def run_rounds(root: Path, count: int, rounds: int) -> common.Figures:
 
 
 async def _run_rounds(node: FakeNode, config, ledger: Ledger, rounds: int) -> common.Figures:
-    workers = NoWorkers()
+    images = enumerate(node.images)
+    workers = TagReaders({f"loop{FIRST_DEVICE + number}": device_tag(image.generation.id) for number, image in images})
     source = Source(config.source_dir, workers, silence_s=30)
     for image in node.images:
         name = Path(image.path).name
         source.take(operations.Scanned(name, there=True, stamp=image.generation.id, image=image))
     loop = Loop(config, node.cache, ledger, workers, source)
-    for number, image in enumerate(node.images):
-        loop.memory.generations[100 + number, f"loop{FIRST_DEVICE + number}"] = image.generation.id
+    node.go_on(1)
+    await loop._run_round()
+    await asyncio.sleep(0.1)  # the devices are identified
     # As if the window were full: its samples are in the memory and in the sums.
     clock, step_s = time.monotonic, config.period_s / 60
     began = clock() - 62 * step_s
@@ -150,7 +159,9 @@ async def _run_rounds(node: FakeNode, config, ledger: Ledger, rounds: int) -> co
         await loop._run_round()
         round_ms.append(_since(begun))
         begun = time.perf_counter(), time.process_time()
-        body = msgspec.json.encode(status.node_status(loop, os.getpid()))
+        view = status.view(loop)
+        assert view is not None
+        body = msgspec.json.encode([view.dataset(name) for name in view.names()])
         status_ms.append(_since(begun))
         assert loop.snapshot is not None
         if loop.problem or loop.snapshot.plan.actions:
