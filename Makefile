@@ -12,7 +12,7 @@ SCRIPTS := prolog.d/50-scratch-slurm epilog.d/50-scratch-slurm .ci/run
 
 # What the commands above need from Debian. A machine that is not Debian brings them itself.
 DEBIAN_PACKAGES := slurmctld slurmd slurm-client munge libslurm-dev slurm-wlm-basic-plugins-dev squashfs-tools \
-	erofs-utils fuse3 shellcheck strace gcc libc6-dev python3-venv e2fsprogs unicode-data dict-gcide
+	erofs-utils fuse3 shellcheck strace gcc libc6-dev python3-venv e2fsprogs unicode-data dict-gcide lua5.1 lua5.4
 
 .PHONY: test demo cluster cluster-down stress bench check plugin packages install clean
 
@@ -61,7 +61,7 @@ PREFIX ?= /usr/local
 install: plugin
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/lib/scratch-slurm/prolog.d prolog.d/50-scratch-slurm
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/lib/scratch-slurm/epilog.d epilog.d/50-scratch-slurm
-	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/scratch-slurm spank/scratch_slurm.so
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/scratch-slurm spank/scratch_slurm.so spank/scratch_slurm.lua
 	install -D -m 0644 -t $(DESTDIR)/etc/systemd/system daemon/scratch-slurmd.service
 	install -D -m 0644 daemon/config.yaml $(DESTDIR)/etc/scratch-slurm/config.yaml.example
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man1 docs/man/scratch-slurm.1

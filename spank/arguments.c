@@ -5,6 +5,8 @@
 static const struct arguments defaults = {
 	.mount_dir = "/datasets",
 	.run_dir = "/run/scratch-slurm",
+	.source_dir = NULL,
+	.unknown = UNKNOWN_REFUSE,
 };
 
 static int set_directory(const char **directory, const char *path, const char *argument, log_f *log)
@@ -17,19 +19,51 @@ static int set_directory(const char **directory, const char *path, const char *a
 	return 0;
 }
 
+static int set_policy(enum unknown_policy *policy, const char *word, const char *argument, log_f *log)
+{
+	static const char *const words[] = {
+		[UNKNOWN_REFUSE] = "refuse",
+		[UNKNOWN_WARN] = "warn",
+		[UNKNOWN_IGNORE] = "ignore",
+	};
+
+	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
+		if (strcmp(word, words[i]) == 0) {
+			*policy = (enum unknown_policy)i;
+			return 0;
+		}
+	}
+	log("scratch-slurm: plugstack.conf: cannot use '%.80s': refuse, warn or ignore is needed", argument);
+	return -1;
+}
+
+/* The value of `name=value`, or NULL. */
+static const char *value_of(const char *argument, const char *name)
+{
+	size_t length = strlen(name);
+
+	return strncmp(argument, name, length) == 0 && argument[length] == '=' ? argument + length + 1 : NULL;
+}
+
 int arguments_read(struct arguments *arguments, int ac, char **av, log_f *log)
 {
+	const char *value;
 	int rv = 0;
 
 	*arguments = defaults;
 	for (int i = 0; i < ac; i++) {
-		if (strncmp(av[i], "mount_dir=", strlen("mount_dir=")) == 0) {
-			rv |= set_directory(&arguments->mount_dir, av[i] + strlen("mount_dir="), av[i], log);
-		} else if (strncmp(av[i], "run_dir=", strlen("run_dir=")) == 0) {
-			rv |= set_directory(&arguments->run_dir, av[i] + strlen("run_dir="), av[i], log);
+		if ((value = value_of(av[i], "mount_dir")) != NULL) {
+			rv |= set_directory(&arguments->mount_dir, value, av[i], log);
+		} else if ((value = value_of(av[i], "run_dir")) != NULL) {
+			rv |= set_directory(&arguments->run_dir, value, av[i], log);
+		} else if ((value = value_of(av[i], "source_dir")) != NULL) {
+			rv |= set_directory(&arguments->source_dir, value, av[i], log);
+		} else if ((value = value_of(av[i], "unknown")) != NULL) {
+			rv |= set_policy(&arguments->unknown, value, av[i], log);
 		} else {
-			log("scratch-slurm: plugstack.conf: cannot use '%.80s': the arguments are mount_dir=PATH and "
-			    "run_dir=PATH", av[i]);
+			log("scratch-slurm: plugstack.conf: cannot use '%.80s': the arguments are mount_dir=PATH, "
+			    "run_dir=PATH, source_dir=PATH and unknown=refuse|warn|ignore",
+			    av[i]);
 			rv = -1;
 		}
 	}

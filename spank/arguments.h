@@ -2,9 +2,15 @@
 #ifndef SCRATCH_SLURM_ARGUMENTS_H
 #define SCRATCH_SLURM_ARGUMENTS_H
 
+/* What becomes of a dataset that has no image in source_dir. */
+enum unknown_policy { UNKNOWN_REFUSE, UNKNOWN_WARN, UNKNOWN_IGNORE };
+
 struct arguments {
 	const char *mount_dir;
 	const char *run_dir;
+	/* NULL: a submit host does not look. */
+	const char *source_dir;
+	enum unknown_policy unknown;
 };
 
 /* How to log: slurm_error where a person looks, slurm_info where it would end in a job's output. */

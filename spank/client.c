@@ -5,15 +5,17 @@
 #include <string.h>
 
 #include "plugin.h"
+#include "source.h"
 
 /* Left in the environment by the job (or the salloc shell) in which this command runs. */
 static const char *const of_the_outer_job[] = {
-	DATASETS_OPTION_ENV, WAIT_OPTION_ENV, DATASETS_IN_JOB,    WAIT_IN_JOB,
-	TOLD_IN_JOB,         JOB_DATASETS,    JOB_DATASETS_DIR,   JOB_DATASETS_STATE,
+	DATASETS_OPTION_ENV, WAIT_OPTION_ENV, REQUIRED_OPTION_ENV, DATASETS_IN_JOB,  WAIT_IN_JOB,
+	REQUIRED_IN_JOB,     TOLD_IN_JOB,     JOB_DATASETS,        JOB_DATASETS_DIR, JOB_DATASETS_STATE,
 };
 
 static char datasets[LIST_SIZE];
 static char wait_time[WAIT_SIZE];
+static bool required;
 static char outer_job_id[16];
 static bool said_too_late;
 
@@ -31,6 +33,7 @@ static void forget_flag_variables(void)
 {
 	unsetenv("SLURM_SPANK_" DATASETS_OPTION_ENV);
 	unsetenv("SLURM_SPANK_" WAIT_OPTION_ENV);
+	unsetenv("SLURM_SPANK_" REQUIRED_OPTION_ENV);
 }
 
 void client_init(spank_t sp)
@@ -48,8 +51,27 @@ void client_init(spank_t sp)
 		unsetenv(of_the_outer_job[i]);
 }
 
+/* Tell of a dataset that the source does not have; what is done about it is the site's choice. */
+static int check_source(const struct arguments *arguments)
+{
+	struct unknown_dataset unknown;
+	char hint[WHY_SIZE];
+
+	if (arguments->source_dir == NULL || arguments->unknown == UNKNOWN_IGNORE || in_allocation() ||
+	    !source_find_unknown(arguments->source_dir, datasets, &unknown))
+		return 0;
+	nearest_hint(&unknown.nearest, hint);
+	if (arguments->unknown == UNKNOWN_WARN) {
+		slurm_spank_log("scratch-slurm: %s: no such dataset in %s%s", unknown.name, arguments->source_dir, hint);
+		return 0;
+	}
+	slurm_error("scratch-slurm: options: cannot use --datasets: '%s': no such dataset in %s%s", unknown.name,
+		    arguments->source_dir, hint);
+	return -1;
+}
+
 /* Checked here only to fail early for the user: the hook runs as root and checks again. */
-int client_on_datasets(const char *arg)
+int client_on_datasets(const char *arg, const struct arguments *arguments)
 {
 	char why[WHY_SIZE];
 
@@ -57,7 +79,7 @@ int client_on_datasets(const char *arg)
 		slurm_error("scratch-slurm: options: cannot use --datasets: %s", why);
 		return -1;
 	}
-	return 0;
+	return check_source(arguments);
 }
 
 int client_on_wait(const char *arg)
@@ -71,6 +93,11 @@ int client_on_wait(const char *arg)
 	}
 	snprintf(wait_time, sizeof(wait_time), "%s", arg);
 	return 0;
+}
+
+void client_on_required(void)
+{
+	required = true;
 }
 
 static void set_control(spank_t sp, const char *name, const char *value)
@@ -111,6 +138,7 @@ static void pass_on_request_of_job(spank_t sp)
 void client_init_post_opt(spank_t sp)
 {
 	bool wait_by_variable = getenv("SLURM_SPANK_" WAIT_OPTION_ENV) != NULL;
+	bool required_by_variable = getenv("SLURM_SPANK_" REQUIRED_OPTION_ENV) != NULL;
 
 	/*
 	 * Slurm would copy these to SLURM_SPANK_<OPTION_ENV> in the job's environment (and in the shell of salloc),
@@ -118,6 +146,7 @@ void client_init_post_opt(spank_t sp)
 	 */
 	spank_job_control_unsetenv(sp, DATASETS_OPTION_ENV);
 	spank_job_control_unsetenv(sp, WAIT_OPTION_ENV);
+	spank_job_control_unsetenv(sp, REQUIRED_OPTION_ENV);
 	forget_flag_variables();
 
 	if (in_allocation()) {
@@ -132,11 +161,15 @@ void client_init_post_opt(spank_t sp)
 	if (datasets[0] == '\0') {
 		if (wait_time[0] != '\0' && !wait_by_variable)
 			slurm_spank_log("scratch-slurm: --datasets-wait does nothing without --datasets");
+		if (required && !required_by_variable)
+			slurm_spank_log("scratch-slurm: --datasets-required does nothing without --datasets");
 		return;
 	}
 	set_control(sp, DATASETS_CONTROL, datasets);
 	if (wait_time[0] != '\0')
 		set_control(sp, WAIT_CONTROL, wait_time);
+	if (required)
+		set_control(sp, REQUIRED_CONTROL, "1");
 }
 
 /* `srun --jobid` from outside shows only here: a job that srun made itself begins with step 0. */

@@ -19,7 +19,7 @@ static void quote(const char *text, size_t length, char out[NAME_LENGTH_MAX + 4]
 	strcpy(out + shown, shown < length ? "..." : "");
 }
 
-static int is_name(const char *text, size_t length)
+int parse_is_name(const char *text, size_t length)
 {
 	return length >= 1 && length <= NAME_LENGTH_MAX && strspn(text, LETTERS DIGITS) >= 1 &&
 	       strspn(text, LETTERS DIGITS "._@+-") >= length;
@@ -52,7 +52,7 @@ int parse_datasets(const char *text, char list[LIST_SIZE], char why[WHY_SIZE])
 			snprintf(why, WHY_SIZE, "more than %d names", NAMES_MAX);
 			goto fail;
 		}
-		if (!is_name(name, length)) {
+		if (!parse_is_name(name, length)) {
 			quote(name, length, quoted);
 			snprintf(why, WHY_SIZE, "'%s': " NAME_RULE, quoted);
 			goto fail;

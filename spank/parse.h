@@ -18,6 +18,9 @@ enum {
 /* The value of parse_wait() for `all`. */
 #define WAIT_ALL (-1LL)
 
+/* Tell whether the first `length` bytes of a string are the name of a dataset. */
+int parse_is_name(const char *text, size_t length);
+
 /*
  * Parse `NAME[,NAME...]`: write the names to `list` in the order of asking, each once, comma separated.
  * Returns 0, or -1 with the reason in `why`, which shows the offending name.

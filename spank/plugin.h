@@ -14,12 +14,18 @@
  */
 #define DATASETS_OPTION_ENV "_SLURM_SPANK_OPTION_scratch_slurm_datasets"
 #define WAIT_OPTION_ENV DATASETS_OPTION_ENV "_wait"
+#define REQUIRED_OPTION_ENV DATASETS_OPTION_ENV "_required"
 
-/* The request in the job control environment, and how it looks from a job; hooks see SPANK_DATASETS. */
+/*
+ * The request in the job control environment, and how it looks from a job; hooks see SPANK_DATASETS. Whether all of
+ * it is required concerns the job_submit script only.
+ */
 #define DATASETS_CONTROL "DATASETS"
 #define WAIT_CONTROL "DATASETS_WAIT"
+#define REQUIRED_CONTROL "DATASETS_REQUIRED"
 #define DATASETS_IN_JOB "SLURM_SPANK_DATASETS"
 #define WAIT_IN_JOB "SLURM_SPANK_DATASETS_WAIT"
+#define REQUIRED_IN_JOB "SLURM_SPANK_DATASETS_REQUIRED"
 /* Set in the steps of a job that was told that the prolog left no word; SLURM_ variables survive --export=NONE. */
 #define TOLD_IN_JOB "SLURM_SPANK_DATASETS_TOLD"
 
@@ -30,8 +36,9 @@
 
 /* client.c: sbatch, salloc, srun, as the user. */
 void client_init(spank_t sp);
-int client_on_datasets(const char *arg);
+int client_on_datasets(const char *arg, const struct arguments *arguments);
 int client_on_wait(const char *arg);
+void client_on_required(void);
 void client_init_post_opt(spank_t sp);
 void client_local_user_init(spank_t sp);
 

@@ -1,5 +1,5 @@
 /*
- * SPANK plugin: --datasets and --datasets-wait for sbatch, salloc and srun.
+ * SPANK plugin: --datasets, --datasets-wait and --datasets-required for sbatch, salloc and srun.
  *
  * It carries a request from the user to the prolog (SPANK_DATASETS), and the prolog's word to the job
  * (SCRATCH_DATASETS). It decides nothing: what it checks is checked again by the hooks, as root.
@@ -14,7 +14,7 @@ static int on_datasets(int val, const char *arg, int remote)
 {
 	(void)val;
 	if (!remote)
-		return client_on_datasets(arg);
+		return client_on_datasets(arg, &arguments);
 	stepd_on_datasets(arg);
 	return 0;
 }
@@ -23,6 +23,15 @@ static int on_wait(int val, const char *arg, int remote)
 {
 	(void)val;
 	return remote ? 0 : client_on_wait(arg);
+}
+
+static int on_required(int val, const char *arg, int remote)
+{
+	(void)val;
+	(void)arg;
+	if (!remote)
+		client_on_required();
+	return 0;
 }
 
 static struct spank_option options[] = {
@@ -41,6 +50,12 @@ static struct spank_option options[] = {
 			 "or all",
 		.has_arg = 1,
 		.cb = on_wait,
+	},
+	{
+		.name = "datasets-required",
+		.usage = "rather wait for nodes that have all of --datasets than start on others",
+		.has_arg = 0,
+		.cb = on_required,
 	},
 };
 

@@ -95,6 +95,7 @@ void stepd_init_post_opt(spank_t sp, const struct arguments *arguments)
 	/* A job submitted from within this one asks for itself. */
 	spank_unsetenv(sp, "SLURM_SPANK_" DATASETS_OPTION_ENV);
 	spank_unsetenv(sp, "SLURM_SPANK_" WAIT_OPTION_ENV);
+	spank_unsetenv(sp, "SLURM_SPANK_" REQUIRED_OPTION_ENV);
 
 	if (spank_get_item(sp, S_JOB_ID, &job_id) != ESPANK_SUCCESS ||
 	    spank_get_item(sp, S_JOB_STEPID, &step_id) != ESPANK_SUCCESS || step_id == SLURM_EXTERN_CONT)

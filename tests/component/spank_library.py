@@ -10,12 +10,16 @@ SPANK = Path(__file__).parents[2] / "spank"
 LIST_SIZE = 64 * 65
 WHY_SIZE = 256
 REPORT_SIZE_MAX = 64 * 1024
+NAME_SIZE = 65
+NEAREST_MAX = 3
+
+SOURCES = ("parse.c", "report.c", "arguments.c", "nearest.c", "source.c")
 
 
 def build(directory: Path) -> ctypes.CDLL:
-    """Compile parse.c and report.c into a library of their own below `directory`."""
+    """Compile them into a library of their own below `directory`."""
     library = directory / "plain.so"
-    sources = [str(SPANK / name) for name in ("parse.c", "report.c")]
+    sources = [str(SPANK / name) for name in SOURCES]
     flags = ["-D_GNU_SOURCE", "-std=gnu11", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
     subprocess.run([os.environ.get("CC", "cc"), *flags, "-o", str(library), *sources], check=True, timeout=120)
     return ctypes.CDLL(str(library), use_errno=True)
@@ -66,3 +70,77 @@ class Reports:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
         return text.value, first.value
+
+
+class _Nearest(ctypes.Structure):
+    _fields_ = (
+        ("count", ctypes.c_int),
+        ("distance", ctypes.c_int * NEAREST_MAX),
+        ("names", ctypes.c_char * NAME_SIZE * NEAREST_MAX),
+    )
+
+
+class _Unknown(ctypes.Structure):
+    _fields_ = (("name", ctypes.c_char * NAME_SIZE), ("nearest", _Nearest))
+
+
+class Source:
+    """nearest.h and source.h."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+
+    def distance(self, a: str, b: str) -> int:
+        return int(self._library.edit_distance(a.encode(), b.encode()))
+
+    def nearest(self, wanted: str, names: list[str]) -> list[str]:
+        nearest = _Nearest()
+        for name in names:
+            self._library.nearest_offer(ctypes.byref(nearest), wanted.encode(), name.encode())
+        return [bytes(nearest.names[i].value).decode() for i in range(nearest.count)]
+
+    def hint(self, wanted: str, names: list[str]) -> str:
+        nearest, hint = _Nearest(), ctypes.create_string_buffer(WHY_SIZE)
+        for name in names:
+            self._library.nearest_offer(ctypes.byref(nearest), wanted.encode(), name.encode())
+        self._library.nearest_hint(ctypes.byref(nearest), hint)
+        return hint.value.decode()
+
+    def unknown(self, directory: Path, datasets: str) -> tuple[str, list[str]] | None:
+        """The first unknown dataset and the names most like it; None when there is none, or nobody can tell."""
+        unknown = _Unknown()
+        if not self._library.source_find_unknown(bytes(directory), datasets.encode(), ctypes.byref(unknown)):
+            return None
+        near = unknown.nearest
+        return unknown.name.decode(), [bytes(near.names[i].value).decode() for i in range(near.count)]
+
+
+class _Arguments(ctypes.Structure):
+    _fields_ = (
+        ("mount_dir", ctypes.c_char_p),
+        ("run_dir", ctypes.c_char_p),
+        ("source_dir", ctypes.c_char_p),
+        ("unknown", ctypes.c_int),
+    )
+
+
+class Arguments:
+    """arguments.h."""
+
+    _POLICIES = ("refuse", "warn", "ignore")
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+
+    def read(self, *words: str) -> tuple[dict[str, str | None], int]:
+        """The values, and how often something was logged."""
+        logged: list[bytes] = []
+        log = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(logged.append)
+        texts = [word.encode() for word in words]
+        vector = (ctypes.c_char_p * len(texts))(*texts)
+        values = _Arguments()
+        code = self._library.arguments_read(ctypes.byref(values), len(texts), vector, log)
+        assert (code != 0) == bool(logged)
+        paths = {name: getattr(values, name) for name in ("mount_dir", "run_dir", "source_dir")}
+        told = {name: path and path.decode() for name, path in paths.items()}
+        return {**told, "unknown": self._POLICIES[values.unknown]}, len(logged)

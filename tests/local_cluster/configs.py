@@ -27,7 +27,9 @@ _SLURM_OPTIONS: Final = {
     # More CPUs than the machine has: jobs of tests wait more than they compute.
     "SlurmdParameters": "config_overrides",
     "SchedulerType": "sched/backfill",
-    "SchedulerParameters": "batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1",
+    "SchedulerParameters": (
+        "batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1,ignore_prefer_validation"
+    ),
     # Alloc: the prolog runs on every node when the job starts. Without DeferBatch the batch step waits
     # for its own node's prolog only.
     "PrologFlags": "Alloc",
@@ -83,6 +85,11 @@ def plugstack_conf(layout: Layout, *, plugin_exists: bool) -> str:
     return f"optional {layout.spank_plugin} mount_dir={settings['mount_dir']} run_dir={settings['run_dir']}\n"
 
 
+def job_submit_lua(layout: Layout) -> str:
+    """Write job_submit.lua: ours, which makes a job prefer the nodes that have its datasets."""
+    return f"dofile({json.dumps(str(layout.job_submit_script))})\n"
+
+
 def config_yaml(settings: Mapping[str, Any], indent: str = "") -> str:
     """Write scratch-slurm's configuration; every scalar as JSON, which YAML contains."""
     lines = []
@@ -110,6 +117,7 @@ def config_files(layout: Layout, *, plugin_exists: bool) -> dict[Path, str]:
     files = {
         layout.slurm_conf: slurm_conf(layout),
         layout.directory / "plugstack.conf": plugstack_conf(layout, plugin_exists=plugin_exists),
+        layout.directory / "job_submit.lua": job_submit_lua(layout),
         layout.config: config_yaml(layout.settings),
     }
     for hooks in ("prolog.d", "epilog.d"):

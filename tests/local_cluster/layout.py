@@ -88,6 +88,10 @@ class Layout:
         return self.repository / "spank" / "scratch_slurm.so"
 
     @property
+    def job_submit_script(self) -> Path:
+        return self.repository / "spank" / "scratch_slurm.lua"
+
+    @property
     def source_dir(self) -> Path:
         return Path(self.settings["source_dir"])
 

@@ -14,7 +14,7 @@ from tests.local_cluster.claim import Claim, choose_ports, claim_directory, is_r
 from tests.local_cluster.control import Control
 from tests.local_cluster.errors import ClusterError, MissingRequirementsError
 from tests.local_cluster.layout import HEAD, Layout, default_settings, merge_settings, parse_layout
-from tests.local_cluster.requirements import missing_for_cluster
+from tests.local_cluster.requirements import has_job_submit_lua, missing_for_cluster
 
 _REPOSITORY: Final = Path(__file__).resolve().parents[2]
 _INIT_TIMEOUT_S: Final = 15.0
@@ -151,7 +151,7 @@ class Lifecycle:
             repository=_REPOSITORY,
             bin_dir=self._bin_dir,
             settings=merge_settings(default_settings(claim.directory), self._settings),
-            slurm_options=self._slurm,
+            slurm_options={**({"JobSubmitPlugins": "lua"} if has_job_submit_lua() else {}), **self._slurm},
             remove_directory=claim.created,
             keep=self._keep,
         )

@@ -20,6 +20,11 @@ _PROGRAMS: Final = {
 }
 
 
+def has_job_submit_lua() -> bool:
+    """Tell whether Slurm was built with the plugin that runs job_submit.lua; slurmctld does not start without it."""
+    return any(Path("/usr/lib").glob("*/slurm*/job_submit_lua.so"))
+
+
 def missing_for_root_tests() -> list[str]:
     """What is missing for loop devices and mounts; empty when nothing is."""
     if os.geteuid() != 0:
