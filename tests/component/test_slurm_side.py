@@ -1,0 +1,312 @@
+"""The daemon's side to Slurm, beside a loop and a Slurm in memory: what is told when, and what is released when."""
+
+import asyncio
+import dataclasses
+import logging
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from scratch_slurm.domain.config import build_config
+from scratch_slurm.domain.features import NodeFeatures, format_extra
+from scratch_slurm.domain.model import ADMINISTRATOR, Backing
+from scratch_slurm.domain.planner import Observation
+from scratch_slurm.node.ledger import Ledger
+from scratch_slurm.service.features import FeatureTeller
+from scratch_slurm.service.presence import JOBS_AT_ONCE, PinJudge
+from scratch_slurm.service.slurm_calls import SlurmCalls
+from tests import strategies as world
+from tests.component.fake_slurm import FakeSlurm
+
+PATIENCE_S = 10.0
+
+
+class LoopInMemory:
+    """The part of the loop that is looked at: the latest round, and its end."""
+
+    def __init__(self):
+        self.snapshot = None
+        self.nudges = 0
+        self._ended = asyncio.Condition()
+
+    async def wait_for_change(self):
+        async with self._ended:
+            await self._ended.wait()
+
+    def nudge(self):
+        self.nudges += 1
+
+    async def show(self, *cached, on_source=(), leaving=(), pins=()):
+        mounts = [world.mounted(name, backing=Backing.CACHE) for name in cached]
+        mounts += [world.mounted(name) for name in on_source]
+        seen: Observation = world.observation((), mounts, pins=tuple(pins), leaving=frozenset(leaving))
+        self.snapshot = SimpleNamespace(seen=seen)
+        async with self._ended:
+            self._ended.notify_all()
+
+
+def make_config(reconcile="1h", node="n1"):
+    slurm = {"reconcile_interval": reconcile, "node_name": node}
+    values = {"source_dir": "/source", "cache_dir": "/cache", "interval": "1s", "slurm": slurm}
+    return build_config(values, origin="test", host_name="n1")
+
+
+async def until(is_so):
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+def told(*names, own=()):
+    features = (*own, *(f"ds:{name}" for name in names))
+    return NodeFeatures(features, features, format_extra(names))
+
+
+def tell(scenario, slurm, **values):
+    """Run a scenario beside a teller."""
+
+    async def run():
+        loop = LoopInMemory()
+        task = asyncio.create_task(FeatureTeller(make_config(**values), SlurmCalls(slurm), loop).run())
+        try:
+            await scenario(loop)
+            assert not task.done()
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    asyncio.run(run())
+
+
+def test_nothing_is_told_before_the_first_round_then_what_is_served_from_the_cache():
+    slurm = FakeSlurm("n1")
+
+    async def scenario(loop):
+        await asyncio.sleep(0)
+        assert slurm.calls == []
+        await loop.show("a", "b", on_source=["c"], leaving=["b"])
+        await until(lambda: slurm.features["n1"] == told("a"))
+
+    tell(scenario, slurm)
+
+
+def test_changes_that_come_together_are_told_together():
+    slurm = FakeSlurm("n1")
+
+    async def scenario(loop):
+        await loop.show()
+        await until(lambda: slurm.calls == ["read"])
+        for names in (["a"], ["a", "b"], ["b"], ["b", "c"]):
+            await loop.show(*names)
+            await asyncio.sleep(0.05)
+        await until(lambda: slurm.features["n1"] == told("b", "c"))
+        assert slurm.calls == ["read", "read", "write"]
+
+    tell(scenario, slurm)
+
+
+def test_what_did_not_change_is_not_asked_about_again():
+    slurm = FakeSlurm("n1")
+
+    async def scenario(loop):
+        await loop.show("a")
+        await until(lambda: slurm.calls == ["read", "write"])
+        for _ in range(20):
+            await loop.show("a")
+            await asyncio.sleep(0.01)
+        assert slurm.calls == ["read", "write"]
+
+    tell(scenario, slurm)
+
+
+def test_what_slurm_forgot_is_told_again_within_the_interval():
+    slurm = FakeSlurm("n1")
+
+    async def scenario(loop):
+        await loop.show("a")
+        await until(lambda: slurm.features["n1"] == told("a"))
+        slurm.features["n1"] = NodeFeatures(("gpu",), ("gpu",), format_extra(["a"]))
+        await until(lambda: slurm.features["n1"] == told("a", own=["gpu"]))
+
+    tell(scenario, slurm, reconcile="0.1s")
+
+
+def test_a_job_that_comes_is_a_reason_to_look_sooner():
+    slurm = FakeSlurm("n1")
+
+    async def scenario(loop):
+        await loop.show("a")
+        await until(lambda: slurm.calls == ["read", "write"])
+        slurm.features["n1"] = NodeFeatures()
+        began = time.monotonic()
+        await loop.show("a", pins=[world.pin("a", 7)])
+        await until(lambda: slurm.features["n1"] == told("a"))
+        assert time.monotonic() - began < 4
+
+    tell(scenario, slurm, reconcile="5s")
+
+
+def test_a_controller_that_is_down_is_tried_again_and_said_once(caplog):
+    slurm = FakeSlurm("n1")
+    slurm.down = True
+    caplog.set_level(logging.INFO)
+
+    async def scenario(loop):
+        await loop.show("a")
+        await until(lambda: len(slurm.calls) >= 3)
+        slurm.down = False
+        await until(lambda: slurm.features["n1"] == told("a"))
+
+    tell(scenario, slurm, reconcile="0.05s")
+    assert caplog.text.count("slurm-silent") == 1
+    assert caplog.text.count("slurm-answers") == 1
+
+
+def test_a_node_that_slurm_does_not_know_asks_once(caplog):
+    slurm = FakeSlurm("n2")
+    caplog.set_level(logging.INFO)
+
+    async def scenario(loop):
+        for names in (["a"], ["b"], ["a"]):
+            await loop.show(*names)
+            await until(lambda: slurm.calls == ["read"])
+            await asyncio.sleep(0.1)
+        assert slurm.calls == ["read"]
+
+    tell(scenario, slurm, reconcile="0.05s")
+    assert caplog.text.count("no-features node=n1") == 1
+
+
+def test_an_extra_of_the_administrators_is_left_alone_and_said_once(caplog):
+    slurm = FakeSlurm("n1")
+    slurm.features["n1"] = NodeFeatures((), (), "rack 7")
+    caplog.set_level(logging.INFO)
+
+    async def scenario(loop):
+        await loop.show("a")
+        await until(lambda: slurm.calls.count("read") >= 3)
+
+    tell(scenario, slurm, reconcile="0.05s")
+    assert slurm.features["n1"] == dataclasses.replace(told("a"), extra="rack 7")
+    assert caplog.text.count("extra-left-alone node=n1") == 1
+
+
+@pytest.fixture
+def clock():
+    return SimpleNamespace(at=time.time())
+
+
+@pytest.fixture
+def ledger(tmp_path, clock):
+    tmp_path.chmod(0o700)
+    with Ledger(tmp_path / "state" / "ledger.sqlite", boot_id="boot", now=lambda: clock.at) as opened:
+        yield opened
+
+
+def judge(scenario, slurm, ledger):
+    """Run a scenario beside a judge."""
+
+    async def run():
+        loop = LoopInMemory()
+        config = make_config(reconcile="0.05s")
+        task = asyncio.create_task(PinJudge(config, SlurmCalls(slurm), loop, ledger).run())
+        try:
+            await scenario(loop)
+            assert not task.done()
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    asyncio.run(run())
+
+
+def holders(ledger):
+    return {pin.holder for pin in ledger.pins()}
+
+
+def pin(ledger, clock, age_s, *job_ids):
+    clock.at = time.time() - age_s
+    for job_id in job_ids:
+        ledger.pin(f"job:{job_id}", ["a"], uid=0)
+    clock.at = time.time()
+
+
+def test_only_what_is_certainly_gone_is_released(ledger, clock):
+    slurm = FakeSlurm("n1", "n2")
+    slurm.jobs = {
+        1: ("RUNNING", ("n1",)),
+        2: ("COMPLETED", ("n1",)),
+        3: ("PENDING", ()),
+        4: ("RUNNING", ("n2",)),
+        6: ("A_STATE_OF_2030", ("n1",)),
+    }
+    pin(ledger, clock, 600, 1, 2, 3, 4, 5, 6)
+    ledger.pin(ADMINISTRATOR, ["a"], uid=0)
+
+    async def scenario(loop):
+        await until(lambda: loop.nudges == 3)
+        await until(lambda: slurm.calls.count("presence") >= 4)
+
+    judge(scenario, slurm, ledger)
+    assert holders(ledger) == {"job:1", "job:3", "job:6", ADMINISTRATOR}
+    gone = {event.holder for event in ledger.events(100) if event.event == "released-gone"}
+    assert gone == {"job:2", "job:4", "job:5"}
+
+
+def test_a_young_pin_is_not_asked_about_nor_is_its_jobs_older_one(ledger, clock):
+    slurm = FakeSlurm("n1")
+    pin(ledger, clock, 100, 1)
+    pin(ledger, clock, 600, 2, 3)
+    ledger.pin("job:2", ["b"], uid=0)
+
+    async def scenario(loop):
+        await until(lambda: "job:3" not in holders(ledger))
+        await asyncio.sleep(0.2)
+
+    judge(scenario, slurm, ledger)
+    assert holders(ledger) == {"job:1", "job:2"}
+    assert slurm.calls == ["presence"]
+
+
+def test_with_the_controller_down_every_pin_stays_and_that_is_said_once(ledger, clock, caplog):
+    slurm = FakeSlurm("n1")
+    slurm.down = True
+    caplog.set_level(logging.INFO)
+    pin(ledger, clock, 600, 1, 2)
+
+    async def scenario(loop):
+        await until(lambda: len(slurm.calls) >= 4)
+        assert holders(ledger) == {"job:1", "job:2"}
+        slurm.down = False
+        await until(lambda: not holders(ledger))
+
+    judge(scenario, slurm, ledger)
+    assert caplog.text.count("pins-stay") == 1
+
+
+def test_many_jobs_are_asked_about_in_turns(ledger, clock):
+    slurm = FakeSlurm("n1")
+    jobs = range(1, 3 * JOBS_AT_ONCE)
+    slurm.jobs = dict.fromkeys(jobs, ("RUNNING", ("n1",)))
+    pin(ledger, clock, 600, *jobs)
+
+    async def scenario(loop):
+        await until(lambda: len(slurm.calls) >= 3)
+        del slurm.jobs[max(jobs)]
+        await until(lambda: f"job:{max(jobs)}" not in holders(ledger))
+
+    judge(scenario, slurm, ledger)
+    assert len(holders(ledger)) == len(jobs) - 1
+
+
+def test_nobody_is_asked_while_no_job_pins(ledger):
+    slurm = FakeSlurm("n1")
+    ledger.pin(ADMINISTRATOR, ["a"], uid=0)
+
+    async def scenario(loop):
+        await asyncio.sleep(0.3)
+
+    judge(scenario, slurm, ledger)
+    assert slurm.calls == []
