@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "plugin.h"
 #include "source.h"
@@ -36,6 +37,26 @@ static void forget_flag_variables(void)
 	unsetenv("SLURM_SPANK_" REQUIRED_OPTION_ENV);
 }
 
+/* SCRATCH_DATASET_<NAME>, one for each dataset of the outer job. */
+static void forget_paths(void)
+{
+	char name[sizeof(JOB_DATASET_PREFIX) + NAME_LENGTH_MAX];
+	char **at = environ;
+
+	while (at != NULL && *at != NULL) {
+		size_t length = strcspn(*at, "=");
+
+		if (strncmp(*at, JOB_DATASET_PREFIX, strlen(JOB_DATASET_PREFIX)) != 0 || length >= sizeof(name)) {
+			at++;
+			continue;
+		}
+		memcpy(name, *at, length);
+		name[length] = '\0';
+		/* It moves the rest up, so that the same place holds the next one. */
+		unsetenv(name);
+	}
+}
+
 void client_init(spank_t sp)
 {
 	const char *job_id = getenv("SLURM_JOB_ID");
@@ -49,6 +70,7 @@ void client_init(spank_t sp)
 	}
 	for (size_t i = 0; i < sizeof(of_the_outer_job) / sizeof(of_the_outer_job[0]); i++)
 		unsetenv(of_the_outer_job[i]);
+	forget_paths();
 }
 
 /* Tell of a dataset that the source does not have; what is done about it is the site's choice. */

@@ -6,6 +6,7 @@
 #define LETTERS "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 #define DIGITS "0123456789"
 #define NAME_RULE "a name has 1 to 64 letters, digits and . _ @ + -, the first a letter or a digit"
+#define DATASET_PREFIX "SCRATCH_DATASET_"
 #define WAIT_RULE \
 	"give 0, all, 90s, 10m, 2h, 1d, or minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS"
 
@@ -166,6 +167,23 @@ int parse_wait(const char *text, long long *seconds, char why[WHY_SIZE])
 	quote(text, strlen(text), quoted);
 	snprintf(why, WHY_SIZE, "'%s': " WAIT_RULE, quoted);
 	return -1;
+}
+
+void dataset_variable(const char *name, char variable[VARIABLE_SIZE])
+{
+	size_t at = strlen(DATASET_PREFIX);
+
+	strcpy(variable, DATASET_PREFIX);
+	for (; *name && at < VARIABLE_SIZE - 1; name++, at++) {
+		/* Not toupper(): the locale of the caller has no say. */
+		if (*name >= 'a' && *name <= 'z')
+			variable[at] = (char)(*name - 'a' + 'A');
+		else if (strchr(LETTERS DIGITS, *name))
+			variable[at] = *name;
+		else
+			variable[at] = '_';
+	}
+	variable[at] = '\0';
 }
 
 static int is_exported(const char *name)

@@ -13,6 +13,8 @@ enum {
 	WAIT_SIZE = 24,
 	WHY_SIZE = 256,
 	REPORT_LINE_MAX = 8192,
+	/* SCRATCH_DATASET_, a name, and the end. */
+	VARIABLE_SIZE = 16 + NAME_LENGTH_MAX + 1,
 };
 
 /* The value of parse_wait() for `all`. */
@@ -32,6 +34,12 @@ int parse_datasets(const char *text, char list[LIST_SIZE], char why[WHY_SIZE]);
  * Returns 0, or -1 with the reason in `why`, which shows the text.
  */
 int parse_wait(const char *text, long long *seconds, char why[WHY_SIZE]);
+
+/*
+ * Name the variable of a dataset: SCRATCH_DATASET_ and the name in capitals, `_` for what is neither letter nor digit.
+ * The hook names them the same (dataset_variables in scratch_slurm/domain/names.py).
+ */
+void dataset_variable(const char *name, char variable[VARIABLE_SIZE]);
 
 /*
  * Take the next good line `NAME=value` from the prolog's report, where NAME is `message` or SCRATCH_[A-Z0-9_]+;

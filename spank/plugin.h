@@ -33,6 +33,7 @@
 #define JOB_DATASETS "SCRATCH_DATASETS"
 #define JOB_DATASETS_DIR "SCRATCH_DATASETS_DIR"
 #define JOB_DATASETS_STATE "SCRATCH_DATASETS_STATE"
+#define JOB_DATASET_PREFIX "SCRATCH_DATASET_"
 
 /* client.c: sbatch, salloc, srun, as the user. */
 void client_init(spank_t sp);

@@ -1,4 +1,5 @@
 #include <errno.h>
+#include <limits.h>
 #include <slurm/slurm.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -68,6 +69,19 @@ static int read_request(spank_t sp, char list[LIST_SIZE])
 	return 0;
 }
 
+/* Of several datasets with one variable the first has it. */
+static void export_paths(spank_t sp, const char *mount_dir, char *list)
+{
+	char variable[VARIABLE_SIZE], path[PATH_MAX];
+	char *rest = list, *name;
+
+	while ((name = strsep(&rest, ",")) != NULL) {
+		dataset_variable(name, variable);
+		if (snprintf(path, sizeof(path), "%s/%s", mount_dir, name) < (int)sizeof(path))
+			(void)spank_setenv(sp, variable, path, 0);
+	}
+}
+
 /* The prolog left no word: the job reads the source, under the same paths. */
 static void apply_request(spank_t sp, const struct arguments *arguments, uint32_t step_id)
 {
@@ -84,6 +98,7 @@ static void apply_request(spank_t sp, const struct arguments *arguments, uint32_
 	export(sp, JOB_DATASETS, list);
 	export(sp, JOB_DATASETS_DIR, arguments->mount_dir);
 	spank_unsetenv(sp, JOB_DATASETS_STATE);
+	export_paths(sp, arguments->mount_dir, list);
 }
 
 void stepd_init_post_opt(spank_t sp, const struct arguments *arguments)

@@ -1,6 +1,7 @@
 """`scratch-slurm build`: a directory becomes an image in the source."""
 
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,16 @@ from scratch_slurm.cli import mksquashfs, tree
 from scratch_slurm.cli.app import App, json_option, make_console, pass_app, print_json
 from scratch_slurm.cli.publish import Manifest, Publication, find_taken
 from scratch_slurm.cli.words import clean, plural
+from scratch_slurm.domain.access import is_public
 from scratch_slurm.domain.errors import ImageError, UsageError
+from scratch_slurm.domain.model import Permissions
 from scratch_slurm.domain.names import parse_dataset_name
 from scratch_slurm.domain.sizes import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from scratch_slurm.cli.progress import StepBar
+
+_MODE = re.compile(r"0?[46][04][04]", re.ASCII)
 
 
 class BuildAnswer(msgspec.Struct, frozen=True):
@@ -42,15 +47,20 @@ class BuildAnswer(msgspec.Struct, frozen=True):
     show_default=True,
     help="How to pack; none for data that is compressed already.",
 )
+@click.option("--group", metavar="GROUP", help="The group of the image, by name or number.")
+@click.option("--mode", default="0644", show_default=True, metavar="MODE", help="Who may read it: 0640 is its group.")
 @json_option
 @pass_app
-def command(app: App, directory: Path, name: str, target: Path | None, compression: str) -> None:
+def command(
+    app: App, directory: Path, name: str, target: Path | None, compression: str, group: str | None, mode: str
+) -> None:
     """Pack DIR's contents into the image NAME.squashfs, with a manifest, and publish both in the source.
 
-    In the image all files belong to root, and everybody may read them: whoever may read the image. A NAME that is
-    taken is refused; nothing is ever overwritten. With --to no configuration is needed.
+    Whoever may read the image's file, by its owner, --group and --mode, may enter the dataset and read all that is in
+    it; nobody else. A NAME that is taken is refused; nothing is ever overwritten. With --to no configuration is needed.
     """
     dataset = parse_dataset_name(name)
+    bits, gid = parse_mode(mode), find_group(group) if group is not None else None
     source = tree.resolve_directory(directory)
     where = tree.resolve_directory(target if target is not None else app.config().source_dir)
     if where.is_relative_to(source):
@@ -60,7 +70,8 @@ def command(app: App, directory: Path, name: str, target: Path | None, compressi
     from scratch_slurm.cli.progress import StepBar
 
     with StepBar(make_console(stderr=True)) as bar:
-        answer = _Build(bar, source, where, dataset, compression).run(program, version)
+        publication = Publication(where, dataset, mode=bits, gid=gid)
+        answer = _Build(bar, source, publication, compression).run(program, version)
     if app.json:
         print_json(answer)
         return
@@ -73,11 +84,11 @@ def command(app: App, directory: Path, name: str, target: Path | None, compressi
 
 
 class _Build:
-    def __init__(self, bar: "StepBar", source: Path, where: Path, dataset: str, compression: str) -> None:
+    def __init__(self, bar: "StepBar", source: Path, publication: Publication, compression: str) -> None:
         self.bar = bar
         self.source = source
-        self.where = where
-        self.dataset = dataset
+        self.publication = publication
+        self.dataset = publication.dataset
         self.compression = compression
         self.started = time.monotonic()
 
@@ -88,10 +99,14 @@ class _Build:
                 f"{self.source}: not everybody may read {tree.some(found.closed)}",
                 hint=f"chmod -R a+rX it; or use mksquashfs 4.5, which does so in the image (found {_dotted(version)})",
             )
-        options = mksquashfs.choose_options(
-            version, self.compression, newest_at=found.newest_at, fixed_times="SOURCE_DATE_EPOCH" in os.environ
-        )
-        with Publication(self.where, self.dataset) as publication:
+        with self.publication as publication:
+            options = mksquashfs.choose_options(
+                version,
+                self.compression,
+                newest_at=found.newest_at,
+                fixed_times="SOURCE_DATE_EPOCH" in os.environ,
+                readers=self._check_readers(version),
+            )
             watch = self.packing(publication) if self.bar.moves else None
             mksquashfs.run_mksquashfs(program, self.source, publication.path, options, watch)
             size_bytes, digest = publication.seal(
@@ -110,6 +125,15 @@ class _Build:
             image, manifest_path = publication.publish(manifest)
         return BuildAnswer(str(image), str(manifest_path), round(time.monotonic() - self.started, 3), manifest)
 
+    def _check_readers(self, version: tuple[int, int]) -> Permissions:
+        readers = self.publication.permissions()
+        if not is_public(readers) and version < mksquashfs.MODES_VERSION:
+            raise ImageError(
+                f"{self.publication.path}: mksquashfs {_dotted(version)} cannot make an image that not all may read",
+                hint="use mksquashfs 4.5 or later, or --mode 0644",
+            )
+        return readers
+
     def packing(self, publication: Publication) -> Callable[[int, int | None], None]:
         return lambda done, total: self.show(
             "packing", done, total, f"{format_bytes(publication.size_bytes())} written"
@@ -118,6 +142,31 @@ class _Build:
     def show(self, step: str, done: int, total: int | None, words: str) -> None:
         elapsed = format_duration(time.monotonic() - self.started)
         self.bar.show(f"{self.dataset}: {step}", done, total, f"{words}, {elapsed}")
+
+
+def parse_mode(text: str) -> int:
+    """Parse the mode of an image: its owner may read it, and nobody may execute it or write in it but he.
+
+    Raises: UsageError: it is not such a mode.
+    """
+    if not _MODE.fullmatch(text):
+        raise UsageError(f"--mode {text[:40]!r}: is not one of 0644, 0640, 0600, 0444 and their like, in octal digits")
+    return int(text, 8)
+
+
+def find_group(text: str) -> int:
+    """Find a group by name or number.
+
+    Raises: UsageError: there is none of this name.
+    """
+    import grp
+
+    if text.isascii() and text.isdecimal() and int(text) < 2**32 - 1:
+        return int(text)
+    try:
+        return grp.getgrnam(text).gr_gid
+    except KeyError as exc:
+        raise UsageError(f"--group {text[:80]!r}: there is no such group") from exc
 
 
 def _dotted(version: tuple[int, int]) -> str:

@@ -12,6 +12,8 @@ from scratch_slurm.domain.messages import (
     NodeStatus,
     PlanAnswer,
     PlanRequest,
+    ReleaseAnswer,
+    ReleaseRequest,
     WaitAnswer,
     WaitRequest,
 )
@@ -54,6 +56,15 @@ def plan(config: Config, request: PlanRequest) -> PlanAnswer:
     Raises: DaemonError: the daemon does not answer. UsageError: it refuses a figure.
     """
     return _ask(config, "POST", "/v1/plan", request, PlanAnswer, ANSWER_TIMEOUT_S)
+
+
+def release(config: Config, request: ReleaseRequest) -> ReleaseAnswer:
+    """Give pins of a job back before its end.
+
+    Raises: DaemonError: the daemon does not answer. DeniedError: they are another user's.
+        NotFoundError: the job has no datasets on this node.
+    """
+    return _ask(config, "POST", "/v1/release", request, ReleaseAnswer, ANSWER_TIMEOUT_S)
 
 
 def _ask(

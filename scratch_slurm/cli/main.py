@@ -27,6 +27,7 @@ COMMANDS = {
     "build": "Pack a directory into an image and publish it.",
     "preheat": "Pin datasets for the administrator and wait until they are cached (root).",
     "evict": "Release the administrator's pins and free the cache (root).",
+    "release": "Give datasets of a running job back, before its end.",
     "events": "Show what happened lately (root).",
 }
 

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from scratch_slurm.cli.words import clean
+from scratch_slurm.domain.access import is_public
 from scratch_slurm.domain.errors import ConfigError, ImageError
+from scratch_slurm.domain.model import Permissions
 
 COMPRESSIONS = {
     "zstd": ("-comp", "zstd"),
@@ -59,28 +61,40 @@ def find_program() -> tuple[str, tuple[int, int]]:
 
 
 def choose_options(
-    version: tuple[int, int], compression: str, *, newest_at: float, fixed_times: bool
+    version: tuple[int, int],
+    compression: str,
+    *,
+    newest_at: float,
+    fixed_times: bool,
+    readers: Permissions = Permissions(),  # noqa: B008 - a frozen value
 ) -> tuple[str, ...]:
     """Choose mksquashfs's options. Pure.
 
     Blocks of 128 KiB and no fragments: a random read of a small file then reads one block from the device and nothing
     of its neighbours; fragments and larger blocks read 1.7 to 7.5 times as much. All files belong to root and everybody
-    may read them: who may read the image may read its files.
+    may read them who gets past the root directory: it lets in who may read the image.
 
     Args:
         version: of mksquashfs; before 4.5 it cannot change modes, before 4.4 it sets no times.
         newest_at: the newest modification time in the tree, epoch seconds: the file system's own time, so that equal
             trees give equal images.
         fixed_times: SOURCE_DATE_EPOCH is in the environment, and mksquashfs refuses a time besides.
+        readers: of the image's file; unless everybody may read it, the root directory is given the same ones.
     """
     options = ["-noappend", "-no-recovery", "-exit-on-error"]
-    options += [*COMPRESSIONS[compression], "-b", "131072", "-no-fragments", "-no-xattrs", "-all-root"]
-    if version >= _TIMES_VERSION:
-        options += ["-root-mode", "0755"]
-        if not fixed_times:
-            options += ["-mkfs-time", str(max(0, min(int(newest_at), _LATEST_TIME)))]
+    options += [*COMPRESSIONS[compression], "-b", "131072", "-no-fragments", "-no-xattrs"]
+    private = not is_public(readers)
+    if private:
+        # With -all-root, or an action that takes the root directory in, its own owner would be lost.
+        mode = readers.mode & 0o444 | (readers.mode & 0o444) >> 2
+        options += ["-root-mode", f"{mode:04o}", "-root-uid", str(readers.uid), "-root-gid", str(readers.gid)]
+        options += ["-action", "guid(0,0)@!depth(0)"]
+    else:
+        options += ["-all-root", *(["-root-mode", "0755"] if version >= _TIMES_VERSION else [])]
+    if version >= _TIMES_VERSION and not fixed_times:
+        options += ["-mkfs-time", str(max(0, min(int(newest_at), _LATEST_TIME)))]
     if version >= MODES_VERSION:
-        options += ["-action", "chmod(a+rX,u-s,g-s,o-t)@true"]
+        options += ["-action", f"chmod(a+rX,u-s,g-s,o-t)@{'!depth(0)' if private else 'true'}"]
     return tuple(options)
 
 

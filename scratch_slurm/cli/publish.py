@@ -1,6 +1,7 @@
 """Put a new image and its manifest into a directory that others read all the time.
 
-    .<dataset>.<random>.building     the image while it is made: hidden, 0600; removed whatever happens but kill -9
+    .<dataset>.<random>.building     the image while it is made: hidden, 0600; removed whatever happens but kill -9.
+                                     Its group is right from the beginning, its mode when it is whole
     <dataset>.json                   its manifest, made with O_EXCL: it also locks the name against another builder
     <dataset>.squashfs               the image, linked last: a name that is taken is never overwritten
 
@@ -20,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from scratch_slurm.domain.errors import DeniedError, ImageError, NoSpaceError, ScratchError, SourceError
+from scratch_slurm.domain.model import Permissions
 from scratch_slurm.domain.names import IMAGE_SUFFIXES, MANIFEST_SUFFIX
 
 _SUFFIX = ".squashfs"
@@ -78,12 +80,17 @@ def _manifest_taken(path: Path) -> ImageError:
 class Publication:
     """An image on its way into a directory; leaving the context without `publish` leaves nothing behind.
 
-    Raises: DeniedError, SourceError: no file can be made in the directory.
+    Args:
+        mode: of image and manifest.
+        gid: their group; None: as the directory gives it.
+    Raises: DeniedError, SourceError: no file can be made in the directory, or it cannot be given to that group.
     """
 
-    def __init__(self, where: Path, dataset: str) -> None:
+    def __init__(self, where: Path, dataset: str, *, mode: int = 0o644, gid: int | None = None) -> None:
         self.where = where
         self.dataset = dataset
+        self._mode = mode
+        self._gid = -1 if gid is None else gid
         self.path = where / f".{dataset}.{secrets.token_hex(6)}.building"
         self._fd = -1
 
@@ -91,12 +98,23 @@ class Publication:
         with _translated(self.where, "make a file"):
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             self._fd = os.open(self.path, flags, 0o600)
+        try:
+            with _translated(self.where, f"give a file to group {self._gid}"):
+                os.fchown(self._fd, -1, self._gid)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
         with contextlib.suppress(OSError):
             self.path.unlink()
+
+    def permissions(self) -> Permissions:
+        """Tell what the image's file will have."""
+        status = os.fstat(self._fd)
+        return Permissions(status.st_uid, status.st_gid, self._mode)
 
     def size_bytes(self) -> int:
         """Tell how large the file is now."""
@@ -111,7 +129,7 @@ class Publication:
         from blake3 import blake3
 
         with _translated(self.path, "write"):
-            os.fchmod(self._fd, 0o644)
+            os.fchmod(self._fd, self._mode)
             os.fsync(self._fd)
             total = self.size_bytes()
             digest = blake3(max_threads=blake3.AUTO)
@@ -136,7 +154,7 @@ class Publication:
         manifest_path = self.where / (self.dataset + MANIFEST_SUFFIX)
         text = json.dumps(msgspec.to_builtins(manifest), indent=2) + "\n"
         with _undisturbed(), _translated(self.where, "publish"):
-            with _new_manifest(manifest_path, text):
+            with _new_manifest(manifest_path, text, self.permissions()):
                 _find_image(self.where, self.dataset)  # of any suffix; the link below refuses only its own name
                 _name_image(self.path, image)
             _fsync_directory(self.where)
@@ -144,8 +162,8 @@ class Publication:
 
 
 @contextlib.contextmanager
-def _new_manifest(path: Path, text: str) -> Iterator[None]:
-    """Make a manifest, and take it away again unless the image is published."""
+def _new_manifest(path: Path, text: str, permissions: Permissions) -> Iterator[None]:
+    """Make a manifest for those who may read the image, and take it away again unless the image is published."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError as exc:
@@ -154,7 +172,8 @@ def _new_manifest(path: Path, text: str) -> Iterator[None]:
         with open(fd, "w", encoding="ascii") as file:
             file.write(text)
             file.flush()
-            os.fchmod(fd, 0o644)
+            os.fchown(fd, -1, permissions.gid)
+            os.fchmod(fd, permissions.mode)
             os.fsync(fd)
         yield
     except BaseException:

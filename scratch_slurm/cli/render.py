@@ -41,6 +41,7 @@ _STATE_STYLES = {
     DatasetState.SOURCE: "",
     DatasetState.UNMOUNTED: "red",
     DatasetState.UNKNOWN: "red",
+    DatasetState.PRIVATE: "dim",
 }
 _NOTHING = Text("-", style="dim")
 

@@ -59,6 +59,7 @@ class RawConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     horizon: str | int | float = "30m"
     interval: str | int | float = "30s"
     source_timeout: str | int | float = "30s"
+    source_owners: list[str | int] = []
     log_level: str = "INFO"
     copy: CopySettings = CopySettings()
     preheat: PreheatSettings = PreheatSettings()
@@ -83,6 +84,8 @@ class Config(msgspec.Struct, frozen=True):
     interval_s: float
     source_timeout_s: float
     """A touch of the slow storage that says nothing for so long is given up (and its process killed)."""
+    source_owners: tuple[str | int, ...]
+    """Users, by name or number, whose images are trusted beside root's; empty: whoever owns the source."""
     log_level: str
     copies: int
     readers: int
@@ -165,6 +168,7 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
         horizon_s=_positive(origin, "horizon", raw.horizon),
         interval_s=_positive(origin, "interval", raw.interval),
         source_timeout_s=_positive(origin, "source_timeout", raw.source_timeout),
+        source_owners=tuple(raw.source_owners),
         log_level=raw.log_level.upper(),
         copies=raw.copy.workers,
         readers=raw.copy.readers,
@@ -180,11 +184,12 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
     return config
 
 
-_TYPE_WORDS = {
+_TYPE_WORDS: dict[Any, str] = {
     int: "a whole number",
     str: "text",
     str | int: "text or a number",
     str | int | float: "text or a number",
+    list[str | int]: "a list of names or numbers",
 }
 
 

@@ -2,7 +2,8 @@
 
 Paths: GET /v1/status -> NodeStatus. POST /v1/wait with WaitRequest -> WaitAnswer, after at least one round of the
 loop that has seen the ledger as it was when the request came. POST /v1/evict with EvictRequest -> EvictAnswer.
-POST /v1/plan with PlanRequest -> PlanAnswer.
+POST /v1/plan with PlanRequest -> PlanAnswer. POST /v1/release with ReleaseRequest -> ReleaseAnswer.
+Of a dataset that the caller may not read the answers tell no more than its name and the state PRIVATE.
 An error is an HTTP status of 400 or more with an ErrorAnswer.
 """
 
@@ -76,6 +77,8 @@ class WaitRequest(msgspec.Struct, frozen=True):
 
     datasets: tuple[str, ...]
     timeout_s: float = 0.0
+    uid: int | None = None
+    """For whom root asks; None: for itself. From anybody else it does not count."""
 
 
 class WaitAnswer(msgspec.Struct, frozen=True):
@@ -91,6 +94,20 @@ class EvictRequest(msgspec.Struct, frozen=True):
 
 class EvictAnswer(msgspec.Struct, frozen=True):
     freed_bytes: int
+
+
+class ReleaseRequest(msgspec.Struct, frozen=True):
+    """Give pins of a job back before its end; root may for every job, others for their own."""
+
+    job_id: int
+    datasets: tuple[str, ...] = ()
+    """Empty: all that the job pins."""
+
+
+class ReleaseAnswer(msgspec.Struct, frozen=True):
+    """What the job did pin until now; empty when it had given all of it back before."""
+
+    released: tuple[str, ...]
 
 
 class PlanRequest(msgspec.Struct, frozen=True):

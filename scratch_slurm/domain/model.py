@@ -3,7 +3,7 @@
 import enum
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from scratch_slurm.domain.pins import ADMINISTRATOR as ADMINISTRATOR
@@ -38,6 +38,19 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class Permissions:
+    """Owner, group and mode of a file or directory, as stat(2) has them; access control lists are not looked at."""
+
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o644
+    """The permission bits alone, 0 to 0o7777."""
+
+    def __str__(self) -> str:
+        return f"mode {self.mode:04o}, owner {self.uid}, group {self.gid}"
+
+
+@dataclass(frozen=True)
 class SourceImage:
     """An image in the source that can be mounted."""
 
@@ -47,6 +60,8 @@ class SourceImage:
     fs_type: str
     digest: str | None
     """BLAKE3 in hexadecimal from the manifest; None without one."""
+    permissions: Permissions = Permissions()
+    """Of the image's file: who may read the dataset."""
 
     @property
     def size_bytes(self) -> int:
@@ -59,6 +74,8 @@ class SkippedImage:
 
     file_name: str
     reason: str
+    permissions: Permissions | None = field(default=None, compare=False)
+    """Of the file; None: they are not known."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,8 @@ class Catalog:
     """By dataset name where the file name gives one, else by file name."""
     complete: bool = True
     """False until the source has been listed once: what is missing may be there all the same."""
+    withdrawn: Mapping[str, str] = field(default_factory=dict)
+    """Dataset -> why its mount must go at once: it lets in people who may not read the image."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ IMAGE_SUFFIXES = {".squashfs": "squashfs", ".sqsh": "squashfs", ".sqfs": "squash
 
 MANIFEST_SUFFIX = ".json"
 
+_NO_LETTER = re.compile(r"[^A-Z0-9]", re.ASCII)
 _CACHED = re.compile(rf"({DATASET_NAME.pattern})@([0-9a-f]{{16}})\.image", re.ASCII)
 _TAG = re.compile(r"scratch-slurm:([0-9a-f]{16})", re.ASCII)
 
@@ -44,6 +45,19 @@ def parse_dataset_list(text: str) -> tuple[str, ...]:
     if len(names) > MAX_DATASETS_PER_JOB:
         raise UsageError(f"--datasets names more than {MAX_DATASETS_PER_JOB} datasets")
     return tuple(dict.fromkeys(parse_dataset_name(name) for name in names))
+
+
+def dataset_variables(names: Iterable[str]) -> dict[str, str]:
+    """Name the environment variable of each dataset, `SCRATCH_DATASET_<NAME>`; the SPANK plugin names them the same.
+
+    What is neither a letter nor a digit becomes `_`. Of several datasets with one variable the first has it.
+
+    Returns: variable -> dataset, in the order of the names.
+    """
+    variables: dict[str, str] = {}
+    for name in names:
+        variables.setdefault("SCRATCH_DATASET_" + _NO_LETTER.sub("_", name.upper()), name)
+    return variables
 
 
 def parse_image_name(file_name: str) -> tuple[str, str] | None:

@@ -94,6 +94,7 @@ class Unmount:
 
     dataset: str
     reason: str
+    even_pinned: bool = False
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,11 @@ class _Planner:
         for dataset in sorted(self.idle):
             image = self.seen.catalog.images.get(dataset)
             mounted = self.seen.mounted.get(dataset)
-            if image and not mounted and self.may(dataset, ActionKind.MOUNT):
+            if mounted and dataset in self.seen.catalog.withdrawn:
+                # Pinned or not: no right of a job's goes before the owner's word on who may read it.
+                if self.may(dataset, ActionKind.UNMOUNT):
+                    actions.append(Unmount(dataset, self.seen.catalog.withdrawn[dataset], even_pinned=True))
+            elif image and not mounted and self.may(dataset, ActionKind.MOUNT):
                 actions.append(Mount(image, self._best_path(image), "new in the source"))
             elif image and mounted and mounted.generation_id != image.generation.id:
                 if dataset in self.pinned:

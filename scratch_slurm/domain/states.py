@@ -18,3 +18,5 @@ class DatasetState(enum.StrEnum):
     """In the source, but not mounted: see `problem`."""
     UNKNOWN = "unknown"
     """Not in the source, as far as this node knows."""
+    PRIVATE = "private"
+    """It exists; who asks may not read it, and is told no more."""

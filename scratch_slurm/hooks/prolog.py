@@ -90,7 +90,8 @@ def _ask_and_wait(
 ) -> tuple[tuple[Seen, ...], str]:
     """Have the daemon see to the pins, and wait. Returns: the states, and what the job is told of a silent daemon."""
     try:
-        answer = wait_for(datasets, wait_s, asker(config.socket_path), is_over=_over_check(request.job_id, wait_s))
+        ask = asker(config.socket_path, uid=request.uid)
+        answer = wait_for(datasets, wait_s, ask, is_over=_over_check(request.job_id, wait_s))
         if len(answer.datasets) == len(datasets):
             return answer.datasets, ""
         raise DaemonError(f"{config.socket_path}: the daemon has not seen the node yet")

@@ -1,20 +1,24 @@
 """The word that the prolog leaves for a job: <run_dir>/jobs/<job id>, which the SPANK plugin reads.
 
 Lines `SCRATCH_...=value`, exported to the job, and `message=...`, shown in its log. Root alone may write there: a
-directory of somebody else's is refused, and no symlink is followed below `run_dir`.
+directory of somebody else's is refused, and no symlink is followed below `run_dir`. Root alone reads it, too: it names
+datasets that may be private.
 """
 
 import contextlib
 import os
 import stat
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import NamedTuple
 
 from scratch_slurm.domain.errors import DeniedError
+from scratch_slurm.domain.names import dataset_variables
 from scratch_slurm.hooks.answer import Seen
 
 # The plugin passes over lines of more than 8192 bytes; no message needs so much.
 _MAX_MESSAGE = 500
+_MAX_BYTES = 64 * 1024  # REPORT_SIZE_MAX in spank/report.h: a larger file is not read at all
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -29,14 +33,23 @@ class Report(NamedTuple):
 
 
 def format_report(report: Report) -> str:
-    """Write the lines of a report; messages become one printable line each."""
+    """Write the lines of a report; messages become one printable line each.
+
+    What does not fit into what the plugin reads is left out, the last lines first.
+    """
     lines = [f"SCRATCH_DATASETS_DIR={report.mount_dir}"]
     if report.names:
         lines.append("SCRATCH_DATASETS=" + ",".join(report.names))
     if report.statuses:
         lines.append("SCRATCH_DATASETS_STATE=" + ",".join(f"{each.name}:{each.state}" for each in report.statuses))
+    lines += [f"{variable}={report.mount_dir}/{name}" for variable, name in dataset_variables(report.names).items()]
     lines += [f"message={_printable(message)}" for message in report.messages if message]
-    return "".join(line + "\n" for line in lines)
+    return _first_of([f"{line}\n" for line in lines])
+
+
+def _first_of(lines: list[str]) -> str:
+    sizes = accumulate(len(line.encode("utf-8", "backslashreplace")) for line in lines)
+    return "".join(line for line, size in zip(lines, sizes, strict=True) if size <= _MAX_BYTES)
 
 
 def write_report(jobs_dir: str, job_id: int, text: str) -> None:
@@ -50,7 +63,6 @@ def write_report(jobs_dir: str, job_id: int, text: str) -> None:
             os.unlink(new_name, dir_fd=directory)  # of a hook that was killed
         with open(os.open(new_name, _NEW_FILE, 0o600, dir_fd=directory), "wb") as file:
             file.write(text.encode("utf-8", "backslashreplace"))
-            os.fchmod(file.fileno(), 0o644)  # whatever the umask
         os.rename(new_name, str(job_id), src_dir_fd=directory, dst_dir_fd=directory)
 
 

@@ -51,11 +51,15 @@ def wait_for(
         sleep(max(0.0, min(asked_at + _PAUSE_S, give_up_at) - monotonic()))
 
 
-def asker(socket_path: str, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> Ask:
-    """Make the function that asks the daemon at `socket_path`."""
+def asker(socket_path: str, answer_timeout_s: float = ANSWER_TIMEOUT_S, *, uid: int | None = None) -> Ask:
+    """Make the function that asks the daemon at `socket_path`.
+
+    Args:
+        uid: the user for whom it asks; None: nobody in particular.
+    """
 
     def ask(datasets: tuple[str, ...], timeout_s: float) -> Answer:
-        body = format_question(datasets, timeout_s)
+        body = format_question(datasets, timeout_s, uid)
         answer = request(socket_path, "POST", "/v1/wait", body, timeout_s + answer_timeout_s)
         try:
             return parse_answer(answer)

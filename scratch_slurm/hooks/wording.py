@@ -17,6 +17,8 @@ def word_status(status: Seen) -> str | None:
         text = "is read from the source"
     elif status.state is DatasetState.UNKNOWN:
         return f"{status.name}: {status.problem or 'no such dataset on this node'}"
+    elif status.state is DatasetState.PRIVATE:
+        return f"{status.name}: is private, and not cached for this job: {status.problem or 'you may not read it'}"
     else:
         return f"{status.name}: cannot be read: {status.problem or 'is not mounted on this node'}"
     return f"{status.name}: {text}" + (f": {status.problem}" if status.problem else "")

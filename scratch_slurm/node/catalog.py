@@ -9,13 +9,14 @@ import json
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from scratch_slurm.domain.access import distrust_directory, distrust_file
 from scratch_slurm.domain.errors import ImageError, SourceError
-from scratch_slurm.domain.model import Generation, SkippedImage, SourceImage
+from scratch_slurm.domain.model import Generation, Permissions, SkippedImage, SourceImage
 from scratch_slurm.domain.names import MANIFEST_SUFFIX, parse_image_name
 
 _MANIFEST_LIMIT_BYTES = 64 * 1024
@@ -35,6 +36,37 @@ class Entry:
     """Neither: the file is as it was when it had this stamp."""
 
 
+@dataclass(frozen=True)
+class Trust:
+    """Who may have written what root mounts."""
+
+    directory: Permissions
+    """Of the source."""
+    owners: tuple[int, ...]
+    """Users whose images are trusted beside root's."""
+
+
+ROOT_ALONE = Trust(Permissions(), ())
+
+
+def read_trust(source_dir: Path, owners: Collection[int]) -> Trust:
+    """See whether the source can be trusted at all.
+
+    Args:
+        owners: users that are trusted beside root; none: whoever owns the source.
+    Raises: SourceError: others may put images into it, or it cannot be looked at.
+    """
+    try:
+        directory = _permissions(source_dir.stat())
+    except OSError as exc:
+        raise SourceError(f"{source_dir}: cannot list the source: {exc.strerror}") from exc
+    trust = Trust(directory, tuple(owners) or (directory.uid,))
+    reason = distrust_directory(directory, trust.owners)
+    if reason:
+        raise SourceError(f"{source_dir}: {reason}")
+    return trust
+
+
 def list_source(source_dir: Path) -> list[str]:
     """List the image files of the source, sorted; other files, hidden ones among them, are none of our business.
 
@@ -47,17 +79,20 @@ def list_source(source_dir: Path) -> list[str]:
     return sorted(name for name in names if parse_image_name(name))
 
 
-def read_entries(source_dir: Path, file_names: list[str], stamps: dict[str, str]) -> Iterator[Entry | None]:
+def read_entries(
+    source_dir: Path, file_names: list[str], stamps: dict[str, str], trust: Trust = ROOT_ALONE
+) -> Iterator[Entry | None]:
     """Read the named files one after the other; None stands for one that is not there.
 
     Args:
         stamps: file name -> stamp of the last scan; a file that still has it is not opened.
+        trust: whose images are trusted; root's alone unless given.
     """
     for file_name in file_names:
-        yield _read_entry(source_dir, file_name, stamps.get(file_name))
+        yield _read_entry(source_dir, file_name, stamps.get(file_name), trust)
 
 
-def _read_entry(source_dir: Path, file_name: str, old_stamp: str | None) -> Entry | None:
+def _read_entry(source_dir: Path, file_name: str, old_stamp: str | None, trust: Trust) -> Entry | None:
     parsed = parse_image_name(file_name)
     if parsed is None:
         return None
@@ -70,23 +105,34 @@ def _read_entry(source_dir: Path, file_name: str, old_stamp: str | None) -> Entr
         return None
     except OSError as exc:
         return _skipped(file_name, "", f"cannot stat: {exc.strerror}")
-    stamp = f"{_stamp(status)} {_manifest_stamp(manifest_path)}"
+    permissions = _permissions(status)
+    stamp = f"{_stamp(status)} {_manifest_stamp(manifest_path)} {trust.directory.gid}:{trust.directory.mode}"
+    stamp += "".join(f":{owner}" for owner in trust.owners)
     if stamp == old_stamp:
         return Entry(file_name, stamp)
     if not stat.S_ISREG(status.st_mode):
         kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "not a regular file"
-        return _skipped(file_name, stamp, f"is {kind}")
+        return _skipped(file_name, stamp, f"is {kind}", permissions)
     try:
         with _open_regular(path, "") as file:
             status = os.fstat(file.fileno())
+            permissions = _permissions(status)
+            _check_trust(permissions, trust)
             check_image_head(file.read(_HEAD_BYTES), fs_type, status.st_size)
         digest = _read_manifest_digest(manifest_path, status.st_size)
     except OSError as exc:
-        return _skipped(file_name, "", f"cannot read: {exc.strerror}")
+        return _skipped(file_name, "", f"cannot read: {exc.strerror}", permissions)
     except ImageError as exc:
-        return _skipped(file_name, stamp, exc.message)
+        return _skipped(file_name, stamp, exc.message, permissions)
     generation = Generation(status.st_ino, status.st_size, status.st_mtime_ns)
-    return Entry(file_name, stamp, image=SourceImage(dataset, str(path), generation, fs_type, digest))
+    image = SourceImage(dataset, str(path), generation, fs_type, digest, permissions)
+    return Entry(file_name, stamp, image=image)
+
+
+def _check_trust(permissions: Permissions, trust: Trust) -> None:
+    reason = distrust_file(permissions, trust.directory, trust.owners)
+    if reason:
+        raise ImageError(reason)
 
 
 @contextlib.contextmanager
@@ -108,8 +154,8 @@ def _open_regular(path: Path, what: str) -> Iterator[BinaryIO]:
         yield file
 
 
-def _skipped(file_name: str, stamp: str, reason: str) -> Entry:
-    return Entry(file_name, stamp, skipped=SkippedImage(file_name, reason))
+def _skipped(file_name: str, stamp: str, reason: str, permissions: Permissions | None = None) -> Entry:
+    return Entry(file_name, stamp, skipped=SkippedImage(file_name, reason, permissions))
 
 
 def check_image_head(head: bytes, fs_type: str, size_bytes: int) -> None:
@@ -138,19 +184,28 @@ def check_image_head(head: bytes, fs_type: str, size_bytes: int) -> None:
         raise ImageError(f"has {size_bytes} bytes, not a multiple of 512: its last block cannot be read")
 
 
-def check_generation(descriptor: int, expected: Generation, path: str) -> None:
+def check_generation(descriptor: int, expected: Generation, path: str) -> Permissions:
     """Make sure that an open file is the generation that was planned with.
 
+    Returns: what its permissions are now.
     Raises: ImageError: another file took its place, or it was rewritten.
     """
     status = os.fstat(descriptor)
     found = Generation(status.st_ino, status.st_size, status.st_mtime_ns)
     if found != expected:
         raise ImageError(f"{path}: is another image now: {found.size_bytes} bytes, planned {expected.size_bytes}")
+    return _permissions(status)
 
 
 def _stamp(status: os.stat_result) -> str:
-    return f"{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_mode}"
+    return ":".join(
+        str(each)
+        for each in (status.st_ino, status.st_size, status.st_mtime_ns, status.st_mode, status.st_uid, status.st_gid)
+    )
+
+
+def _permissions(status: os.stat_result) -> Permissions:
+    return Permissions(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
 
 
 def _manifest_stamp(path: Path) -> str:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from scratch_slurm.domain.errors import LedgerError
+from scratch_slurm.domain.errors import DeniedError, LedgerError
 from scratch_slurm.domain.pins import ADMINISTRATOR, Pin
 
 # Every hook imports this module, and pathlib takes 8 ms: paths are text here, but where that is rare.
@@ -166,20 +166,33 @@ class Ledger:
 
         self._write(add, durable=holder == ADMINISTRATOR)
 
-    def release(self, holder: str, datasets: Iterable[str] | None = None) -> tuple[str, ...]:
+    def release(
+        self,
+        holder: str,
+        datasets: Iterable[str] | None = None,
+        *,
+        event: str = "released",
+        detail: str = "",
+        owner: int | None = None,
+    ) -> tuple[str, ...]:
         """Release a holder's pins; what it does not pin is no error.
 
         Args:
             holder: `job:<id>` or `administrator`.
             datasets: names; None: all that it pins.
+            event, detail: how it is remembered.
+            owner: release only if all of the holder's pins are this user's; None: whoever's they are.
         Returns: the datasets that it did pin, by name.
+        Raises: DeniedError: some of the pins are another user's; nothing was released.
         """
         wanted = None if datasets is None else set(datasets)
 
         def take(db: sqlite3.Connection) -> tuple[str, ...]:
-            rows = db.execute("SELECT dataset FROM pins WHERE holder = ? ORDER BY dataset", (holder,)).fetchall()
-            released = tuple(dataset for (dataset,) in rows if wanted is None or dataset in wanted)
-            self._delete_pins(db, [(dataset, holder) for dataset in released], "released")
+            rows = db.execute("SELECT dataset, uid FROM pins WHERE holder = ? ORDER BY dataset", (holder,)).fetchall()
+            if owner is not None and any(uid != owner for _, uid in rows):
+                raise DeniedError(f"{holder}: is another user's")
+            released = tuple(dataset for dataset, _ in rows if wanted is None or dataset in wanted)
+            self._delete_pins(db, [(dataset, holder) for dataset in released], event, detail)
             return released
 
         return self._write(take, durable=holder == ADMINISTRATOR)
@@ -244,10 +257,10 @@ class Ledger:
 
         return self._run(read)
 
-    def _delete_pins(self, db: sqlite3.Connection, pins: list[tuple[str, str]], event: str) -> None:
+    def _delete_pins(self, db: sqlite3.Connection, pins: list[tuple[str, str]], event: str, detail: str = "") -> None:
         db.executemany("DELETE FROM pins WHERE dataset = ? AND holder = ?", pins)
         for dataset, holder in pins:
-            _add_event(db, Event(self._now(), event, dataset, holder, ""))
+            _add_event(db, Event(self._now(), event, dataset, holder, detail))
 
     def _write(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> T:
         """Do `work` in one transaction that holds the write lock from its beginning."""

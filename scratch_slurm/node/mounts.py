@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from scratch_slurm.domain.errors import DeviceError, ImageError, ScratchError
+from scratch_slurm.domain.model import Permissions
 
 FsType = Literal["squashfs", "erofs"]
 Probe = Callable[[int], None]
@@ -199,6 +200,28 @@ def unmount(mount_point: Path, *, lazy: bool = True) -> None:
     why = "it is not a mount point" if code == errno.EINVAL else os.strerror(code)
     hint = f"`fuser -vm {mount_point}` shows who uses it" if code == errno.EBUSY else None
     raise DeviceError(f"{mount_point}: cannot unmount: {why}", hint=hint)
+
+
+def read_root(mount_point: Path) -> Permissions:
+    """Read the permissions of what is mounted at a path; the kernel has them in memory.
+
+    Raises: DeviceError: the path is gone, or a symlink.
+    """
+    with _directory(mount_point) as root:
+        return root_permissions(root)
+
+
+def root_permissions(root_fd: int) -> Permissions:
+    """Read the permissions of a mounted root directory from a descriptor of it.
+
+    With an access control list the mode does not tell who gets in: it counts as open to all then.
+    """
+    status = os.fstat(root_fd)
+    mode = stat.S_IMODE(status.st_mode)
+    with contextlib.suppress(OSError):  # ENODATA: none; EOPNOTSUPP: the file system has no such lists, like squashfs
+        os.getxattr(f"/proc/self/fd/{root_fd}", "system.posix_acl_access")
+        mode |= 0o555
+    return Permissions(status.st_uid, status.st_gid, mode)
 
 
 def probe_root(root_fd: int) -> None:

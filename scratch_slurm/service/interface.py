@@ -10,14 +10,27 @@ import socket
 import struct
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 from aiohttp import web
 
+from scratch_slurm.domain.access import Person, may_read
 from scratch_slurm.domain.errors import DeniedError, NotFoundError, PinnedError, ScratchError, UsageError
-from scratch_slurm.domain.messages import ErrorAnswer, EvictAnswer, EvictRequest, PlanRequest, WaitAnswer, WaitRequest
+from scratch_slurm.domain.messages import (
+    DatasetState,
+    DatasetStatus,
+    ErrorAnswer,
+    EvictAnswer,
+    EvictRequest,
+    PlanRequest,
+    ReleaseAnswer,
+    ReleaseRequest,
+    WaitAnswer,
+    WaitRequest,
+)
 from scratch_slurm.domain.names import MAX_DATASETS_PER_JOB, parse_dataset_name
 from scratch_slurm.service import status
 from scratch_slurm.service.loop import Loop
@@ -29,7 +42,9 @@ _BODY_LIMIT_BYTES = 64 * 1024
 _WAIT_LIMIT_S = 60.0
 _MOUNT_PATIENCE_S = 5.0
 _LOOK_PATIENCE_S = 5.0
-_PEER = struct.Struct("3i")
+_PEER = struct.Struct("iII")
+_SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h
+_GROUPS_BYTES = 1024  # the most that Python's getsockopt takes
 
 Shape = TypeVar("Shape", bound=msgspec.Struct)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -52,6 +67,7 @@ class Interface:
                 web.post("/v1/wait", self._wait),
                 web.post("/v1/evict", self._evict),
                 web.post("/v1/plan", self._plan),
+                web.post("/v1/release", self._release),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
@@ -69,7 +85,8 @@ class Interface:
             await self._runner.cleanup()
 
     async def _status(self, request: web.Request) -> web.Response:
-        return _answer(status.node_status(self._loop, os.getpid(), slurm=self._slurm.describe()))
+        may_see = self._judge(peer(request))
+        return _answer(status.node_status(self._loop, os.getpid(), may_see, slurm=self._slurm.describe()))
 
     async def _wait(self, request: web.Request) -> web.Response:
         asked = await _body(request, WaitRequest)
@@ -77,21 +94,46 @@ class Interface:
             raise UsageError(f"wait: {len(asked.datasets)} datasets, at most {MAX_DATASETS_PER_JOB} at once")
         names = [parse_dataset_name(name) for name in asked.datasets]
         began = time.monotonic()
-        await self._look_for_new(names, peer_uid(request))
+        caller = peer(request)
+        await self._look_for_new(names, caller.uid)
+        if caller.uid == 0 and asked.uid is not None:
+            caller = Person(asked.uid, None)
+        judge = self._judge(caller)
         await self._loop.after_next_round()
         deadline = began + min(max(0.0, asked.timeout_s), _WAIT_LIMIT_S)
         while True:
             view = status.view(self._loop)
-            settled = view is not None and all(view.is_settled(name) for name in names)
-            changing = view is not None and any(view.is_changing_hands(name) for name in names)
+            permitted = [name for name in names if view and view.permits(name, judge)]
+            untold = not self._loop.people.problem(caller.uid) and any(
+                view.permits(name, judge) is None for name in names if view
+            )
+            settled = view is not None and not untold and all(view.is_settled(name) for name in permitted)
+            changing = untold or (view is not None and any(view.is_changing_hands(name) for name in permitted))
             now = time.monotonic()
             until = max(deadline, began + _MOUNT_PATIENCE_S) if changing else deadline
             if (settled and not changing) or now >= until:
                 break
             await _within(self._loop.wait_for_change(), until - now)
         view = status.view(self._loop)
-        found = tuple(view.dataset(name) for name in names) if view else ()
+        found = tuple(self._explain(view, name, judge, caller.uid) for name in names) if view else ()
         return _answer(WaitAnswer(found, settled))
+
+    def _judge(self, person: Person) -> status.Judge:
+        """Make the function that tells what a person may read; without his groups the name service is asked."""
+        if person.gids is None:
+            return partial(self._loop.people.judge, person.uid)
+        return partial(may_read, person)
+
+    def _explain(self, view: status.StatusView, name: str, judge: status.Judge, uid: int) -> DatasetStatus:
+        """Tell one dataset's status, and of a private one why no more is told."""
+        told = view.dataset_for(name, judge)
+        if told.state is not DatasetState.PRIVATE:
+            return told
+        why = f"user {uid} may not read its image"
+        if view.permits(name, judge) is None:
+            problem = self._loop.people.problem(uid)
+            why = f"whether user {uid} may read it is not known" + (f": {problem}" if problem else " yet")
+        return msgspec.structs.replace(told, problem=why)
 
     async def _look_for_new(self, names: list[str], uid: int) -> None:
         """Look for datasets that are newer than the latest listing; only for root, as it costs the slow storage."""
@@ -101,7 +143,7 @@ class Interface:
             await _within(self._loop.source.look(new), _LOOK_PATIENCE_S)
 
     async def _evict(self, request: web.Request) -> web.Response:
-        uid = peer_uid(request)
+        uid = peer(request).uid
         if uid != os.geteuid():
             raise DeniedError(f"evict: only root may, you are uid {uid}")
         asked = await _body(request, EvictRequest)
@@ -112,17 +154,42 @@ class Interface:
         asked = await _body(request, PlanRequest)
         if not (0 <= asked.period_s < 1e9 and 0 <= asked.horizon_s < 1e9):
             raise UsageError("plan: period and horizon are from 0 to 1e9 seconds")
+        may_see = self._judge(peer(request))
         await self._loop.after_next_round()
-        return _answer(self._loop.what_if(asked))
+        private = self._loop.memory.private
+        hidden = {name for name, permissions in private.items() if not may_see(permissions)}
+        plan = self._loop.what_if(asked)
+        return _answer(
+            msgspec.structs.replace(
+                plan,
+                actions=tuple(action for action in plan.actions if action.dataset not in hidden),
+                verdicts=tuple(verdict for verdict in plan.verdicts if verdict.name not in hidden),
+            )
+        )
+
+    async def _release(self, request: web.Request) -> web.Response:
+        """A job gives pins back early: the word of the pins' own user, or of root, is enough."""
+        caller = peer(request)
+        asked = await _body(request, ReleaseRequest)
+        if not 0 < asked.job_id < 2**32:
+            raise UsageError(f"release: {asked.job_id} is not a job id")
+        names = [parse_dataset_name(name) for name in asked.datasets]
+        released = await asyncio.to_thread(self._loop.release_early, asked.job_id, names or None, caller.uid)
+        await _within(self._loop.after_next_round(), _LOOK_PATIENCE_S)
+        return _answer(ReleaseAnswer(released))
 
 
-def peer_uid(request: web.Request) -> int:
-    """Tell who is at the other end, by the kernel's word. Source: SO_PEERCRED in unix(7)."""
+def peer(request: web.Request) -> Person:
+    """Tell who is at the other end, by the kernel's word. Source: SO_PEERCRED and SO_PEERGROUPS in unix(7)."""
     connection = request.transport.get_extra_info("socket") if request.transport else None
     if connection is None:
         raise DeniedError("the caller is gone")
-    _, uid, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-    return int(uid)
+    _, uid, gid = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    try:
+        groups = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_BYTES)
+    except OSError:  # ERANGE: more groups than Python has room for; ENOPROTOOPT before Linux 4.13
+        return Person(uid, None)
+    return Person(uid, frozenset((gid, *(number for (number,) in struct.iter_unpack("I", groups)))))
 
 
 async def _within(work: Awaitable[None], limit_s: float) -> None:

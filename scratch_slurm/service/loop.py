@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scratch_slurm.domain import planner
+from scratch_slurm.domain import access, planner
 from scratch_slurm.domain.config import Config, resolve_size
-from scratch_slurm.domain.errors import DaemonError, DeviceError, PinnedError, ScratchError
+from scratch_slurm.domain.errors import DaemonError, DeviceError, NotFoundError, PinnedError, ScratchError
 from scratch_slurm.domain.messages import PlanAnswer, PlanRequest
-from scratch_slurm.domain.model import MountedImage, Space
+from scratch_slurm.domain.model import MountedImage, Pin, Space, job_holder
 from scratch_slurm.domain.names import parse_device_tag
 from scratch_slurm.domain.planner import ActionKind, Observation, Plan, StagedImage
 from scratch_slurm.domain.throughput import ReadCounter, rates
@@ -22,6 +22,7 @@ from scratch_slurm.node.ledger import Ledger
 from scratch_slurm.service import operations as op
 from scratch_slurm.service.memory import Copy, Memory
 from scratch_slurm.service.observe import Reading, SeenMount, read_node
+from scratch_slurm.service.people import People
 from scratch_slurm.service.perform import Performer
 from scratch_slurm.service.plans import answer_plan
 from scratch_slurm.service.reads import load_counters, save_counters
@@ -64,6 +65,9 @@ class Loop:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._remounts = 0
         """Mounts made, replaced or taken away so far."""
+        self.people = People(workers, on_news=self.nudge)
+        self._refused: tuple[Pin, ...] = ()
+        """Pins of users who may not read the dataset, seen in this round."""
         self._kept: set[str] = set()
         """Datasets whose latest eviction came after a pin."""
         self._nudged = asyncio.Event()
@@ -107,6 +111,7 @@ class Loop:
                 task.cancel()
             await asyncio.wait(tasks, timeout=2.0)
             self.source.close()
+            self.people.close()
             self._save_counters()
 
     async def evict(self, dataset: str) -> int:
@@ -126,6 +131,26 @@ class Loop:
         if dataset in self._kept:
             raise PinnedError(f"{dataset}: was pinned while its eviction began")
         return action.image.size_bytes
+
+    def release_early(self, job_id: int, datasets: list[str] | None, uid: int) -> tuple[str, ...]:
+        """Release pins of a running job for its user, or for root; may block on the ledger.
+
+        Returns: the datasets that it did pin; none when it had released them before.
+        Raises: DeniedError: they are another user's. NotFoundError: no such job asked for datasets on this node.
+        """
+        released = self._ledger.release(
+            job_holder(job_id),
+            datasets,
+            event="released-early",
+            detail=f"uid={uid}",
+            owner=uid or None,  # root may release anybody's
+        )
+        # The prolog's word to the job tells that it is here, even when it pins nothing any more.
+        if not released and not (self.config.jobs_dir / str(job_id)).exists():
+            raise NotFoundError(f"job {job_id}: has no datasets on this node")
+        for dataset in released:
+            log.info("released dataset=%s job=%d uid=%d reason=%r", dataset, job_id, uid, "given back early")
+        return released
 
     async def _observe_at_rest(self, dataset: str) -> Observation:
         """Observe once nothing is under way with the dataset."""
@@ -171,6 +196,11 @@ class Loop:
         seen = self._observe(reading)
         decided = planner.plan(seen)
         self.snapshot = Snapshot(seen, decided)
+        if self._refused:
+            try:
+                await asyncio.to_thread(self._take_back, self._refused)
+            except ScratchError as exc:
+                log.warning("cannot take back pins problem=%r", str(exc))  # they do not count all the same
         for action in decided.actions:
             self._start(action)
         if time.monotonic() - self._saved_at > max(_SAVE_EVERY_S, self.config.period_s / 10):
@@ -264,14 +294,16 @@ class Loop:
 
         def on_line(line: op.Line) -> None:
             if isinstance(line, op.Tag):
-                self.memory.generations[key] = parse_device_tag(line.text)
+                generation_id = self.memory.generations[key] = parse_device_tag(line.text)
+                if generation_id and line.root:
+                    self.memory.roots[generation_id] = line.root
 
         def on_hang() -> None:
             self.memory.hanging_since[dataset] = time.time() - self.config.source_timeout_s
 
         try:
             await self._workers.run(
-                op.ReadTag(device),
+                op.ReadTag(device, str(self.config.mount_dir / dataset)),
                 silence_s=self.config.source_timeout_s,
                 on_line=on_line,
                 on_hang=on_hang,
@@ -301,8 +333,12 @@ class Loop:
             if mount.device is not None
             and memory.generations.get((mount.dataset, mount.mount_id, mount.device), "") is not None
         }
+        memory.forget_other_roots(catalog.images, ours)
+        catalog = access.screen(catalog, ours, memory.roots)
+        memory.private = access.find_private(catalog, ours, memory.roots, memory.private)
         self._count_reads(reading, ours, now)
-        for pin in reading.pins:
+        pins = self._admit(reading.pins)
+        for pin in pins:
             memory.last_used_at[pin.dataset] = now
         sizes = (image.size_bytes for image in catalog.images.values())
         return Observation(
@@ -310,7 +346,7 @@ class Loop:
             mounted=ours,
             cached=reading.cache.images,
             staged=self._staged(reading),
-            pins=reading.pins,
+            pins=pins,
             space=self._space(reading),
             last_used_at=dict(memory.last_used_at),
             busy=frozenset(self._tasks),
@@ -327,6 +363,20 @@ class Loop:
                 if isinstance(action, planner.Evict) and name not in memory.hanging_since
             ),
         )
+
+    def _admit(self, pins: tuple[Pin, ...]) -> tuple[Pin, ...]:
+        """Choose the pins that count: of users who may read the dataset. The others are taken back, or wait."""
+        private = self.memory.private
+        verdicts = {pin: self.people.judge(pin.uid, private[pin.dataset]) for pin in pins if pin.dataset in private}
+        self._refused = tuple(pin for pin, verdict in verdicts.items() if verdict is False)
+        return tuple(pin for pin in pins if verdicts.get(pin, True))
+
+    def _take_back(self, pins: tuple[Pin, ...]) -> None:
+        for pin in pins:
+            permissions = self.memory.private.get(pin.dataset)
+            detail = f"uid={pin.uid} may not read the image: {permissions}"
+            if self._ledger.release(pin.holder, [pin.dataset], event="refused", detail=detail):
+                log.warning("refused dataset=%s holder=%s reason=%r", pin.dataset, pin.holder, detail)
 
     def _count_reads(self, reading: Reading, ours: dict[str, MountedImage], now: float) -> None:
         at = time.monotonic()

@@ -147,7 +147,7 @@ async def _serve(config: Config) -> None:
     for holder, dataset in ledger.forget_other_boots():
         log.info("forgot pin holder=%s dataset=%s reason=%r", holder, dataset, "the node has booted since")
     workers = Workers()
-    source = Source(config.source_dir, workers, silence_s=config.source_timeout_s)
+    source = Source(config.source_dir, workers, silence_s=config.source_timeout_s, owners=config.source_owners)
     loop = Loop(config, Cache(config.cache_dir), ledger, workers, source)
     slurm = SlurmSide(config, loop, ledger)
     interface = Interface(loop, slurm)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from scratch_slurm.domain.model import SourceImage
+from scratch_slurm.domain.model import MountedImage, Permissions, SourceImage
 from scratch_slurm.domain.planner import Action, ActionKind
 from scratch_slurm.domain.throughput import ReadCounter
 
@@ -64,6 +64,10 @@ class Memory:
     """(dataset, mount id, device) -> generation id on the device's tag; None: not ours."""
     counters: dict[str, ReadCounter] = field(default_factory=dict)
     last_used_at: dict[str, float] = field(default_factory=dict)
+    roots: dict[str, Permissions] = field(default_factory=dict)
+    """Generation id -> the root directory of its mount."""
+    private: dict[str, Permissions] = field(default_factory=dict)
+    """Dataset that not everybody may read -> its image's file; as of the latest round."""
 
     def fail(
         self, dataset: str, kind: ActionKind, message: str, now: float, generation_id: str | None = None
@@ -90,6 +94,13 @@ class Memory:
             image = images.get(dataset)
             if failure.generation_id and image and image.generation.id != failure.generation_id:
                 del self.failures[dataset, kind]
+
+    def forget_other_roots(self, images: Mapping[str, SourceImage], mounted: Mapping[str, MountedImage]) -> None:
+        """Forget, now and then, the root directories of generations that are neither in the source nor mounted."""
+        if len(self.roots) > 2 * (len(images) + len(mounted)) + 100:
+            current = {image.generation.id for image in images.values()}
+            current |= {mount.generation_id for mount in mounted.values() if mount.generation_id}
+            self.roots = {key: root for key, root in self.roots.items() if key in current}
 
     def problem(self, dataset: str, now: float) -> str:
         """Word the failures of a dataset for people; empty without any."""

@@ -5,7 +5,7 @@ A request is answered by any number of lines that show progress, and one last li
 
 import msgspec
 
-from scratch_slurm.domain.model import Generation, SkippedImage, SourceImage
+from scratch_slurm.domain.model import Generation, Permissions, SkippedImage, SourceImage
 
 
 class Request(msgspec.Struct, frozen=True, tag=True):
@@ -20,10 +20,14 @@ class Scan(Request, frozen=True):
     leave_out: tuple[str, ...]
     """Files that hang: listed, but not touched."""
     stamps: dict[str, str]
+    owners: tuple[str | int, ...] = ()
+    """Users whose images are trusted beside root's, by name or number; none: whoever owns the source."""
 
 
 class MountImage(Request, frozen=True):
     """Bind a loop device to an image and mount it, or put it in the place of what is mounted there.
+
+    Answered by a `Root`. Failed as DeniedError: the mount would let in people who may not read the image.
 
     `image` is the generation in the source; `backing_path` its file there or its cached copy.
     """
@@ -51,6 +55,8 @@ class ReadTag(Request, frozen=True):
     """Read a device's tag, which may block with its backing; answered by `Tag`."""
 
     device: str
+    mount_point: str = ""
+    """Where it is mounted: for the permissions of its root directory. Empty: they are not asked for."""
 
 
 class CopyImage(Request, frozen=True):
@@ -60,6 +66,12 @@ class CopyImage(Request, frozen=True):
     staging_path: str
     readers: int
     bandwidth_bytes_per_s: int | None
+
+
+class ReadGroups(Request, frozen=True):
+    """Ask the name service for a user's groups; answered by `Groups`."""
+
+    uid: int
 
 
 class Line(msgspec.Struct, frozen=True, tag=True):
@@ -82,6 +94,20 @@ class Scanned(Line, frozen=True):
 
 class Tag(Line, frozen=True):
     text: str
+    root: Permissions | None = None
+    """Of the mounted root directory; None: not asked for, or not mounted any more."""
+
+
+class Root(Line, frozen=True):
+    """The root directory of the image that is being mounted."""
+
+    permissions: Permissions
+
+
+class Groups(Line, frozen=True):
+    """A user's primary and supplementary groups."""
+
+    gids: tuple[int, ...]
 
 
 class Copied(Line, frozen=True):
@@ -103,5 +129,5 @@ class Failed(Line, frozen=True):
     hint: str | None = None
 
 
-AnyRequest = Scan | MountImage | UnmountImage | SwitchBacking | ReadTag | CopyImage
-AnyLine = Listed | Scanned | Tag | Copied | Done | Failed
+AnyRequest = Scan | MountImage | UnmountImage | SwitchBacking | ReadTag | CopyImage | ReadGroups
+AnyLine = Listed | Scanned | Tag | Root | Groups | Copied | Done | Failed

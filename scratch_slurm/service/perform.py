@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 
 from scratch_slurm.domain import planner
+from scratch_slurm.domain.access import too_open
 from scratch_slurm.domain.config import Config
-from scratch_slurm.domain.errors import PinnedError, RetargetError, SourceError
+from scratch_slurm.domain.errors import DeniedError, PinnedError, RetargetError, SourceError
 from scratch_slurm.domain.model import SourceImage
 from scratch_slurm.domain.names import device_tag
 from scratch_slurm.node.cache import Cache
@@ -52,7 +53,13 @@ class Performer:
                 await asyncio.to_thread(self._cache.drop_partial, staged.dataset, staged.generation_id)
                 await self._record("dropped", action.dataset, action.reason)
 
-    async def _run(self, dataset: str, request: op.Request, copy: Copy | None = None) -> None:
+    async def _run(
+        self,
+        dataset: str,
+        request: op.Request,
+        copy: Copy | None = None,
+        on_line: Callable[[op.Line], None] | None = None,
+    ) -> None:
         def on_hang() -> None:
             self._memory.hanging_since[dataset] = time.time() - self._config.source_timeout_s
             log.warning("hangs dataset=%s request=%s", dataset, type(request).__name__)
@@ -61,7 +68,7 @@ class Performer:
             await self._workers.run(
                 request,
                 silence_s=self._config.source_timeout_s,
-                on_line=_follow(copy) if copy else None,
+                on_line=_follow(copy) if copy else on_line,
                 on_hang=on_hang,
                 takes_slot=copy is None,
             )
@@ -77,7 +84,15 @@ class Performer:
         replace = isinstance(action, planner.Replace)
         if replace:
             await self._refuse_pinned(action.dataset)
-        await self._show(action.image, action.backing_path, replace=replace)
+        try:
+            await self._show(action.image, action.backing_path, replace=replace)
+        except DeniedError as exc:
+            root = self._memory.roots.get(action.image.generation.id)
+            if root is None or not too_open(root, action.image.permissions):
+                raise  # its file was changed since it was listed
+            # From now on it is known what is in it: it counts as skipped, and is not tried again as it is.
+            await self._record("refused", action.dataset, exc.message)
+            return
         await self._record("replaced" if replace else "mounted", action.dataset, action.reason)
 
     async def _show(self, image: SourceImage, backing_path: str, *, replace: bool) -> None:
@@ -88,7 +103,12 @@ class Performer:
             tag=device_tag(image.generation.id),
             replace=replace,
         )
-        await self._run(image.dataset, request)
+
+        def on_line(line: op.Line) -> None:
+            if isinstance(line, op.Root):
+                self._memory.roots[image.generation.id] = line.permissions
+
+        await self._run(image.dataset, request, on_line=on_line)
 
     async def _refuse_pinned(self, dataset: str) -> None:
         """Look once more before a mount goes: a job that pinned meanwhile keeps what it found.
@@ -103,7 +123,8 @@ class Performer:
             raise PinnedError(f"{dataset}: was pinned before its mount could be changed")
 
     async def _unmount(self, action: planner.Unmount) -> None:
-        await self._refuse_pinned(action.dataset)
+        if not action.even_pinned:
+            await self._refuse_pinned(action.dataset)
         await self._run(action.dataset, op.UnmountImage(str(self._config.mount_dir / action.dataset)))
         await self._record("unmounted", action.dataset, action.reason)
 

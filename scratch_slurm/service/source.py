@@ -23,7 +23,9 @@ class Source:
     worker that it caught; all others are read on.
     """
 
-    def __init__(self, source_dir: Path, workers: Workers, *, silence_s: float) -> None:
+    def __init__(
+        self, source_dir: Path, workers: Workers, *, silence_s: float, owners: tuple[str | int, ...] = ()
+    ) -> None:
         self.problem = ""
         """What is wrong with the source as a whole; empty when the latest listing went well."""
         self.hanging: dict[str, float] = {}
@@ -31,6 +33,7 @@ class Source:
         self._dir = source_dir
         self._workers = workers
         self._silence_s = silence_s
+        self._owners = owners
         self._entries: dict[str, op.Scanned] = {}
         self._listed = False
         self._scanning = asyncio.Lock()
@@ -128,7 +131,7 @@ class _Reading:
         source = self.source
         names = tuple(self.pending) if self.pending is not None else self.wanted
         stamps = {name: entry.stamp for name, entry in source._entries.items()}
-        request = op.Scan(str(source._dir), names, tuple(source.hanging), stamps)
+        request = op.Scan(str(source._dir), names, tuple(source.hanging), stamps, source._owners)
         if names is not None:
             self.pending = [name for name in names if name not in source.hanging]
         hung: asyncio.Future[None] = asyncio.get_running_loop().create_future()

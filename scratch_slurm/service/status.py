@@ -1,15 +1,19 @@
 """What the daemon says of itself: pure functions of the latest round and of what is remembered."""
 
 import time
+from collections.abc import Callable
 
 from scratch_slurm import __version__
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.messages import DatasetState, DatasetStatus, NodeStatus
-from scratch_slurm.domain.model import Backing, Pin
+from scratch_slurm.domain.model import Backing, Permissions, Pin
 from scratch_slurm.domain.names import nearest_hint
 from scratch_slurm.domain.throughput import RECENT_S, rates
 from scratch_slurm.service.loop import Loop, Snapshot
 from scratch_slurm.service.memory import Memory
+
+Judge = Callable[[Permissions], bool | None]
+"""Whether somebody may read a file with these permissions; None: it is not known (yet)."""
 
 
 class StatusView:
@@ -67,6 +71,17 @@ class StatusView:
             problem=self._problem(name),
             update_waiting=bool(image and mounted and mounted.generation_id != image.generation.id),
         )
+
+    def dataset_for(self, name: str, may_read: Judge) -> DatasetStatus:
+        """Tell one dataset's status to somebody: of one that he may not read, only that it exists."""
+        if self.permits(name, may_read):
+            return self.dataset(name)
+        return DatasetStatus(name, DatasetState.PRIVATE)
+
+    def permits(self, name: str, may_read: Judge) -> bool | None:
+        """Whether somebody may read a dataset; None: it is not known (yet)."""
+        permissions = self._memory.private.get(name)
+        return permissions is None or may_read(permissions)
 
     def _state(self, name: str) -> DatasetState:
         seen = self._seen
@@ -126,8 +141,8 @@ def view(loop: Loop) -> StatusView | None:
     return StatusView(loop.config, loop.memory, loop.snapshot, now=time.time(), monotonic=time.monotonic())
 
 
-def node_status(loop: Loop, pid: int, *, slurm: str) -> NodeStatus:
-    """Tell the whole node's status."""
+def node_status(loop: Loop, pid: int, may_read: Judge, *, slurm: str) -> NodeStatus:
+    """Tell the whole node's status to somebody."""
     config, now_view, space = loop.config, view(loop), loop.snapshot.seen.space if loop.snapshot else None
     return NodeStatus(
         node=config.node_name,
@@ -144,6 +159,6 @@ def node_status(loop: Loop, pid: int, *, slurm: str) -> NodeStatus:
         source_read_bytes=sum(counter.source_bytes for counter in loop.memory.counters.values()),
         cache_read_bytes=sum(counter.cache_bytes for counter in loop.memory.counters.values()),
         problem="; ".join(text for text in (loop.problem, loop.source.problem) if text),
-        datasets=tuple(now_view.dataset(name) for name in now_view.names()) if now_view else (),
+        datasets=tuple(now_view.dataset_for(name, may_read) for name in now_view.names()) if now_view else (),
         slurm=slurm,
     )

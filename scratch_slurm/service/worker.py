@@ -4,6 +4,7 @@ It reads a request a line from standard input, and answers on standard output; s
 when it gives no sign for too long: what it was doing must be safe to be cut off at any instant.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import os
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import msgspec
 
-from scratch_slurm.domain.errors import ScratchError
-from scratch_slurm.domain.model import Generation
+from scratch_slurm.domain.access import too_open, word_refusal
+from scratch_slurm.domain.errors import DeniedError, ScratchError
+from scratch_slurm.domain.model import Generation, Permissions
 from scratch_slurm.node import catalog, loopdev, mounts
 from scratch_slurm.service import operations as op
 
@@ -57,33 +59,56 @@ def _serve(request: op.Request, say: Say) -> None:
         case op.Scan():
             _scan(request, say)
         case op.MountImage():
-            _mount(request)
+            _mount(request, say)
         case op.UnmountImage():
             _unmount(Path(request.mount_point))
         case op.SwitchBacking():
             _switch(request)
         case op.ReadTag():
-            status = loopdev.read_status(request.device)
-            say(op.Tag(status.tag if status else ""))
+            _read_tag(request, say)
         case op.CopyImage():
             _copy(request, say)
+        case op.ReadGroups():
+            # Only this needs the name service's modules.
+            from scratch_slurm.node.users import read_groups
+
+            say(op.Groups(read_groups(request.uid)))
         case _:
             raise ScratchError(f"worker: no such request: {type(request).__name__}")
 
 
 def _scan(request: op.Scan, say: Say) -> None:
     source_dir = Path(request.source_dir)
+    trust = catalog.read_trust(source_dir, _read_owners(request.owners))
     if request.file_names is None:
         names = catalog.list_source(source_dir)
         say(op.Listed(tuple(names)))
     else:
         names = list(request.file_names)
     names = [name for name in names if name not in request.leave_out]
-    for name, entry in zip(names, catalog.read_entries(source_dir, names, request.stamps), strict=True):
+    for name, entry in zip(names, catalog.read_entries(source_dir, names, request.stamps, trust), strict=True):
         if entry is None:
             say(op.Scanned(name, there=False))
         else:
             say(op.Scanned(name, True, entry.stamp, entry.image, entry.skipped))
+
+
+def _read_owners(users: tuple[str | int, ...]) -> tuple[int, ...]:
+    if not users:
+        return ()
+    # Only sites with such a list need the name service's modules.
+    from scratch_slurm.node.users import read_uids
+
+    return read_uids(users)
+
+
+def _read_tag(request: op.ReadTag, say: Say) -> None:
+    status = loopdev.read_status(request.device)
+    root = None
+    if request.mount_point:
+        with contextlib.suppress(ScratchError):  # it was unmounted meanwhile
+            root = mounts.read_root(Path(request.mount_point))
+    say(op.Tag(status.tag if status else "", root))
 
 
 def _open_backing(path: str, expected: Generation | None) -> int:
@@ -100,20 +125,36 @@ def _open_backing(path: str, expected: Generation | None) -> int:
     return descriptor
 
 
-def _mount(request: op.MountImage) -> None:
+def _mount(request: op.MountImage, say: Say) -> None:
     mount_point = Path(request.mount_point)
     from_source = request.backing_path == request.image.path
     mounts.ensure_mount_point(mount_point)
     descriptor = _open_backing(request.backing_path, request.image.generation if from_source else None)
+    permissions = request.image.permissions
+    if from_source:  # as they are now, not as they were listed
+        permissions = catalog.check_generation(descriptor, request.image.generation, request.backing_path)
+
+    def probe(root: int) -> None:
+        mounts.probe_root(root)
+        _check_gate(mounts.root_permissions(root), permissions, say)
+
     show = mounts.replace_image if request.replace else mounts.mount_image
     fs_type: mounts.FsType = "erofs" if request.image.fs_type == "erofs" else "squashfs"
     try:
         # Direct reads from the source: its statistics are what the slow storage really served, and RAM holds the
         # data once. The cached image is read through the page cache: direct I/O costs squashfs a fifth of its speed.
         with loopdev.attach(descriptor, tag=request.tag, direct_io=from_source) as device:
-            show(device.path, mount_point, fs_type)
+            show(device.path, mount_point, fs_type, probe=probe)
     finally:
         os.close(descriptor)
+
+
+def _check_gate(root: Permissions, image: Permissions, say: Say) -> None:
+    """Refuse a mount that lets in people who may not read its image, before anybody sees it."""
+    say(op.Root(root))
+    who = too_open(root, image)
+    if who:
+        raise DeniedError("the image " + word_refusal(image, root, who))
 
 
 def _unmount(mount_point: Path) -> None:

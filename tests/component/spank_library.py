@@ -9,6 +9,7 @@ SPANK = Path(__file__).parents[2] / "spank"
 
 LIST_SIZE = 64 * 65
 WHY_SIZE = 256
+VARIABLE_SIZE = 16 + 64 + 1
 REPORT_SIZE_MAX = 64 * 1024
 NAME_SIZE = 65
 NEAREST_MAX = 3
@@ -45,6 +46,11 @@ class Parser:
         if self._library.parse_wait(os.fsencode(text), ctypes.byref(seconds), why) != 0:
             raise ValueError(os.fsdecode(why.value))
         return seconds.value
+
+    def variable(self, name: str) -> str:
+        out = ctypes.create_string_buffer(VARIABLE_SIZE)
+        self._library.dataset_variable(os.fsencode(name), out)
+        return os.fsdecode(out.value)
 
     def report(self, text: bytes) -> list[tuple[str, str]]:
         """All that parse_report_line() takes from a report, in order."""

@@ -107,29 +107,36 @@ def test_a_job_with_everything_cached(node):
     with FakeDaemon(node.socket_path, states(*both)) as daemon:
         node.run_stub(PROLOG, SPANK_DATASETS="imagenet,coco,imagenet")
         assert daemon.requests == [
-            {"method": "POST", "path": "/v1/wait", "body": {"datasets": ["imagenet", "coco"], "timeout_s": 0.0}}
+            {
+                "method": "POST",
+                "path": "/v1/wait",
+                "body": {"datasets": ["imagenet", "coco"], "timeout_s": 0.0, "uid": 1000},
+            }
         ]
         assert node.held() == [("job:7", "imagenet"), ("job:7", "coco")]
         assert node.report() == [
             f"SCRATCH_DATASETS_DIR={node.folder}/mount",
             "SCRATCH_DATASETS=imagenet,coco",
             "SCRATCH_DATASETS_STATE=imagenet:cached,coco:cached",
+            f"SCRATCH_DATASET_IMAGENET={node.folder}/mount/imagenet",
+            f"SCRATCH_DATASET_COCO={node.folder}/mount/coco",
         ]
         node.run_stub(EPILOG, SPANK_DATASETS="imagenet,coco")
-        assert daemon.requests[1]["body"] == {"datasets": [], "timeout_s": 0.0}
+        assert daemon.requests[1]["body"] == {"datasets": [], "timeout_s": 0.0, "uid": None}
     assert node.held() == []
     assert list((node.run_dir / "jobs").iterdir()) == []
 
 
-def test_the_report_is_roots_and_readable_by_all_whatever_the_umask(node):
-    before = os.umask(0o077)
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0])
+def test_the_report_is_roots_alone_whatever_the_umask(node, umask):
+    before = os.umask(umask)
     try:
         node.prolog()
     finally:
         os.umask(before)
     modes = [stat.S_IMODE(path.stat().st_mode) for path in (node.run_dir, node.run_dir / "jobs")]
     assert modes == [0o755, 0o755]
-    assert stat.S_IMODE((node.run_dir / "jobs" / "7").stat().st_mode) == 0o644
+    assert stat.S_IMODE((node.run_dir / "jobs" / "7").stat().st_mode) == 0o600
 
 
 def test_the_log_has_a_line_a_state_change(node):

@@ -156,7 +156,9 @@ def test_takes_what_the_prolog_writes(parser, tmp_path):
     assert dict(lines)["SCRATCH_DATASETS"] == ",".join(names)
     assert dict(lines)["SCRATCH_DATASETS_DIR"] == str(tmp_path)
     assert [value for name, value in lines if name == "message"][:2] == ["one", "two?lines"]
-    assert len(lines) == 5
+    paths = {f"SCRATCH_DATASET_{name}": str(tmp_path / name) for name in names}
+    assert {name: value for name, value in lines if name in paths} == paths
+    assert len(lines) == 5 + len(names)
 
 
 def test_the_plugin_builds_and_exports_only_what_slurm_calls(tmp_path):

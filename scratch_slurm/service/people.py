@@ -1,0 +1,103 @@
+"""Who is who: the groups of users, asked of the name service in a worker process and never waited for by the loop."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from scratch_slurm.domain.access import Person, may_read
+from scratch_slurm.domain.errors import ScratchError
+from scratch_slurm.domain.model import Permissions
+from scratch_slurm.service import operations as op
+from scratch_slurm.service.workers import Workers
+
+log = logging.getLogger(__name__)
+
+FRESH_S = 300.0
+"""So long an answer is taken for true; then it is asked for again, and holds until the next answer is there."""
+_RETRY_S = 30.0
+_SILENCE_S = 10.0
+_ASKED_AT_ONCE = 2
+_REMEMBERED = 4096
+
+
+class People:
+    """The groups of those users on whose groups something depends.
+
+    Args:
+        silence_s: how long the name service may take.
+        on_news: called when something became known, or cannot be told.
+        monotonic: seconds.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        *,
+        on_news: Callable[[], None],
+        silence_s: float = _SILENCE_S,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._workers = workers
+        self._on_news = on_news
+        self._silence_s = silence_s
+        self._monotonic = monotonic
+        self._slots = asyncio.Semaphore(_ASKED_AT_ONCE)
+        self._groups: dict[int, frozenset[int]] = {}
+        self._ask_at: dict[int, float] = {}
+        """User -> when to ask again, monotonic seconds."""
+        self._problems: dict[int, str] = {}
+        self._asking: dict[int, asyncio.Task[None]] = {}
+
+    def judge(self, uid: int, permissions: Permissions) -> bool | None:
+        """Tell whether a user may read a file; asks for his groups if it depends on them.
+
+        Returns: None: it is not known yet, or cannot be told: `problem` has the reason then.
+        """
+        verdict = may_read(Person(uid, None), permissions)
+        if verdict is not None:
+            return verdict
+        if uid not in self._asking and self._monotonic() >= self._ask_at.get(uid, 0.0):
+            self._asking[uid] = asyncio.create_task(self._ask(uid))
+        return may_read(Person(uid, self._groups.get(uid)), permissions)
+
+    def problem(self, uid: int) -> str:
+        """Tell why a user's groups are not known; empty when they are, or nothing has gone wrong yet."""
+        return "" if uid in self._groups else self._problems.get(uid, "")
+
+    def close(self) -> None:
+        """Ask nobody any more."""
+        for task in self._asking.values():
+            task.cancel()
+
+    async def _ask(self, uid: int) -> None:
+        def on_line(line: op.Line) -> None:
+            if isinstance(line, op.Groups):
+                self._groups[uid] = frozenset(line.gids)
+
+        try:
+            async with self._slots:
+                # An answer that never comes is told at once; the process that waits for it is gone soon.
+                await self._workers.run(
+                    op.ReadGroups(uid),
+                    silence_s=self._silence_s,
+                    on_line=on_line,
+                    takes_slot=False,
+                )
+            self._problems.pop(uid, None)
+            self._ask_at[uid] = self._monotonic() + FRESH_S
+        except ScratchError as exc:
+            log.warning("no groups uid=%d problem=%r", uid, exc.message)
+            self._problems[uid] = exc.message
+            self._ask_at[uid] = self._monotonic() + _RETRY_S
+        finally:
+            self._asking.pop(uid, None)
+            self._forget()
+            self._on_news()
+
+    def _forget(self) -> None:
+        """Keep the newest answers only: whoever can connect to the socket could fill the memory."""
+        while len(self._ask_at) > _REMEMBERED:
+            oldest = next(iter(self._ask_at))
+            for known in (self._ask_at, self._groups, self._problems):
+                known.pop(oldest, None)
