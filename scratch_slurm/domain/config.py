@@ -172,7 +172,7 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
         log_level=raw.log_level.upper(),
         copies=raw.copy.workers,
         readers=raw.copy.readers,
-        bandwidth_bytes_per_s=int(_checked(origin, "copy.bandwidth", raw.copy.bandwidth, parse_size)) or None,
+        bandwidth_bytes_per_s=int(_checked(origin, "copy.bandwidth", raw.copy.bandwidth, _parse_bandwidth)) or None,
         wait_s=_checked(origin, "preheat.wait", raw.preheat.wait, parse_duration),
         wait_limit_s=_checked(origin, "preheat.timeout", raw.preheat.timeout, parse_duration),
         node_name=raw.slurm.node_name or host_name.partition(".")[0],
@@ -218,6 +218,10 @@ def _checked(origin: str, key: str, value: str | float, parse: Any) -> float:
     except ScratchError as exc:
         raise ConfigError(f"{origin}: {key}: {exc.message}", hint=exc.hint) from exc
     return result
+
+
+def _parse_bandwidth(text: str) -> int:
+    return parse_size(text.strip().removesuffix("/s"))
 
 
 def _positive(origin: str, key: str, value: str | float) -> float:

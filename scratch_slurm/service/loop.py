@@ -71,6 +71,7 @@ class Loop:
         self._kept: set[str] = set()
         """Datasets whose latest eviction came after a pin."""
         self._nudged = asyncio.Event()
+        self._kept_files: dict[str, int] = {}
         self._begun = 0
         self._ended = 0
         self._rested_at = 0.0
@@ -130,6 +131,7 @@ class Loop:
         # Not what the next round sees: a dataset that is read a lot may be copied again by then.
         if dataset in self._kept:
             raise PinnedError(f"{dataset}: was pinned while its eviction began")
+        self.memory.held_off[dataset] = time.time() + self.config.period_s
         return action.image.size_bytes
 
     def release_early(self, job_id: int, datasets: list[str] | None, uid: int) -> tuple[str, ...]:
@@ -185,7 +187,9 @@ class Loop:
             remounts = -1
             while remounts != self._remounts:  # else what was read may be of a mount that is another one by now
                 remounts = self._remounts
-                reading = await asyncio.to_thread(read_node, self.config.mount_dir, self._cache, self._ledger)
+                reading = await asyncio.to_thread(
+                    read_node, self.config.mount_dir, self._cache, self._ledger, self._kept_files
+                )
         except (ScratchError, OSError) as exc:
             if str(exc) != self.problem:
                 log.error("cannot observe this node problem=%r", str(exc))
@@ -350,7 +354,7 @@ class Loop:
             space=self._space(reading),
             last_used_at=dict(memory.last_used_at),
             busy=frozenset(self._tasks),
-            backing_off=frozenset(key for key, failure in memory.failures.items() if failure.retry_at > now),
+            backing_off=memory.backing_off(now, {pin.dataset for pin in reading.pins}),
             foreign=frozenset(reading.mounted.keys() - ours.keys()),
             leaving=frozenset(name for name, action in memory.running.items() if isinstance(action, planner.Evict)),
             bytes_per_s=rates(memory.counters, time.monotonic(), self.config.period_s),

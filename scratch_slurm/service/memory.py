@@ -1,7 +1,7 @@
 """What the daemon remembers between rounds: nothing that must survive it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 from scratch_slurm.domain.model import MountedImage, Permissions, SourceImage
@@ -84,6 +84,15 @@ class Memory:
         """Forget whose a dataset's mount is; the kernel gives mount ids and devices out again at once."""
         for key in [key for key in self.generations if key[0] == dataset]:
             del self.generations[key]
+
+    def backing_off(self, now: float, pinned: Set[str]) -> frozenset[tuple[str, ActionKind]]:
+        """What is not tried now: what failed a moment ago, and copies that the administrator would not see come back.
+
+        A pin asks anew for what was evicted.
+        """
+        failed = {key for key, failure in self.failures.items() if failure.retry_at > now}
+        held_off = {(name, ActionKind.STAGE) for name, until in self.held_off.items() if until > now}
+        return frozenset(failed | {key for key in held_off if key[0] not in pinned})
 
     def succeed(self, dataset: str, kind: ActionKind) -> None:
         self.failures.pop((dataset, kind), None)

@@ -180,5 +180,7 @@ def test_what_jobs_read_without_asking_is_cached_by_itself_and_an_administrator_
         until(lambda: n2.is_served_from_cache(d.name), "the daemon has seen the reads and cached the dataset")
         assert n2.pins() == set()
         n2.command("evict", d.name)
+        # Not copied again at once, although it is read as before; a whole pass over it takes several rounds.
         reader.await_passes()
+        assert n2.is_served_from_source(d.name)
         reader.end()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tests.local_cluster import client, machines, programs, teardown
+from tests.local_cluster import client, kernel, machines, programs, teardown
 from tests.local_cluster.control import Control
 from tests.local_cluster.errors import ClusterError
 from tests.local_cluster.jobs import DrainedNode, JobInfo, parse_drained, parse_job
@@ -201,6 +201,8 @@ class LocalCluster(Lifecycle):
     def crash_node(self, node: str) -> None:
         """Take a node down as a power cut does: everything on it is gone, its files stay."""
         pid = self.node(node).init_pid
+        # All in them dies with their init, and the kernel gives their numbers to others.
+        self._namespaces -= kernel.namespaces_of(pid)
         os.kill(pid, signal.SIGKILL)
         teardown.await_process_end(pid, _END_TIMEOUT_S)
         self._head.wait_end(machines.machine_process(node), _END_TIMEOUT_S)
