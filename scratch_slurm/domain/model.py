@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import msgspec
+
 from scratch_slurm.domain.pins import ADMINISTRATOR as ADMINISTRATOR
 from scratch_slurm.domain.pins import Pin as Pin
 from scratch_slurm.domain.pins import job_holder as job_holder
@@ -91,8 +93,7 @@ class Catalog:
     """Dataset -> why its mount must go at once: it lets in people who may not read the image."""
 
 
-@dataclass(frozen=True)
-class CachedImage:
+class CachedImage(msgspec.Struct, frozen=True):
     """A whole, verified copy in the cache."""
 
     dataset: str
@@ -102,8 +103,7 @@ class CachedImage:
     """Bytes that the file occupies on disk, at least its length."""
 
 
-@dataclass(frozen=True)
-class MountedImage:
+class MountedImage(msgspec.Struct, frozen=True):
     """A dataset's mount and the loop device below it, as the kernel has them."""
 
     dataset: str

@@ -46,12 +46,20 @@ class Reading:
     pins: tuple[Pin, ...]
 
 
-def read_node(mount_dir: Path, cache: Cache, ledger: Ledger, kernel: KernelFiles = KernelFiles()) -> Reading:
+def read_node(
+    mount_dir: Path,
+    cache: Cache,
+    ledger: Ledger,
+    kept: dict[str, int] | None = None,
+    kernel: KernelFiles = KernelFiles(),
+) -> Reading:
     """Look at mounts, devices, cache and pins.
 
+    Args:
+        kept: files that stay open from one look to the next, see `read_backings`.
     Raises: ScratchError, OSError: /proc, /sys, the cache directory or the ledger cannot be read.
     """
-    backings = loopdev.read_backings(kernel.block_devices)
+    backings = loopdev.read_backings(kernel.block_devices, kept)
     reads = diskstats.read_diskstats(kernel.diskstats)
     below_cache = f"{cache.dir}/"
     mounted: dict[str, SeenMount] = {}

@@ -119,6 +119,38 @@ def test_odd_and_deleted_backing_names(folder, image):
         assert (found.backing_path, found.deleted) == (str(odd), True)
 
 
+def test_files_kept_open_show_every_switch_and_binding(folder, image):
+    copy = copy_image(image, folder / "cached.squashfs")
+    kept = {}
+    with attach(image) as device:
+        assert loopdev.read_backings(kept=kept)[device.name].path == str(image)
+        file = kept[device.name]
+        for path in (copy, image, copy):
+            retarget(device.name, path)
+            assert loopdev.read_backings(kept=kept)[device.name].path == str(path)
+        copy.rename(folder / "renamed")
+        assert loopdev.read_backings(kept=kept)[device.name].path == f"{folder}/renamed"
+        (folder / "renamed").unlink()
+        assert loopdev.read_backings(kept=kept)[device.name].deleted
+        assert kept[device.name] == file
+    name = device.name
+    subprocess.run(["losetup", f"/dev/{name}", image], check=True)  # the same device, bound anew unseen
+    try:
+        assert loopdev.read_backings(kept=kept)[name] == loopdev.LoopBacking(str(image), False)
+    finally:
+        subprocess.run(["losetup", "-d", f"/dev/{name}"], check=True)
+    assert loopdev.read_backings(kept=kept).keys() >= kept.keys()
+    assert loopdev.read_backings(kept=kept).get(name, loopdev.LoopBacking("", False)).path != str(image)
+    for each in kept.values():
+        os.close(each)
+
+
+def test_no_file_stays_open_unless_it_is_kept():
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    loopdev.read_backings()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_a_directory_is_refused_and_nothing_stays_bound(folder):
     with pytest.raises(DeviceError, match="cannot bind the image"):
         attach(folder)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -297,7 +298,7 @@ CASES = [
     pytest.param(
         observation(
             [image("a", version=2)],
-            [dataclasses.replace(mounted("a", backing=CACHE), generation_id=None)],
+            [msgspec.structs.replace(mounted("a", backing=CACHE), generation_id=None)],
             cached=(cached("a"),),
             pins=(pin("a"),),
         ),
