@@ -64,6 +64,8 @@ class Memory:
     """(dataset, mount id, device) -> generation id on the device's tag; None: not ours."""
     counters: dict[str, ReadCounter] = field(default_factory=dict)
     last_used_at: dict[str, float] = field(default_factory=dict)
+    held_off: dict[str, float] = field(default_factory=dict)
+    """Dataset that the administrator evicted -> epoch seconds until when its throughput does not bring it back."""
     roots: dict[str, Permissions] = field(default_factory=dict)
     """Generation id -> the root directory of its mount."""
     private: dict[str, Permissions] = field(default_factory=dict)
