@@ -54,10 +54,8 @@ class PinJudge:
 
     def _choose(self, pins: list[Pin]) -> list[int]:
         """Choose the jobs to ask about: none with a young pin, those first that were not asked about for longest."""
-        newest: dict[int, float] = {}
-        for pin in pins:
-            if pin.job_id is not None:
-                newest[pin.job_id] = max(pin.asked_at, newest.get(pin.job_id, 0.0))
+        # They come in the order of asking: of a job's pins the newest counts.
+        newest = {pin.job_id: pin.asked_at for pin in pins if pin.job_id is not None}
         self._asked_at = {job_id: at for job_id, at in self._asked_at.items() if job_id in newest}
         old = [job_id for job_id, asked_at in newest.items() if time.time() - asked_at >= GRACE_S]
         return sorted(old, key=lambda job_id: (self._asked_at.get(job_id, 0.0), job_id))[:JOBS_AT_ONCE]
