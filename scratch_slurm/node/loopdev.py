@@ -58,6 +58,8 @@ BLOCK_DEVICES = Path("/sys/devices/virtual/block")
 _DELETED = " (deleted)"
 _PAGE_BYTES = 4096  # the most that an attribute of sysfs holds
 _GONE = (errno.ENOENT, errno.ENXIO, errno.ENODEV)
+# Not ENOENT: the ioctl asks the backing file's storage, and that is its answer when the file was removed there.
+_UNBOUND = (errno.ENXIO, errno.ENODEV)
 
 
 class LoopBacking(NamedTuple):
@@ -230,7 +232,7 @@ def read_status(name: str) -> LoopStatus | None:
         with _opened(name) as fd:
             fcntl.ioctl(fd, _LOOP_GET_STATUS64, info)
     except OSError as exc:
-        if exc.errno in _GONE:
+        if exc.errno in _UNBOUND:
             return None
         raise DeviceError(f"{name}: cannot read its status: {exc.strerror}") from exc
     fields = _INFO.unpack(info)

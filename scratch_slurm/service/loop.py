@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 _GATHER_S = 0.02
 _SAVE_EVERY_S = 30.0
 _IDENTIFY_AGAIN_S = 5.0
+_IDENTIFY_TRIES = 2
 _OVERHEAD_BYTES = 3 * 4096
 """The rest of an image's last block, the first block of its journal, and one of the file system's own."""
 
@@ -63,6 +64,8 @@ class Loop:
         self._saved_at = time.monotonic()
         self._performer = Performer(config, self.memory, cache, ledger, workers)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._unidentified: dict[tuple[str, int, str], int] = {}
+        """(dataset, mount id, device) -> how often its tag could not be read."""
         self._remounts = 0
         """Mounts made, replaced or taken away so far."""
         self.people = People(workers, on_news=self.nudge)
@@ -274,6 +277,7 @@ class Loop:
         finally:
             if isinstance(action, planner.Mount | planner.Unmount):
                 memory.forget_mount(dataset)
+                self._unidentified = {key: tries for key, tries in self._unidentified.items() if key[0] != dataset}
                 self._remounts += 1
             memory.running.pop(dataset, None)
             memory.copies.pop(dataset, None)
@@ -288,10 +292,12 @@ class Loop:
                 continue
             key = (mount.dataset, mount.mount_id, mount.device)
             seen_now.add(key)
-            if key not in self.memory.generations and mount.dataset not in self._tasks:
+            known = key in self.memory.generations or self._unidentified.get(key, 0) >= _IDENTIFY_TRIES
+            if not known and mount.dataset not in self._tasks:
                 self._tasks[mount.dataset] = asyncio.create_task(self._read_tag(key))
         for gone in self.memory.generations.keys() - seen_now:
             del self.memory.generations[gone]
+        self._unidentified = {key: tries for key, tries in self._unidentified.items() if key in seen_now}
 
     async def _read_tag(self, key: tuple[str, int, str]) -> None:
         dataset, _, device = key
@@ -314,6 +320,9 @@ class Loop:
             )
         except ScratchError as exc:
             log.warning("cannot identify dataset=%s device=%s problem=%r", dataset, device, str(exc))
+            # The kernel asks the storage of the backing, which need not know a removed file any more. A device that
+            # never tells is one of an unknown generation: replaced, or unmounted, when nobody pins it.
+            self._unidentified[key] = self._unidentified.get(key, 0) + 1
             await asyncio.sleep(_IDENTIFY_AGAIN_S)
         finally:
             self.memory.hanging_since.pop(dataset, None)
