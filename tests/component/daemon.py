@@ -207,12 +207,18 @@ class RunningDaemon:
     def until(self, is_so: Callable[[], object], what: str = "", timeout_s: float = PATIENCE_S) -> None:
         """Wait for what must come; fails with the log's end when it does not, or when the daemon has died."""
         deadline = time.monotonic() + timeout_s
-        while not is_so():
+        while not self._asked(is_so):
             dead = self._process is not None and self._process.poll() is not None
             if dead or time.monotonic() > deadline:
                 why = "the daemon died" if dead else f"not within {timeout_s:g} s"
                 raise AssertionError(f"{why}: {what}\n" + "\n".join(self.log()[-40:]) + f"\n{self._last_status()}")
             time.sleep(_POLL_S)
+
+    def _asked(self, is_so: Callable[[], object]) -> bool:
+        try:
+            return bool(is_so())
+        except DaemonError:
+            return False  # whether it died or was only slow, `until` sees
 
     def _last_status(self) -> str:
         with contextlib.suppress(DaemonError):

@@ -234,3 +234,15 @@ def test_a_source_that_answers_with_enotconn_is_survived(folder):
                 return False
 
             daemon.until(is_well, "readable again")
+
+
+def test_a_removed_image_whose_storage_answers_for_it_no_more_is_unmounted_by_the_next_daemon(folder):
+    """The kernel asks the storage when it is asked for a device's tag: the mount must not pass for a stranger's."""
+    versions = publish(folder, "coco", "other")
+    with slow_node(folder) as (_, daemon):
+        daemon.start()
+        daemon.until(lambda: daemon.is_mounted(*versions))
+        daemon.kill()
+        versions["coco"].image.unlink()
+        daemon.start()
+        daemon.until(lambda: not daemon.path("coco").parent.exists())

@@ -30,7 +30,7 @@ _SIZES = dict(zip(NAMES, (200_000, 500_000, 500_000, 1_200_000, 1_200_000, 2_500
 _CACHED = re.compile(r"(?P<dataset>.+)@[0-9a-f]{16}\.image( \(deleted\))?")
 _MEMORY_LIMIT_KB = 60_000
 _MOST_PROCESSES = 16
-_PATIENCE_S = 60.0
+_PATIENCE_S = 30.0
 
 
 @dataclass
@@ -241,7 +241,11 @@ class World:
         self.daemon.until(self._is_settled, "all is well in the end", _PATIENCE_S)
         for name in self.published:
             self.daemon.until(lambda name=name: self._serves_newest(name), f"the newest {name}", _PATIENCE_S)
-        self.daemon.until(lambda: len(self._devices()) == len(self.published), "no device too many", _PATIENCE_S)
+        try:
+            self.daemon.until(lambda: len(self._devices()) == len(self.published), "no device too many", _PATIENCE_S)
+        except AssertionError as exc:
+            exc.add_note(f"devices {self._devices()}\nmounts {Path('/proc/self/mountinfo').read_text()}")
+            raise
         self.daemon.until(lambda: len(children_of(self.daemon.pid)) <= 4, "no worker too many", _PATIENCE_S)
         self.check()
 
@@ -264,10 +268,12 @@ class World:
                 assert _CACHED.fullmatch(path.name), path.name
 
     def _check_pinned(self) -> None:
-        backings = {Path(path) for path in backings_below(self.daemon.cache_dir).values()}
+        backings = self._cached_backings()
         for name, path in self.must_stay.items():
             assert path.exists(), f"{name}: the cached image of a pinned dataset is gone"
-            assert path in backings, f"{name}: a pinned dataset is not read from its cached image any more"
+            if path not in backings and self.running and not self.hanging:
+                # Its eviction had begun when it was pinned: it is switched back.
+                self.daemon.until(lambda path=path: path in self._cached_backings(), f"{path} is read", _PATIENCE_S)
         for name in NAMES:
             if self._pinned(name) and name not in self.must_stay and self._is_cached(name):
                 mine = [path for path in backings if path.name.startswith(f"{name}@") and path.exists()]
@@ -287,6 +293,9 @@ class World:
 
     def _devices(self) -> dict[str, str]:
         return backings_below(self.daemon.source_dir) | backings_below(self.daemon.cache_dir)
+
+    def _cached_backings(self) -> set[Path]:
+        return {Path(path) for path in backings_below(self.daemon.cache_dir).values()}
 
     def _start(self) -> str:
         if not self.running:

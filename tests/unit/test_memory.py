@@ -74,3 +74,14 @@ def test_the_speed_of_a_copy(said, after_s, expected):
 
 def test_a_copy_that_waits_has_no_speed():
     assert Copy(image("a", 1000), asked_at=0.0).bytes_per_s(100.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("version", "left"), [(1, 2), (2, 1), (None, 2)], ids=["the-same-image", "another-image", "no-image"]
+)
+def test_the_failures_of_an_image_go_with_it(version, left):
+    memory = Memory()
+    memory.fail("a", STAGE, "bad", 0.0, image("a", version=1).generation.id)
+    memory.fail("a", MOUNT, "about no image", 0.0)
+    memory.forget_other_images({"a": image("a", version=version)} if version else {})
+    assert len(memory.failures) == left
