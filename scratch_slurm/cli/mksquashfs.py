@@ -86,7 +86,7 @@ def choose_options(
     private = not is_public(readers)
     if private:
         # With -all-root, or an action that takes the root directory in, its own owner would be lost.
-        mode = readers.mode & 0o444 | (readers.mode & 0o444) >> 2
+        mode = readers.mode | (readers.mode & 0o444) >> 2  # who may read may enter
         options += ["-root-mode", f"{mode:04o}", "-root-uid", str(readers.uid), "-root-gid", str(readers.gid)]
         options += ["-action", "guid(0,0)@!depth(0)"]
     else:

@@ -344,7 +344,9 @@ class _Planner:
             failed = not staged.under_way and (dataset, ActionKind.DROP) in self.seen.backing_off
             if not self.seen.catalog.complete or failed:
                 continue
-            if dataset not in wanted and (dataset, ActionKind.STAGE) not in self.seen.backing_off:
+            if dataset in self.seen.catalog.withdrawn:
+                drops.append(DropStaged(staged, self.seen.catalog.withdrawn[dataset]))
+            elif dataset not in wanted and (dataset, ActionKind.STAGE) not in self.seen.backing_off:
                 verdict = wishes.verdicts.get(dataset)
                 drops.append(DropStaged(staged, verdict.reason if verdict else "nobody asks for it any more"))
             elif dataset not in wanted and dataset not in self.seen.bytes_per_s:
