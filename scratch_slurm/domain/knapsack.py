@@ -103,7 +103,7 @@ class _Core:
             best, best_value = kept, self._value(kept)
         bound = self._linear_bound()
         if best_value * (1 + tolerance) < bound:
-            best, best_value = self._swap(best)
+            best, best_value = self._swap(best, bound / (1 + tolerance))
         if best_value * (1 + tolerance) >= bound:
             return best, bound
         prefix_size = sum(self.sizes[: self.break_at])
@@ -195,8 +195,11 @@ class _Core:
     def _more_valuable(self, one: int, other: int) -> int:
         return one if self.values[one] >= self.values[other] else other
 
-    def _swap(self, chosen: set[int]) -> tuple[set[int], float]:
-        """Swap one item for a more valuable one that fits in its place, the best swap first, and fill what is left."""
+    def _swap(self, chosen: set[int], enough: float) -> tuple[set[int], float]:
+        """Swap one item for a more valuable one that fits in its place, the best swap first, and fill what is left.
+
+        Ends when the value is `enough`, when no swap gains, or after some swaps.
+        """
         by_size = sorted(range(self.count), key=lambda index: (self.sizes[index], index))
         for _ in range(_SWAPS):
             room = self.capacity - sum(self.sizes[index] for index in chosen)
@@ -212,6 +215,8 @@ class _Core:
             if swap is None:
                 break
             chosen = self._fill(chosen ^ set(swap))
+            if self._value(chosen) >= enough:
+                break
         return chosen, self._value(chosen)
 
 
