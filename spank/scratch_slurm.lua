@@ -31,7 +31,7 @@ local NAME = "^[A-Za-z0-9][A-Za-z0-9._@+-]*$"
 local MAX_DATASETS = 64
 local MAX_NAME = 64
 local MAX_LIST = MAX_DATASETS * (MAX_NAME + 1)
-local MAX_VARIABLES = 1000
+local MAX_VARIABLES = 256
 -- Slurm refuses a job whose constraint or preference is longer: _test_job_desc_fields() in job_mgr.c.
 local MAX_EXPRESSION = 1024
 -- What is a name in a constraint: neither an operator nor a blank or control character.
@@ -111,12 +111,11 @@ end
 -- The request in the job control environment ("NAME=value", from 0 on): the dataset list, and whether it is required.
 local function request_of(job_desc)
     local variables = job_desc.spank_job_env
-    local count = tonumber(job_desc.spank_job_env_size) or 0
     if type(variables) ~= "table" then
         return nil, false
     end
     local datasets, required = nil, false
-    for index = 0, math.min(count, MAX_VARIABLES) - 1 do
+    for index = 0, MAX_VARIABLES - 1 do
         local variable = variables[index]
         if type(variable) == "string" then
             datasets = datasets or string.match(variable, "^DATASETS=(.*)$")
@@ -258,25 +257,25 @@ local function submit(job_desc)
     return (required and require_all or prefer)(job_desc, features)
 end
 
--- The preference repeats the constraint: when `scontrol update job` changes this, that follows.
+-- The preference repeats the constraint: when `scontrol update job` changes this, that follows, or the job would run on
+-- what the old constraint allows. Slurm 22.05 does not tell a script what the job prefers: there a preference of the
+-- user's own is replaced too, which would not have obeyed the new constraint either.
 local function modify(job_desc, job_rec)
     local constraint, preferred = job_desc.features, job_rec.prefer
-    if not constraint or not preferred or preferred == "" or (job_desc.prefer and job_desc.prefer ~= "") then
-        return nil, "neither is changed"
+    if not constraint or (job_desc.prefer and job_desc.prefer ~= "") then
+        return nil, "the constraint alone is not changed"
     end
-    -- Ours, and not the user's, is what join() makes of the old constraint and the features at the end.
-    local features = {}
-    for term in string.gmatch(preferred, "[^&]+") do
-        if string.sub(term, 1, #M.feature_prefix) == M.feature_prefix then
-            features[#features + 1] = term
-        end
+    local datasets, required = request_of(job_rec)
+    local features = datasets and not required and M.features_of(datasets)
+    if not features or not M.validation_is_off then
+        return nil, "the job has no preference of ours"
     end
-    if M.join(job_rec.features, features) ~= preferred then
+    if preferred and preferred ~= "" and preferred ~= M.join(job_rec.features, features) then
         return nil, "the job has a preference of its own"
     end
-    local joined = M.join(constraint, features)
+    local joined, count = M.join(constraint, features)
     job_desc.prefer = joined or ""
-    return joined
+    return joined, count
 end
 
 -- Run `act`; whatever goes wrong in it does not refuse the job. Returns what it set, or nil and why it set nothing.

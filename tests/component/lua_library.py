@@ -86,7 +86,7 @@ class Script:
         """Run slurm_job_submit() on a job description; `spank_job_env` begins at 0, as slurmctld's does."""
         return self.run(f"job = {table(job)}\nshow(slurm_job_submit(job, {{}}, 1000), job)")
 
-    def modify(self, job: Mapping[str, str], record: Mapping[str, str]) -> Outcome:
+    def modify(self, job: Mapping[str, str], record: Mapping[str, str | int | Sequence[str]]) -> Outcome:
         """Run slurm_job_modify()."""
         return self.run(f"job = {table(job)}\nshow(slurm_job_modify(job, {table(record)}, {{}}, 1000), job)")
 

@@ -78,8 +78,7 @@ NO_PREFERENCE = [
     pytest.param(asking("DATASETS=" + "x" * 65), id="long-name"),
     pytest.param(asking("DATASETS=" + ",".join(f"d{n}" for n in range(65))), id="more-than-64"),
     pytest.param(asking("DATASETS=" + "a," * 100_000 + "a"), id="huge"),
-    pytest.param({"spank_job_env": ["DATASETS=a"]}, id="no-size"),
-    pytest.param({"spank_job_env": ["DATASETS=a"], "spank_job_env_size": "x"}, id="size-is-no-number"),
+    pytest.param(asking(*["X=1"] * 256, "DATASETS=a"), id="behind-256-variables"),
     pytest.param({"spank_job_env": "DATASETS=a", "spank_job_env_size": 1}, id="environment-is-no-table"),
     pytest.param({"spank_job_env_size": 2**31}, id="size-without-environment"),
     pytest.param(asking("DATASETS=a", prefer="fast"), id="a-preference-of-the-users"),
@@ -156,24 +155,36 @@ def test_other_values_require_nothing(script, value):
     assert (outcome.features, outcome.prefer) == (None, "ds:a")
 
 
+A = ("DATASETS=a",)
 MODIFY = [
-    pytest.param({"features": "cpu"}, ("gpu", "gpu&ds:a"), "cpu&ds:a", id="follows-the-constraint"),
-    pytest.param({"features": "a|b"}, ("gpu", "gpu&ds:a"), "(a|b)&ds:a", id="with-parentheses"),
-    pytest.param({"features": ""}, ("gpu", "gpu&ds:a"), "ds:a", id="constraint-goes"),
-    pytest.param({"features": "cpu"}, ("", "ds:a&ds:b"), "cpu&ds:a&ds:b", id="constraint-comes"),
-    pytest.param({"features": "[x|y]"}, ("gpu", "gpu&ds:a"), "", id="cannot-follow-and-goes"),
-    pytest.param({}, ("gpu", "gpu&ds:a"), None, id="constraint-is-not-changed"),
-    pytest.param({"features": "cpu"}, ("gpu", "fast"), None, id="a-preference-of-the-users"),
-    pytest.param({"features": "cpu"}, ("gpu", "fast&ds:a"), None, id="of-the-users-with-a-dataset"),
-    pytest.param({"features": "cpu"}, ("gpu", ""), None, id="no-preference"),
-    pytest.param({"features": "cpu", "prefer": "x"}, ("gpu", "gpu&ds:a"), "x", id="both-are-changed"),
+    pytest.param({"features": "cpu"}, asking(*A, features="gpu", prefer="gpu&ds:a"), "cpu&ds:a", id="follows"),
+    pytest.param(
+        {"features": "cpu"}, asking(*A, features="gpu"), "cpu&ds:a", id="follows-where-slurm-tells-no-preference"
+    ),
+    pytest.param(
+        {"features": "a|b"}, asking(*A, features="gpu", prefer="gpu&ds:a"), "(a|b)&ds:a", id="with-parentheses"
+    ),
+    pytest.param({"features": ""}, asking(*A, features="gpu", prefer="gpu&ds:a"), "ds:a", id="constraint-goes"),
+    pytest.param({"features": "cpu"}, asking(*A, prefer="ds:a"), "cpu&ds:a", id="constraint-comes"),
+    pytest.param({"features": "[x|y]"}, asking(*A, features="gpu"), "", id="cannot-follow-and-goes"),
+    pytest.param({}, asking(*A, features="gpu", prefer="gpu&ds:a"), None, id="constraint-is-not-changed"),
+    pytest.param({"features": "cpu"}, asking(*A, features="gpu", prefer="fast"), None, id="a-preference-of-the-users"),
+    pytest.param({"features": "cpu"}, asking(features="gpu"), None, id="no-datasets"),
+    pytest.param({"features": "cpu"}, asking("DATASETS=a&b", features="gpu"), None, id="no-list-of-datasets"),
+    pytest.param({"features": "cpu"}, asking(*A, "DATASETS_REQUIRED=1", features="ds:a"), None, id="required"),
+    pytest.param({"features": "cpu", "prefer": "x"}, asking(*A, features="gpu"), "x", id="both-are-changed"),
 ]
 
 
-@pytest.mark.parametrize(("change", "before", "prefer"), MODIFY)
-def test_a_job_that_is_changed(script, change, before, prefer):
-    outcome = script.modify(change, dict(zip(("features", "prefer"), before, strict=True)))
+@pytest.mark.parametrize(("change", "record", "prefer"), MODIFY)
+def test_a_job_that_is_changed(script, change, record, prefer):
+    outcome = script.modify(change, record)
     assert (outcome.code, outcome.prefer, outcome.features) == (0, prefer, change.get("features"))
+
+
+def test_a_job_that_is_changed_without_ignore_prefer_validation(interpreter, tmp_path):
+    outcome = Script(interpreter, tmp_path, "").modify({"features": "cpu"}, asking(*A, features="gpu"))
+    assert (outcome.code, outcome.prefer) == (0, None)
 
 
 CONFS = [
