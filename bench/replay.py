@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 
 from bench import _common as common
 from bench._choosing import TIB, log_normal_size, thousandths
-from scratch_slurm.domain.choice import Candidate, wish
+from scratch_slurm.domain.choice import LONGEST_HORIZON_S, Candidate, wish
 from scratch_slurm.domain.knapsack import Item
 from scratch_slurm.domain.model import Backing
-from scratch_slurm.domain.throughput import ReadCounter, rates
+from scratch_slurm.domain.throughput import ReadCounter, rates, read_for
 
 with contextlib.suppress(ImportError):
     import numpy as np
@@ -138,13 +138,15 @@ def nothing(_: Trace) -> Policy:
     return lambda node, step: None
 
 
-def planner(trace: Trace, period_s: float = PERIOD_S, horizon_s: float = HORIZON_S, longest_s: float = 0.0) -> Policy:
+def planner(
+    trace: Trace, period_s: float = PERIOD_S, horizon_s: float = HORIZON_S, longest_s: float = LONGEST_HORIZON_S
+) -> Policy:
     """Ours: `choice.wish` on measured rates, and what the planner makes of it.
 
-    With `longest_s`, a variant that is not the planner's: what has been read for longer than the horizon is trusted to
-    be read for as long again, up to `longest_s`.
+    Args:
+        longest_s: up to which what is read without a pause is trusted to go on for as long again; 0 is a variant with a
+            fixed horizon.
     """
-    began: dict[str, float] = {}
     counters: dict[str, ReadCounter] = {}
     totals: Counter[str] = Counter()
     last_used: dict[str, float] = {}
@@ -154,16 +156,12 @@ def planner(trace: Trace, period_s: float = PERIOD_S, horizon_s: float = HORIZON
             if name not in counters:
                 counters[name] = ReadCounter(period_s)
                 counters[name].sample(step.now - STEP_S, name, 0, Backing.SOURCE)
-            if step.now - last_used.get(name, -math.inf) > period_s:
-                began[name] = step.now - STEP_S
             totals[name] += round(rate * STEP_S)
             last_used[name] = step.now
         for name, counter in counters.items():
             counter.sample(step.now, name, totals[name], Backing.CACHE if name in node.cached else Backing.SOURCE)
-        measured = rates(counters, step.now, period_s)
-        for name in measured:
-            measured[name] *= max(1.0, min(longest_s, step.now - began[name]) / horizon_s)
-        follow(node, measured, last_used, horizon_s)
+        watched = {name: min(longest_s, seconds) for name, seconds in read_for(counters, step.now).items()}
+        follow(node, rates(counters, step.now, period_s), last_used, horizon_s, watched)
 
     return decide
 
@@ -185,7 +183,13 @@ def foresight(trace: Trace, horizon_s: float = 3600.0) -> Policy:
     return decide
 
 
-def follow(node: Node, bytes_per_s: Mapping[str, float], last_used: Mapping[str, float], horizon_s: float) -> None:
+def follow(
+    node: Node,
+    bytes_per_s: Mapping[str, float],
+    last_used: Mapping[str, float],
+    horizon_s: float,
+    read_for_s: Mapping[str, float] | None = None,
+) -> None:
     """Do what is wished for, as the planner does: evict for room only, copy into what is free."""
     sizes = node.trace.sizes
     candidates = [
@@ -196,6 +200,7 @@ def follow(node: Node, bytes_per_s: Mapping[str, float], last_used: Mapping[str,
             bytes_per_s.get(name, 0.0),
             False,
             last_used.get(name, 0.0),
+            (read_for_s or {}).get(name, 0.0),
         )
         for name, size in sizes.items()
         if name in node.cached or name in bytes_per_s or name in node.copying
@@ -358,7 +363,7 @@ POLICIES: dict[str, Callable[[Trace], Policy]] = {
 }
 OTHERS = tuple(POLICIES)[:5]
 CAPACITIES = (TIB, 4 * TIB)
-# (period, horizon, longest horizon of the variant that looks at how long it has been read)
+# (period, horizon, up to which horizon it is trusted longer for having been read so long; 0: never)
 SWEEP = [
     (PERIOD_S, HORIZON_S, 0.0),
     (PERIOD_S, HORIZON_S / 2, 0.0),

@@ -21,6 +21,8 @@ class Candidate(msgspec.Struct, frozen=True):
     """Its reads over the window."""
     pinned: bool
     last_used_at: float = 0.0
+    read_for_s: float = 0.0
+    """For how long it has been read without a pause of a whole window."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -32,6 +34,7 @@ class Verdict(msgspec.Struct, frozen=True):
     value_bytes: float
     """Reads of the slow storage that having it saves over the horizon, less what its copy reads."""
     horizon_s: float
+    """How far ahead its read rate was trusted."""
 
     @property
     def dataset(self) -> str:
@@ -84,13 +87,26 @@ class Wishes:
     knapsack: Choice
 
 
+# What is read without a pause is trusted to go on for as long again, but for no longer than a job's usual day.
+LONGEST_HORIZON_S = 6 * 3600.0
+
+
+def own_horizon_s(candidate: Candidate, horizon_s: float) -> float:
+    """How far ahead a dataset's read rate is trusted: at least `horizon_s`, and as long as it has been read already.
+
+    A fixed half hour would never pay for the copy of a large image that a job reads steadily for ten hours.
+    Source: bench/replay.py, which compares it with fixed horizons.
+    """
+    return max(horizon_s, min(LONGEST_HORIZON_S, candidate.read_for_s))
+
+
 def value_bytes(candidate: Candidate, horizon_s: float) -> float:
     """What caching a dataset saves over the horizon, in bytes of slow-storage reads.
 
     Its reads at the present rate, less what its copy has to read first: caching pays only when it saves more than it
     costs, and what is cached already has the advantage of its paid copy. That is all the hysteresis there is.
     """
-    return candidate.bytes_per_s * horizon_s - candidate.copy_bytes
+    return candidate.bytes_per_s * own_horizon_s(candidate, horizon_s) - candidate.copy_bytes
 
 
 def wish(candidates: Iterable[Candidate], pinned: Sequence[str], budget_bytes: int, horizon_s: float) -> Wishes:
@@ -100,7 +116,7 @@ def wish(candidates: Iterable[Candidate], pinned: Sequence[str], budget_bytes: i
         candidates: every dataset that can be cached, or is; in any order, names distinct.
         pinned: the pinned datasets in the order of asking.
         budget_bytes: what all cached images may take together.
-        horizon_s: how far ahead the present read rates are trusted, in seconds.
+        horizon_s: how far ahead the present read rates are trusted at least, in seconds.
     Returns: wishes; pinned datasets come first, whole, in order, as long as they fit, and the best choice of the
         others shares what they leave. A pinned one that is cached keeps its room whenever it was asked for.
     """
@@ -126,5 +142,8 @@ def wish(candidates: Iterable[Candidate], pinned: Sequence[str], budget_bytes: i
         ),
         key=lambda each: (values[each.dataset] / each.size_bytes, each.last_used_at, -each.size_bytes, each.dataset),
     )
-    verdicts = {name: Verdict(each, name in knapsack.names, values[name], horizon_s) for name, each in by_name.items()}
+    verdicts = {
+        name: Verdict(each, name in knapsack.names, values[name], own_horizon_s(each, horizon_s))
+        for name, each in by_name.items()
+    }
     return Wishes(tuple(pinned), tuple(chosen), tuple(each.dataset for each in unneeded), verdicts, knapsack)

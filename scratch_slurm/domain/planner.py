@@ -59,6 +59,8 @@ class Observation:
     """Datasets whose eviction is under way."""
     bytes_per_s: Mapping[str, float] = field(default_factory=dict)
     """Dataset -> its read rate over the window, whatever its backing; missing means nobody reads it."""
+    read_for_s: Mapping[str, float] = field(default_factory=dict)
+    """Dataset -> for how long it has been read without a pause of a whole window."""
     horizon_s: float = 1800.0
     overhead_bytes: int = 0
     """What a copy may take on the disk beyond its length: part of a block, and its journal."""
@@ -265,6 +267,7 @@ class _Planner:
                     seen.bytes_per_s.get(dataset, 0.0),
                     dataset in self.pinned,
                     seen.last_used_at.get(dataset, 0.0),
+                    seen.read_for_s.get(dataset, 0.0),
                 )
             )
         kept_bytes = sum(
@@ -461,7 +464,7 @@ class _Planner:
         value = wishes.verdicts[victim.dataset].value_bytes
         if value <= 0:
             return "nobody reads it"
-        return f"saves {format_bytes(value)} over {format_duration(self.seen.horizon_s)}"
+        return f"saves {format_bytes(value)} over {format_duration(wishes.verdicts[victim.dataset].horizon_s)}"
 
     def eviction(self, copy: CachedImage, reason: str) -> Evict:
         mounted = self.seen.mounted.get(copy.dataset)

@@ -27,6 +27,10 @@ class ReadCounter:
     """Reads that the source served, ever since the counter began."""
     cache_bytes: int = 0
     """Reads that the cache served: what the slow storage was saved."""
+    reading_since: float = 0.0
+    """Monotonic seconds; since when it has been read without a pause of a whole period."""
+    last_read_at: float | None = None
+    """Monotonic seconds; None: never."""
     samples: list[tuple[float, int]] = field(default_factory=list)
     """(monotonic seconds, bytes read in all), oldest first; the first may lie just before the window."""
 
@@ -50,8 +54,18 @@ class ReadCounter:
             self.cache_bytes += new_bytes
         else:
             self.source_bytes += new_bytes
+        if new_bytes:
+            if self.last_read_at is None or now - self.last_read_at > self.period_s:
+                self.reading_since = now
+            self.last_read_at = now
         self._add(now)
         return new_bytes
+
+    def read_for_s(self, now: float) -> float:
+        """For how long it has been read without a pause of a whole period; 0 when it is not read now."""
+        if self.last_read_at is None or now - self.last_read_at > self.period_s:
+            return 0.0
+        return now - self.reading_since
 
     def _add(self, now: float) -> None:
         """Keep the sample; one close behind the last but one takes the last one's place, so a window stays small."""
@@ -87,3 +101,9 @@ def rates(counters: Mapping[str, ReadCounter], now: float, span_s: float) -> dic
     """Bytes per second of each dataset that was read in the last `span_s` seconds."""
     found = {dataset: counter.bytes_per_s(now, span_s) for dataset, counter in counters.items()}
     return {dataset: rate for dataset, rate in found.items() if rate > 0}
+
+
+def read_for(counters: Mapping[str, ReadCounter], now: float) -> dict[str, float]:
+    """For how many seconds each dataset that is read now has been read without a pause of a whole period."""
+    found = {dataset: counter.read_for_s(now) for dataset, counter in counters.items()}
+    return {dataset: seconds for dataset, seconds in found.items() if seconds > 0}

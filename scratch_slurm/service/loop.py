@@ -16,7 +16,7 @@ from scratch_slurm.domain.messages import PlanAnswer, PlanRequest
 from scratch_slurm.domain.model import MountedImage, Pin, Space, job_holder
 from scratch_slurm.domain.names import parse_device_tag
 from scratch_slurm.domain.planner import ActionKind, Observation, Plan, StagedImage
-from scratch_slurm.domain.throughput import ReadCounter, rates
+from scratch_slurm.domain.throughput import ReadCounter, rates, read_for
 from scratch_slurm.node.cache import Cache
 from scratch_slurm.node.ledger import Ledger
 from scratch_slurm.service import operations as op
@@ -367,6 +367,7 @@ class Loop:
             foreign=frozenset(reading.mounted.keys() - ours.keys()),
             leaving=frozenset(name for name, action in memory.running.items() if isinstance(action, planner.Evict)),
             bytes_per_s=rates(memory.counters, time.monotonic(), self.config.period_s),
+            read_for_s=read_for(memory.counters, time.monotonic()),
             horizon_s=self.config.horizon_s,
             overhead_bytes=_OVERHEAD_BYTES + _journal_bytes(max(sizes, default=0)),
             # What hangs frees nothing that could be foreseen: nobody waits for its room.

@@ -115,3 +115,14 @@ def test_a_window_stays_small_and_whole(steps):
     # Readings closer together than a sixtieth of the window are joined.
     joined = sum(read for pause_s, read, _ in steps if pause_s <= 1.0)
     assert least - joined - 1 <= measured <= most + joined + 1
+
+
+def test_a_pause_of_a_whole_period_ends_the_time_it_was_read_for():
+    counter = ReadCounter(100.0)
+    for now, read in ((0, 0), (10, 5), (60, 9), (150, 12)):
+        counter.sample(now, "loop0", read, Backing.SOURCE)
+    assert counter.read_for_s(150) == 140
+    assert counter.read_for_s(250) == 240
+    assert counter.read_for_s(251) == 0
+    counter.sample(300, "loop0", 20, Backing.SOURCE)
+    assert counter.read_for_s(310) == 10
