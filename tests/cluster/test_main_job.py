@@ -32,6 +32,7 @@ def test_a_job_reads_the_right_bytes_from_the_cache_and_pins_while_it_runs(
         "SCRATCH_DATASETS": d.name,
         "SCRATCH_DATASETS_DIR": cluster.settings["mount_dir"],
         "SCRATCH_DATASETS_STATE": f"{d.name}:cached",
+        f"SCRATCH_DATASET_{d.name.upper()}": f"{cluster.settings['mount_dir']}/{d.name}",
     }
     assert d.sha256 in output
     assert "scratch-slurm:" not in output, "a job that got all it asked for is told nothing"
