@@ -21,6 +21,7 @@ EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 
 # Command -> its line in the help; the module of the same name is imported only when it runs.
 COMMANDS = {
+    "datasets": "List all datasets, and on how many nodes of the cluster each is cached.",
     "status": "Show what is cached, being copied and in use on this node.",
     "jobs": "Show which jobs pin which datasets.",
     "plan": "Show what the node would cache or drop now, and why; changes nothing.",

@@ -6,11 +6,13 @@ The features are set by hand, under a prefix that no daemon looks after.
 import contextlib
 import dataclasses
 import fcntl
+import json
 from collections.abc import Iterator, Mapping
 
 import pytest
 
-from tests.cluster.support import Gates, Make
+from scratch_slurm.domain.sizes import format_bytes
+from tests.cluster.support import Gates, Make, Nodes, until
 from tests.local_cluster import LocalCluster
 from tests.local_cluster.configs import job_submit_lua, plugstack_conf, slurm_conf
 from tests.local_cluster.requirements import has_job_submit_lua
@@ -119,11 +121,11 @@ def test_elsewhere_when_the_preferred_node_is_busy(cluster: LocalCluster, gate: 
 
 
 @needs_lua
-def test_a_constraint_that_is_changed_is_obeyed(cluster: LocalCluster, gate: Gates) -> None:
-    with busy(cluster, gate, "n1", "n2", "n3", "n4"):
-        jobs = [cluster.sbatch("true", "--datasets=pa", "--constraint=cpu") for _ in range(2)]
-        cluster.run(["scontrol", "update", f"jobid={jobs[1]}", "features=gpu"])
-    assert [cluster.wait_job(job).node_list for job in jobs] == ["n2", "n3"]
+def test_a_constraint_that_is_changed_is_obeyed(cluster: LocalCluster) -> None:
+    job = cluster.sbatch("true", "--datasets=pa", "--constraint=cpu", "--hold")
+    cluster.run(["scontrol", "update", f"jobid={job}", "features=gpu"])
+    cluster.run(["scontrol", "release", str(job)])
+    assert cluster.wait_job(job).node_list == "n3"
 
 
 @needs_lua
@@ -226,3 +228,22 @@ def test_a_step_is_never_refused(cluster: LocalCluster, make: Make, login_node: 
     job = cluster.sbatch(f"SLURM_CONF={conf} srun --datasets=nosuch echo ran")
     assert cluster.wait_job(job).state == "COMPLETED"
     assert "ran" in cluster.job_output(job).splitlines()
+
+
+def test_datasets_tells_on_how_many_nodes_each_is_cached(cluster: LocalCluster, make: Make, node: Nodes) -> None:
+    """As a user on a login node: no daemon, no root."""
+    d, other, n1 = make(), make(), node("n1")
+    n1.command("preheat", d.name)
+    config = {"SCRATCH_SLURM_CONFIG": str(cluster.layout.config)}
+
+    def ask() -> dict[str, list[str]]:
+        found = cluster.run(["scratch-slurm", "datasets", "--json"], user="nobody", env=config)
+        return {each["name"]: each["nodes"] for each in json.loads(found.stdout)["datasets"]}
+
+    until(lambda: ask().get(d.name) == ["n1"], "the feature of what is cached on n1", 15)
+    assert ask()[other.name] == []
+    n1.command("evict", d.name)
+    words = ["scratch-slurm", "datasets", "--source", str(cluster.source_dir), d.name]
+    line = next(line for line in cluster.run(words, user="nobody").stdout.splitlines() if line.startswith(f"{d.name} "))
+    assert line.split()[1:3] == format_bytes(d.image.stat().st_size).split()
+    assert line.endswith("of 4 nodes")

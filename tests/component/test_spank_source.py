@@ -1,7 +1,6 @@
 """The plugin's look at the source, and its arguments; the directory that hangs is a real one (FUSE)."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratch_slurm.domain.names import IMAGE_SUFFIXES
+from tests.component.hanging import hanging_directory
 from tests.component.spank_library import Arguments, Source, build
 
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}", fullmatch=True)
@@ -160,34 +160,10 @@ def test_a_source_that_the_user_may_not_read_makes_nothing_unknown(library, sour
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-HANGING = """
-import sys, threading
-from mfusepy import FUSE, Operations
-class Hanging(Operations):
-    use_ns = True
-    def getattr(self, path, fh=None):
-        if path == "/":
-            return {"st_mode": 0o40755, "st_nlink": 2}
-        threading.Event().wait()
-FUSE(Hanging(), sys.argv[1], foreground=True)
-"""
-
-
 @pytest.fixture
 def hanging(tmp_path):
-    """A directory in which the look-up of a name does not return."""
-    path = tmp_path / "hanging"
-    path.mkdir()
-    server = subprocess.Popen([sys.executable, "-c", HANGING, str(path)])
-    deadline = time.monotonic() + 10
-    while not os.path.ismount(path):
-        assert server.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    yield path
-    subprocess.run(["umount", "-l", str(path)], check=True)
-    server.send_signal(signal.SIGKILL)
-    server.wait()
+    with hanging_directory(tmp_path / "hanging") as path:
+        yield path
 
 
 @pytest.mark.root

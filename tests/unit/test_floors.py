@@ -18,7 +18,7 @@ FLOORS = {
     "slurm": {"domain", "slurm"},
     "service": {"domain", "node", "slurm", "service"},
     "hooks": {"domain", "node", "hooks"},
-    "cli": {"domain", "node", "cli"},
+    "cli": {"domain", "node", "slurm", "cli"},
 }
 
 # A module of node owns one outside thing; only the parts of one thing know each other.
