@@ -209,6 +209,11 @@ end
 -- What is done with a job.
 
 local function prefer(job_desc, features)
+    -- Seen on 22.05.8: a pending array whose preference no node has waits (BadConstraints) until one has it, where any
+    -- other job falls back at once.
+    if job_desc.array_inx and job_desc.array_inx ~= "" then
+        return nil, "the job is an array"
+    end
     if job_desc.prefer and job_desc.prefer ~= "" then
         return nil, "the job has a preference of its own"
     end

@@ -82,6 +82,7 @@ NO_PREFERENCE = [
     pytest.param({"spank_job_env": "DATASETS=a", "spank_job_env_size": 1}, id="environment-is-no-table"),
     pytest.param({"spank_job_env_size": 2**31}, id="size-without-environment"),
     pytest.param(asking("DATASETS=a", prefer="fast"), id="a-preference-of-the-users"),
+    pytest.param(asking("DATASETS=a", array_inx="0-19"), id="an-array-would-wait-for-what-no-node-has"),
 ]
 
 
