@@ -8,10 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scratch_slurm.domain.errors import UsageError
-from scratch_slurm.domain.names import parse_dataset_list
+from scratch_slurm.domain.names import DATASET_NAME, dataset_variables, parse_dataset_list
 from scratch_slurm.domain.sizes import parse_wait
 from scratch_slurm.hooks.report import Report, format_report
-from tests.component.spank_library import SPANK, Parser, build
+from tests.component.spank_library import REPORT_SIZE_MAX, SPANK, Parser, build
 
 # An option's value is bytes without NUL.
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=80)
@@ -174,3 +174,23 @@ def test_the_plugin_builds_and_exports_only_what_slurm_calls(tmp_path):
         "plugin_name", "plugin_type", "plugin_version", "spank_plugin_version",
         "slurm_spank_init", "slurm_spank_init_post_opt", "slurm_spank_local_user_init", "slurm_spank_task_init",
     }  # fmt: skip
+
+
+@given(st.from_regex(DATASET_NAME, fullmatch=True))
+@MANY
+def test_names_a_datasets_variable_as_the_hook_does(parser, name):
+    assert {parser.variable(name): name} == dataset_variables([name])
+
+
+def test_of_two_datasets_with_one_variable_the_first_has_it():
+    assert dataset_variables(["a.b", "A-b", "c"]) == {"SCRATCH_DATASET_A_B": "a.b", "SCRATCH_DATASET_C": "c"}
+
+
+def test_a_report_is_never_longer_than_the_plugin_reads(parser):
+    names = tuple(f"{i:064d}" for i in range(64))
+    text = format_report(Report("/" + "x" * 600, names, messages=("y" * 500,) * 80))
+    assert len(text) <= REPORT_SIZE_MAX
+    lines = dict(parser.report(text.encode()))
+    assert lines["SCRATCH_DATASETS"] == ",".join(names)
+    assert f"SCRATCH_DATASET_{names[-1]}" in lines
+    assert text.endswith("\n")

@@ -1,0 +1,129 @@
+"""Whose groups are known, asked for and trusted, with a name service written by hand."""
+
+import asyncio
+
+from scratch_slurm.domain.errors import NotFoundError, ScratchError
+from scratch_slurm.domain.model import Permissions
+from scratch_slurm.service import operations as op
+from scratch_slurm.service.people import FRESH_S, People
+
+FOR_STAFF = Permissions(0, 50, 0o640)
+
+
+class NameService:
+    """Stands for the workers: answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.groups: dict[int, tuple[int, ...]] = {}
+        self.asked: list[int] = []
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.failure: ScratchError | None = None
+
+    async def run(self, request, *, on_line, **_):
+        self.asked.append(request.uid)
+        await self.answers.wait()
+        if self.failure:
+            raise self.failure
+        on_line(op.Groups(self.groups[request.uid]))
+
+
+class Story:
+    """One daemon's people, with a clock to turn."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.service = NameService()
+        self.news = asyncio.Event()
+        self.people = People(self.service, on_news=self.news.set, monotonic=lambda: self.now)
+
+    def judge(self, uid=7):
+        return self.people.judge(uid, FOR_STAFF)
+
+    async def told(self):
+        await self.news.wait()
+        self.news.clear()
+
+
+def told(story):
+    async def tell():
+        await story(Story())
+
+    asyncio.run(tell())
+
+
+def test_it_is_unknown_until_the_name_service_has_answered_and_is_asked_once():
+    @told
+    async def story(it):
+        it.service.groups[7] = (7, 50)
+        assert [it.judge(), it.judge(), it.judge()] == [None, None, None]
+        await it.told()
+        assert (it.judge(), it.service.asked) == (True, [7])
+
+
+def test_nobody_asks_where_groups_do_not_matter():
+    @told
+    async def story(it):
+        assert it.people.judge(7, Permissions(0, 50, 0o644)) is True
+        assert it.people.judge(7, Permissions(0, 50, 0o600)) is False
+        assert it.judge(0) is True
+        assert it.service.asked == []
+
+
+def test_a_name_service_that_hangs_holds_up_nobody():
+    @told
+    async def story(it):
+        it.service.answers.clear()
+        assert [it.judge(uid) for uid in range(1, 50)] == [None] * 49
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(it.service.asked) == 2, "few processes wait for it"
+        assert it.people.judge(7, Permissions(7, 50, 0o600)) is True
+        it.people.close()
+
+
+def test_an_old_answer_holds_until_the_new_one_is_there():
+    @told
+    async def story(it):
+        it.service.groups[7] = (7, 50)
+        it.judge()
+        await it.told()
+        it.now += FRESH_S - 1
+        assert (it.judge(), it.service.asked) == (True, [7])
+        it.now += 1
+        it.service.groups[7] = (7,)
+        assert it.judge() is True
+        await it.told()
+        assert (it.judge(), it.service.asked) == (False, [7, 7])
+
+
+def test_a_failure_is_told_and_tried_again_after_a_pause_and_takes_nothing_away():
+    @told
+    async def story(it):
+        it.service.failure = NotFoundError("user 7 is not known to this node")
+        it.judge()
+        await it.told()
+        assert (it.judge(), it.people.problem(7)) == (None, "user 7 is not known to this node")
+        assert it.service.asked == [7], "not at once"
+        it.now += 60
+        it.service.failure, it.service.groups[7] = None, (50,)
+        assert it.judge() is None
+        await it.told()
+        assert (it.judge(), it.people.problem(7)) == (True, "")
+        it.now += FRESH_S
+        it.service.failure = NotFoundError("user 7 is not known to this node")
+        it.judge()
+        await it.told()
+        assert (it.judge(), it.people.problem(7)) == (True, ""), "what was known stays known"
+
+
+def test_strangers_do_not_fill_the_memory():
+    @told
+    async def story(it):
+        for uid in range(10_000, 15_000):
+            it.service.groups[uid] = (50,)
+            it.judge(uid)
+            await it.told()
+        known = [uid for uid in range(10_000, 15_000) if uid in it.people._groups]
+        assert len(known) < 4200
+        assert it.judge(14_999) is True
