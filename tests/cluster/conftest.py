@@ -29,6 +29,7 @@ def cluster() -> Iterator[LocalCluster]:
     with LocalCluster(nodes=4, settings=settings, directory=directory, slurm=slurm) as running:
         yield running
         assert running.drained() == [], "no node was ever drained"
+    directory.rmdir()
 
 
 @pytest.fixture(scope="session")
