@@ -208,10 +208,14 @@ end
 
 -- What is done with a job.
 
+-- Seen on 22.05.8: an array whose preference no node has waits (BadConstraints) until one has it, where any other job
+-- falls back at once. So no preference for arrays; a constraint works for them as for others.
+local function is_array(job)
+    return (job.array_inx ~= nil and job.array_inx ~= "") or (tonumber(job.array_job_id) or 0) > 0
+end
+
 local function prefer(job_desc, features)
-    -- Seen on 22.05.8: a pending array whose preference no node has waits (BadConstraints) until one has it, where any
-    -- other job falls back at once.
-    if job_desc.array_inx and job_desc.array_inx ~= "" then
+    if is_array(job_desc) then
         return nil, "the job is an array"
     end
     if job_desc.prefer and job_desc.prefer ~= "" then
@@ -271,7 +275,7 @@ local function modify(job_desc, job_rec)
         return nil, "the constraint alone is not changed"
     end
     local datasets, required = request_of(job_rec)
-    local features = datasets and not required and M.features_of(datasets)
+    local features = datasets and not required and not is_array(job_rec) and M.features_of(datasets)
     if not features or not M.validation_is_off then
         return nil, "the job has no preference of ours"
     end

@@ -129,6 +129,16 @@ def test_a_constraint_that_is_changed_is_obeyed(cluster: LocalCluster) -> None:
 
 
 @needs_lua
+def test_an_array_does_not_wait_for_a_node_that_has_its_datasets(cluster: LocalCluster) -> None:
+    arrays = [cluster.sbatch("true", f"--datasets={names}", "--array=1-3") for names in ("nosuch", "pa", "pa,nosuch")]
+    changed = cluster.sbatch("true", "--datasets=nosuch", "--constraint=cpu", "--array=1-3", "--hold")
+    cluster.run(["scontrol", "update", f"jobid={changed}", "features=gpu"])
+    cluster.run(["scontrol", "release", str(changed)])
+    for job in (*arrays, changed):
+        assert {task.state for task in cluster.wait_jobs(job)} == {"COMPLETED"}
+
+
+@needs_lua
 def test_required_waits_for_a_node_that_has_it(cluster: LocalCluster, gate: Gates) -> None:
     required = ["--datasets=pa,pb", "--datasets-required"]
     with busy(cluster, gate, "n3"):

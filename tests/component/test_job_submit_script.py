@@ -82,6 +82,7 @@ NO_PREFERENCE = [
     pytest.param({"spank_job_env": "DATASETS=a", "spank_job_env_size": 1}, id="environment-is-no-table"),
     pytest.param({"spank_job_env_size": 2**31}, id="size-without-environment"),
     pytest.param(asking("DATASETS=a", prefer="fast"), id="a-preference-of-the-users"),
+    pytest.param(asking("DATASETS=a", array_inx="1-4"), id="an-array"),
     pytest.param(asking("DATASETS=a", array_inx="0-19"), id="an-array-would-wait-for-what-no-node-has"),
 ]
 
@@ -121,6 +122,10 @@ def test_a_constraint_that_leaves_no_room(script):
 
 
 REQUIRED = ("DATASETS=a,b", "DATASETS_REQUIRED=1")
+
+
+def test_required_binds_an_array_too(script):
+    assert script.submit(asking(*REQUIRED, array_inx="1-4")).features == "ds:a&ds:b"
 
 
 def test_required_binds(script):
@@ -172,6 +177,8 @@ MODIFY = [
     pytest.param({"features": "cpu"}, asking(*A, features="gpu", prefer="fast"), None, id="a-preference-of-the-users"),
     pytest.param({"features": "cpu"}, asking(features="gpu"), None, id="no-datasets"),
     pytest.param({"features": "cpu"}, asking("DATASETS=a&b", features="gpu"), None, id="no-list-of-datasets"),
+    pytest.param({"features": "cpu"}, asking(*A, features="gpu", array_job_id=7), None, id="a-task-of-an-array"),
+    pytest.param({"features": "cpu"}, asking(*A, features="gpu", array_job_id=0), "cpu&ds:a", id="no-task-of-an-array"),
     pytest.param({"features": "cpu"}, asking(*A, "DATASETS_REQUIRED=1", features="ds:a"), None, id="required"),
     pytest.param({"features": "cpu", "prefer": "x"}, asking(*A, features="gpu"), "x", id="both-are-changed"),
 ]
