@@ -106,7 +106,7 @@ def test_one_byte_too_many_is_too_many():
 # Properties: for any items.
 
 amounts = st.integers(1, 30)
-values = st.one_of(st.integers(-5, 40), st.floats(0, 40))
+values = st.one_of(st.integers(-5, 40), st.floats(0.001, 40))  # bytes: sums of far smaller ones lose their value
 
 
 @st.composite
