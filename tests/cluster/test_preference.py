@@ -169,14 +169,15 @@ def test_required_says_what_it_does(cluster: LocalCluster) -> None:
 
 
 def test_required_is_not_inherited(cluster: LocalCluster) -> None:
-    script = (
-        "env | grep -c _SLURM_SPANK_OPTION; sbatch --parsable --wait --output=/dev/null --datasets=pb -xn3 --wrap=true"
+    inner = "sbatch --parsable --wait --output=inner-%j --datasets=pb -xn3 --wrap='env | grep -c DATASETS_REQUIRED'"
+    job = cluster.sbatch(
+        f"env | grep -c _SLURM_SPANK_OPTION\n{inner}; true", "--datasets=pa", "--datasets-required", "-wn2"
     )
-    job = cluster.sbatch(script, "--datasets=pa", "--datasets-required", "-wn2")
     assert cluster.wait_job(job).state == "COMPLETED"
     count, nested = cluster.job_output(job).split()[-2:]
     assert count == "0"
-    assert cluster.wait_job(int(nested)).state == "COMPLETED"
+    cluster.wait_job(int(nested))
+    assert cluster.job_output(int(nested)).splitlines()[-1] == "0"
 
 
 @pytest.fixture(scope="module")
