@@ -38,6 +38,7 @@ stress: $(VENV)/ready plugin
 	$(BIN)/python -m pytest -m stress $(PYTEST_ARGS)
 
 bench: $(VENV)/ready
+	$(BIN)/pip install --quiet --editable '.[dev,bench]'
 	for each in bench/[a-z]*.py; do $(BIN)/python $$each || exit; done
 
 plugin: packages
