@@ -85,7 +85,7 @@ ALONE: Landing = {
     "no-node-has-it": (["--datasets=nosuch"], ANYWHERE),
     "nodes-by-name": (["--datasets=pb", "-wn1"], {"n1"}),
     "two-nodes": (["--datasets=pa", "-N2"], {"n[2-3]"}),
-    "more-nodes-than-have-it": (["--datasets=pa", "-N3"], {"n[1-3]"}),
+    "more-nodes-than-have-it": (["--datasets=pa", "-N3"], {"n[1-3]", "n[1-2,4]", "n[1,3-4]", "n[2-4]"}),
     "64-long-names": (["--datasets=" + ",".join(["pb", *(f"{n:064d}" for n in range(63))])], ANYWHERE),
 }
 BESIDE_WISHES_OF_THE_USERS: Landing = {
