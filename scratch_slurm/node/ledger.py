@@ -315,7 +315,7 @@ class Ledger:
 
     def _file_identity(self) -> tuple[int, int]:
         try:
-            status = os.stat(self.path)  # noqa: PTH116
+            status = os.stat(self.path)  # noqa: PTH116 - every hook pays for pathlib
         except OSError:
             return _NO_FILE
         return (status.st_dev, status.st_ino)
@@ -347,7 +347,7 @@ class Ledger:
 
     def _check_directory(self) -> None:
         try:
-            status = os.stat(self._directory)  # noqa: PTH116
+            status = os.stat(self._directory)  # noqa: PTH116 - every hook pays for pathlib
         except FileNotFoundError:
             from pathlib import Path
 

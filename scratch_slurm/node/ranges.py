@@ -83,7 +83,7 @@ class Ranges:
     def __iter__(self) -> Iterator[memoryview]:
         for index in range(self._count):
             with self._changed:
-                self._changed.wait_for(lambda: self._stopped or index in self._filled)  # noqa: B023
+                self._changed.wait_for(lambda: self._stopped or index in self._filled)  # noqa: B023 - called at once
                 self._raise_error()
                 buffer = self._filled.pop(index)
             yield buffer[: self._length(index)]

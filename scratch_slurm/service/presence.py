@@ -37,7 +37,7 @@ class PinJudge:
         while True:
             await self._judge()
             # Jitter: thousands of nodes share the controller.
-            await asyncio.sleep(self._config.reconcile_interval_s * random.uniform(0.9, 1.1))  # noqa: S311
+            await asyncio.sleep(self._config.reconcile_interval_s * random.uniform(0.9, 1.1))  # noqa: S311 # not a secret
 
     async def _judge(self) -> None:
         try:

@@ -85,3 +85,11 @@ def test_the_failures_of_an_image_go_with_it(version, left):
     memory.fail("a", MOUNT, "about no image", 0.0)
     memory.forget_other_images({"a": image("a", version=version)} if version else {})
     assert len(memory.failures) == left
+
+
+def test_what_the_administrator_evicted_is_not_staged_for_its_throughput_but_for_a_pin():
+    memory = Memory()
+    memory.held_off["coco"] = 100.0
+    assert memory.backing_off(99.0, set()) == {("coco", ActionKind.STAGE)}
+    assert memory.backing_off(99.0, {"coco"}) == frozenset()
+    assert memory.backing_off(100.0, set()) == frozenset()
