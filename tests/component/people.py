@@ -3,11 +3,27 @@
 import contextlib
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 NOBODY = 65534
+STRANGER_UID = 12345
+
+# Bound by root, so that no directory need be open to strangers: the peer is who called listen(2), unix(7) SO_PEERCRED.
+_LISTENER = f"""
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+os.setgid({STRANGER_UID})
+os.setuid({STRANGER_UID})
+listener.listen()
+print("listening", flush=True)
+connection, _ = listener.accept()
+sys.exit(7 if connection.recv(1) else 0)
+"""
 
 
 @contextlib.contextmanager
@@ -34,3 +50,16 @@ def reachable_directory() -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def stranger_listens(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Let a process of STRANGER_UID accept one connection at `path`; it ends with 7 if it is told anything, else 0."""
+    argv = [sys.executable, "-c", _LISTENER, str(path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "listening\n"
+            yield process
+        finally:
+            process.kill()

@@ -9,7 +9,7 @@ import pytest
 from scratch_slurm.domain.errors import DaemonError, PinnedError
 from scratch_slurm.node.daemon_client import request
 from tests.component.fake_daemon import FakeDaemon, http
-from tests.component.images import wait_until
+from tests.component.people import STRANGER_UID, stranger_listens
 
 
 @pytest.fixture
@@ -97,20 +97,8 @@ def test_nobody_there(path):
 
 @pytest.mark.root
 def test_root_does_not_talk_to_another_users_socket(path):
-    script = """
-import os, socket, sys
-os.setgid(12345); os.setuid(12345)
-listener = socket.socket(socket.AF_UNIX); listener.bind(sys.argv[1]); listener.listen()
-connection, _ = listener.accept()
-sys.exit(7 if connection.recv(1) else 0)
-"""
-    for folder in (path.parent, path.parent.parent, path.parent.parent.parent):
-        if folder.name.startswith(("test_", "pytest-")):
-            folder.chmod(0o777)
-    with subprocess.Popen([sys.executable, "-c", script, path]) as fraud:
-        wait_until(path.exists)
-        time.sleep(0.2)
-        with pytest.raises(DaemonError, match="uid 12345 listens there"):
+    with stranger_listens(path) as stranger:
+        with pytest.raises(DaemonError, match=f"uid {STRANGER_UID} listens there"):
             ask(path)
-        assert fraud.wait(10) == 0
+        assert stranger.wait(10) == 0
     assert os.geteuid() == 0

@@ -18,6 +18,7 @@ from scratch_slurm.node.ledger import Ledger, read_boot_id
 from tests.component import tracing
 from tests.component.fake_daemon import FakeDaemon, http, states
 from tests.component.images import wait_until
+from tests.component.people import STRANGER_UID, stranger_listens
 
 ROOT = Path(__file__).parents[2]
 PROLOG = ROOT / "prolog.d" / "50-scratch-slurm"
@@ -467,24 +468,10 @@ def test_a_wait_that_cannot_be_is_said(node, wait, message):
 @pytest.mark.root
 def test_another_users_socket_is_not_asked(node):
     node.run_dir.mkdir()
-    node.folder.chmod(0o777)
-    node.run_dir.chmod(0o777)
-    for folder in node.folder.parents:
-        if folder.stat().st_mode & 0o777 == 0o700:
-            folder.chmod(0o755)
-    script = """
-import os, socket, sys
-os.setgid(12345); os.setuid(12345)
-listener = socket.socket(socket.AF_UNIX); listener.bind(sys.argv[1]); listener.listen()
-connection, _ = listener.accept()
-sys.exit(7 if connection.recv(1) else 0)
-"""
-    with subprocess.Popen([sys.executable, "-c", script, node.socket_path]) as fraud:
-        wait_until(node.socket_path.exists)
-        time.sleep(0.2)
+    with stranger_listens(node.socket_path) as stranger:
         log = node.prolog()
-        assert fraud.wait(10) == 0
-    assert "uid 12345 listens there" in log
+        assert stranger.wait(10) == 0
+    assert f"uid {STRANGER_UID} listens there" in log
 
 
 def test_a_prolog_killed_anywhere_leaves_nothing_that_the_epilog_does_not_clear(node):
