@@ -17,7 +17,7 @@ DEBIAN_PACKAGES := slurmctld slurmd slurm-client munge libslurm-dev slurm-wlm-ba
 .PHONY: test demo cluster cluster-down stress bench check plugin packages install clean
 
 test: check
-	$(BIN)/python -m pytest -m "not stress" --numprocesses=2 --dist=loadgroup --durations=15 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not stress" --numprocesses=2 --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
 
 check: $(VENV)/ready plugin
 	$(BIN)/ruff check .
