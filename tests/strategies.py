@@ -4,6 +4,7 @@ import itertools
 
 from hypothesis import strategies as st
 
+from scratch_slurm.domain.actions import ActionKind, StagedImage
 from scratch_slurm.domain.model import (
     ADMINISTRATOR,
     Backing,
@@ -17,7 +18,7 @@ from scratch_slurm.domain.model import (
     Space,
     job_holder,
 )
-from scratch_slurm.domain.planner import ActionKind, Observation, StagedImage
+from scratch_slurm.domain.planner import Observation
 
 NAMES = ("a", "b", "c", "d")
 VERSIONS = (1, 2)

@@ -1,39 +1,24 @@
 """The planner: from what is observed to ordered actions, each with its reason. Pure: `now` never enters."""
 
-import enum
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
+from scratch_slurm.domain.actions import (
+    Action,
+    ActionKind,
+    DropStaged,
+    Evict,
+    Mount,
+    Replace,
+    Retarget,
+    Stage,
+    StagedImage,
+    Unmount,
+)
 from scratch_slurm.domain.choice import Candidate, Wishes, wish
 from scratch_slurm.domain.errors import DaemonError, NotFoundError, PinnedError
-from scratch_slurm.domain.model import Backing, CachedImage, Catalog, Generation, MountedImage, Pin, SourceImage, Space
+from scratch_slurm.domain.model import Backing, CachedImage, Catalog, MountedImage, Pin, SourceImage, Space
 from scratch_slurm.domain.sizes import format_bytes, format_duration
-
-
-@dataclass(frozen=True)
-class StagedImage:
-    """A copy that is not whole yet: under way, or left by an earlier daemon."""
-
-    dataset: str
-    generation_id: str
-    reserved_bytes: int
-    """What it counts in `Space.used_bytes`: its full size once its space is reserved."""
-    under_way: bool
-    done_bytes: int = 0
-    """How much of it need not be read from the source again."""
-
-
-class ActionKind(enum.StrEnum):
-    """What an action does; failures are remembered by dataset and kind."""
-
-    MOUNT = "mount"
-    REPLACE = "replace"
-    UNMOUNT = "unmount"
-    RETARGET = "retarget"
-    STAGE = "stage"
-    EVICT = "evict"
-    DROP = "drop"
 
 
 @dataclass(frozen=True)
@@ -66,104 +51,6 @@ class Observation:
     """What a copy may take on the disk beyond its length: part of a block, and its journal."""
     foreign: frozenset[str] = frozenset()
     """Datasets whose mount point carries a mount that is not ours: it is left alone."""
-
-
-@dataclass(frozen=True)
-class Mount:
-    """Make the dataset visible at its mount point for the first time."""
-
-    kind: ClassVar = ActionKind.MOUNT
-
-    image: SourceImage
-    backing_path: str
-    reason: str
-
-    @property
-    def dataset(self) -> str:
-        return self.image.dataset
-
-
-@dataclass(frozen=True)
-class Replace(Mount):
-    """Put another generation in the place of the one that is mounted."""
-
-    kind: ClassVar = ActionKind.REPLACE
-
-
-@dataclass(frozen=True)
-class Unmount:
-    kind: ClassVar = ActionKind.UNMOUNT
-
-    dataset: str
-    reason: str
-    even_pinned: bool = False
-
-
-@dataclass(frozen=True)
-class Retarget:
-    """Switch a mounted dataset to its cached image, or to the source."""
-
-    kind: ClassVar = ActionKind.RETARGET
-
-    dataset: str
-    device: str
-    backing_path: str
-    expected: Generation | None
-    """What must be found at `backing_path`; None for a cached image, which never changes."""
-    image: SourceImage | None
-    """With it the dataset can be mounted anew where the switch is refused; None: it is another generation now."""
-    reason: str
-
-
-@dataclass(frozen=True)
-class Stage:
-    kind: ClassVar = ActionKind.STAGE
-
-    image: SourceImage
-    reason: str
-    preheat: bool
-    """Somebody pins it: it goes before what is staged for its throughput."""
-
-    @property
-    def dataset(self) -> str:
-        return self.image.dataset
-
-
-@dataclass(frozen=True)
-class Evict:
-    """Delete a cached image; a mounted dataset is switched back to its source first."""
-
-    kind: ClassVar = ActionKind.EVICT
-
-    image: CachedImage
-    device: str | None
-    """The loop device that reads the image now; None: nothing does."""
-    source: SourceImage | None
-    """What that device is switched back to."""
-    outdated: bool
-    """Its generation is served to nobody, and no pin can mean it."""
-    reason: str
-
-    @property
-    def dataset(self) -> str:
-        return self.image.dataset
-
-
-@dataclass(frozen=True)
-class DropStaged:
-    """Stop a copy if it is under way, and delete what it has."""
-
-    kind: ClassVar = ActionKind.DROP
-
-    staged: StagedImage
-    reason: str
-
-    @property
-    def dataset(self) -> str:
-        return self.staged.dataset
-
-
-Action = Mount | Replace | Unmount | Retarget | Stage | Evict | DropStaged
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,19 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scratch_slurm.domain import access, planner
+from scratch_slurm.domain import actions, planner
+from scratch_slurm.domain.actions import ActionKind
 from scratch_slurm.domain.config import Config, resolve_size
 from scratch_slurm.domain.errors import DaemonError, DeviceError, NotFoundError, PinnedError, ScratchError
 from scratch_slurm.domain.messages import PlanAnswer, PlanRequest
-from scratch_slurm.domain.model import MountedImage, Pin, Space, job_holder
-from scratch_slurm.domain.names import parse_device_tag
-from scratch_slurm.domain.planner import ActionKind, Observation, Plan, StagedImage
-from scratch_slurm.domain.throughput import ReadCounter, rates, read_for
+from scratch_slurm.domain.model import Pin, job_holder
+from scratch_slurm.domain.planner import Observation, Plan
+from scratch_slurm.domain.throughput import rates
 from scratch_slurm.node.cache import Cache
 from scratch_slurm.node.ledger import Ledger
-from scratch_slurm.service import operations as op
-from scratch_slurm.service.memory import Copy, Memory
+from scratch_slurm.service.identify import Identifier
+from scratch_slurm.service.join import count_reads, find_ours, join, screen
+from scratch_slurm.service.memory import Copy, Memory, MountKey
 from scratch_slurm.service.observe import Reading, SeenMount, read_node
 from scratch_slurm.service.people import People
 from scratch_slurm.service.perform import Performer
@@ -33,10 +34,6 @@ log = logging.getLogger(__name__)
 
 _GATHER_S = 0.02
 _SAVE_EVERY_S = 30.0
-_IDENTIFY_AGAIN_S = 5.0
-_IDENTIFY_TRIES = 2
-_OVERHEAD_BYTES = 3 * 4096
-"""The rest of an image's last block, the first block of its journal, and one of the file system's own."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +61,7 @@ class Loop:
         self._saved_at = time.monotonic()
         self._performer = Performer(config, self.memory, cache, ledger, workers)
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._unidentified: dict[tuple[str, int, str], int] = {}
-        """(dataset, mount id, device) -> how often its tag could not be read."""
+        self._identifier = Identifier(config, self.memory, workers)
         self._remounts = 0
         """Mounts made, replaced or taken away so far."""
         self.people = People(workers, on_news=self.nudge)
@@ -237,23 +233,23 @@ class Loop:
         )
         return answer_plan(seen, planner.plan(seen), period_s)
 
-    def _start(self, action: planner.Action) -> None:
+    def _start(self, action: actions.Action) -> None:
         """Start an action; a copy under way that is dropped is stopped first."""
         dataset = action.dataset
         running = self._tasks.get(dataset)
-        if isinstance(action, planner.DropStaged) and action.staged.under_way:
+        if isinstance(action, actions.DropStaged) and action.staged.under_way:
             if running is not None and not running.cancelling():
                 running.cancel()
             return
         if running is not None:
             return
         self.memory.running[dataset] = action
-        if isinstance(action, planner.Stage):
+        if isinstance(action, actions.Stage):
             self.memory.copies[dataset] = Copy(action.image, time.time())
         task = asyncio.create_task(self._perform(action))
         self._tasks[dataset] = task
 
-    async def _perform(self, action: planner.Action) -> None:
+    async def _perform(self, action: actions.Action) -> None:
         dataset, memory = action.dataset, self.memory
         try:
             await self._performer.perform(action)
@@ -262,7 +258,7 @@ class Loop:
             self._kept.add(dataset)
             log.info("kept dataset=%s reason=%r", dataset, exc.message)
         except (ScratchError, OSError) as exc:
-            about = action.image.generation.id if isinstance(action, planner.Mount | planner.Stage) else None
+            about = action.image.generation.id if isinstance(action, actions.Mount | actions.Stage) else None
             failure = memory.fail(dataset, action.kind, str(exc).partition("\n")[0], time.time(), about)
             log.warning(
                 "degraded dataset=%s action=%s attempt=%d problem=%r",
@@ -275,9 +271,8 @@ class Loop:
             log.exception("bug dataset=%s action=%s", dataset, action.kind)
             memory.fail(dataset, action.kind, "an error in scratch-slurm itself; see its log", time.time())
         finally:
-            if isinstance(action, planner.Mount | planner.Unmount):
-                memory.forget_mount(dataset)
-                self._unidentified = {key: tries for key, tries in self._unidentified.items() if key[0] != dataset}
+            if isinstance(action, actions.Mount | actions.Unmount):
+                self._identifier.forget(dataset)
                 self._remounts += 1
             memory.running.pop(dataset, None)
             memory.copies.pop(dataset, None)
@@ -285,98 +280,30 @@ class Loop:
             self.nudge()
 
     def _identify(self, mounted: Iterable[SeenMount]) -> None:
-        """Read the tags of devices not seen before, in workers: a tag may hang with its backing."""
-        seen_now = set()
-        for mount in mounted:
-            if mount.device is None:
-                continue
-            key = (mount.dataset, mount.mount_id, mount.device)
-            seen_now.add(key)
-            known = key in self.memory.generations or self._unidentified.get(key, 0) >= _IDENTIFY_TRIES
-            if not known and mount.dataset not in self._tasks:
-                self._tasks[mount.dataset] = asyncio.create_task(self._read_tag(key))
-        for gone in self.memory.generations.keys() - seen_now:
-            del self.memory.generations[gone]
-        self._unidentified = {key: tries for key, tries in self._unidentified.items() if key in seen_now}
+        for key in self._identifier.choose(mounted):
+            if key[0] not in self._tasks:
+                self._tasks[key[0]] = asyncio.create_task(self._read_tag(key))
 
-    async def _read_tag(self, key: tuple[str, int, str]) -> None:
-        dataset, _, device = key
-
-        def on_line(line: op.Line) -> None:
-            if isinstance(line, op.Tag):
-                generation_id = self.memory.generations[key] = parse_device_tag(line.text)
-                if generation_id and line.root:
-                    self.memory.roots[generation_id] = line.root
-
-        def on_hang() -> None:
-            self.memory.hanging_since[dataset] = time.time() - self.config.source_timeout_s
-
+    async def _read_tag(self, key: MountKey) -> None:
         try:
-            await self._workers.run(
-                op.ReadTag(device, str(self.config.mount_dir / dataset)),
-                silence_s=self.config.source_timeout_s,
-                on_line=on_line,
-                on_hang=on_hang,
-            )
-        except ScratchError as exc:
-            log.warning("cannot identify dataset=%s device=%s problem=%r", dataset, device, str(exc))
-            # The kernel asks the storage of the backing, which need not know a removed file any more. A device that
-            # never tells is one of an unknown generation: replaced, or unmounted, when nobody pins it.
-            self._unidentified[key] = self._unidentified.get(key, 0) + 1
-            await asyncio.sleep(_IDENTIFY_AGAIN_S)
+            await self._identifier.read(key)
         finally:
-            self.memory.hanging_since.pop(dataset, None)
-            self._tasks.pop(dataset, None)
+            self._tasks.pop(key[0], None)
             self.nudge()
 
     def _observe(self, reading: Reading) -> Observation:
-        """Join what was read with what is remembered. Pure but for the read counters."""
-        memory, now = self.memory, time.time()
-        catalog = self.source.catalog
-        memory.forget_other_images(catalog.images)
-        ours = {
-            mount.dataset: MountedImage(
-                mount.dataset,
-                mount.device,
-                mount.backing,
-                mount.backing_path,
-                memory.generations.get((mount.dataset, mount.mount_id, mount.device)),
-            )
-            for mount in reading.mounted.values()
-            if mount.device is not None
-            and memory.generations.get((mount.dataset, mount.mount_id, mount.device), "") is not None
-        }
-        memory.forget_other_roots(catalog.images, ours)
-        catalog = access.screen(catalog, ours, memory.roots)
-        memory.private = access.find_private(catalog, ours, memory.roots, memory.private)
-        self._count_reads(reading, ours, now)
+        """Join what was read with what is remembered."""
+        memory, now, monotonic_s = self.memory, time.time(), time.monotonic()
+        ours = find_ours(reading, memory)
+        catalog = screen(self.source.catalog, ours, memory)
+        count_reads(memory, reading, ours, self.config.period_s, now, monotonic_s)
         pins = self._admit(reading.pins)
         for pin in pins:
             memory.last_used_at[pin.dataset] = now
-        sizes = (image.size_bytes for image in catalog.images.values())
-        return Observation(
-            catalog=catalog,
-            mounted=ours,
-            cached=reading.cache.images,
-            staged=self._staged(reading),
-            pins=pins,
-            space=self._space(reading),
-            last_used_at=dict(memory.last_used_at),
-            busy=frozenset(self._tasks),
-            backing_off=memory.backing_off(now, {pin.dataset for pin in reading.pins}),
-            foreign=frozenset(reading.mounted.keys() - ours.keys()),
-            leaving=frozenset(name for name, action in memory.running.items() if isinstance(action, planner.Evict)),
-            bytes_per_s=rates(memory.counters, time.monotonic(), self.config.period_s),
-            read_for_s=read_for(memory.counters, time.monotonic()),
-            horizon_s=self.config.horizon_s,
-            overhead_bytes=_OVERHEAD_BYTES + _journal_bytes(max(sizes, default=0)),
-            # What hangs frees nothing that could be foreseen: nobody waits for its room.
-            leaving_bytes=sum(
-                action.image.size_bytes
-                for name, action in memory.running.items()
-                if isinstance(action, planner.Evict) and name not in memory.hanging_since
-            ),
-        )
+        return join(
+            reading, catalog, ours, memory, self.config,
+            pins=pins, busy=self._tasks.keys(), now=now, monotonic_s=monotonic_s,
+        )  # fmt: skip
 
     def _admit(self, pins: tuple[Pin, ...]) -> tuple[Pin, ...]:
         """Choose the pins that count: of users who may read the dataset. The others are taken back, or wait."""
@@ -391,55 +318,3 @@ class Loop:
             detail = f"uid={pin.uid} may not read the image: {permissions}"
             if self._ledger.release(pin.holder, [pin.dataset], event="refused", detail=detail):
                 log.warning("refused dataset=%s holder=%s reason=%r", pin.dataset, pin.holder, detail)
-
-    def _count_reads(self, reading: Reading, ours: dict[str, MountedImage], now: float) -> None:
-        at = time.monotonic()
-        for dataset, mounted in ours.items():
-            counter = self.memory.counters.get(dataset)
-            if counter is None:
-                counter = self.memory.counters[dataset] = ReadCounter(self.config.period_s)
-            seen = reading.mounted[dataset]
-            # A device's counter goes on when it is bound anew, so the mount is part of its name.
-            device = f"{mounted.device}@{seen.mount_id}"
-            if counter.sample(at, device, seen.read_bytes, mounted.backing):
-                self.memory.last_used_at[dataset] = now
-        for gone in self.memory.counters.keys() - ours.keys():
-            del self.memory.counters[gone]
-
-    def _staged(self, reading: Reading) -> tuple[StagedImage, ...]:
-        copies = self.memory.copies
-        under_way = [
-            StagedImage(dataset, copy.image.generation.id, _most_bytes(copy.image.size_bytes), True, copy.bytes_done)
-            for dataset, copy in copies.items()
-        ]
-        left_over = [
-            StagedImage(partial.dataset, partial.generation_id, partial.size_bytes, False)
-            for partial in reading.cache.partials
-            if partial.dataset not in copies
-        ]
-        return (*under_way, *left_over)
-
-    def _space(self, reading: Reading) -> Space:
-        """Count what copies under way will still take as taken already: the capacity holds at every moment."""
-        contents = reading.cache
-        on_disk = {(part.dataset, part.generation_id): part.size_bytes for part in contents.partials}
-        coming_bytes = sum(
-            max(0, _most_bytes(copy.image.size_bytes) - on_disk.get((dataset, copy.image.generation.id), 0))
-            for dataset, copy in self.memory.copies.items()
-        )
-        return Space(
-            capacity_bytes=resolve_size(self.config.capacity, whole_bytes=contents.whole_bytes),
-            reserve_bytes=resolve_size(self.config.reserve, whole_bytes=contents.whole_bytes),
-            used_bytes=contents.used_bytes + reading.held_bytes + coming_bytes,
-            free_bytes=contents.free_bytes - coming_bytes,
-            whole_bytes=contents.whole_bytes,
-        )
-
-
-def _most_bytes(size_bytes: int) -> int:
-    """What an image and the journal of its copy take on the disk at most."""
-    return size_bytes + _OVERHEAD_BYTES + _journal_bytes(size_bytes)
-
-
-def _journal_bytes(size_bytes: int) -> int:
-    return size_bytes >> 19  # a line of about 110 bytes for each 64 MiB

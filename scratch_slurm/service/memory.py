@@ -4,9 +4,12 @@ import time
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
+from scratch_slurm.domain.actions import Action, ActionKind
 from scratch_slurm.domain.model import MountedImage, Permissions, SourceImage
-from scratch_slurm.domain.planner import Action, ActionKind
 from scratch_slurm.domain.throughput import ReadCounter
+
+MountKey = tuple[str, int, str]
+"""(dataset, mount id, device)"""
 
 _FIRST_RETRY_S = 5.0
 _LAST_RETRY_S = 600.0
@@ -60,8 +63,8 @@ class Memory:
     """Dataset -> epoch seconds since when its action gives no answer."""
     copies: dict[str, Copy] = field(default_factory=dict)
     failures: dict[tuple[str, ActionKind], Failure] = field(default_factory=dict)
-    generations: dict[tuple[str, int, str], str | None] = field(default_factory=dict)
-    """(dataset, mount id, device) -> generation id on the device's tag; None: not ours."""
+    generations: dict[MountKey, str | None] = field(default_factory=dict)
+    """Generation id on the device's tag; None: not ours."""
     counters: dict[str, ReadCounter] = field(default_factory=dict)
     last_used_at: dict[str, float] = field(default_factory=dict)
     held_off: dict[str, float] = field(default_factory=dict)

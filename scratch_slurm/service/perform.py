@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from scratch_slurm.domain import planner
+from scratch_slurm.domain import actions
 from scratch_slurm.domain.access import too_open
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import DeniedError, PinnedError, RetargetError, SourceError
@@ -32,23 +32,23 @@ class Performer:
         self._workers = workers
         self._turns = Turns(config.copies)
 
-    async def perform(self, action: planner.Action) -> None:
+    async def perform(self, action: actions.Action) -> None:
         """Do it, whole.
 
         Raises: ScratchError, OSError: it was not done; the dataset is served as before.
         """
         match action:
-            case planner.Mount() | planner.Replace():
+            case actions.Mount() | actions.Replace():
                 await self._mount(action)
-            case planner.Unmount():
+            case actions.Unmount():
                 await self._unmount(action)
-            case planner.Retarget():
+            case actions.Retarget():
                 await self._retarget(action)
-            case planner.Stage():
+            case actions.Stage():
                 await self._stage(action)
-            case planner.Evict():
+            case actions.Evict():
                 await self._evict(action)
-            case planner.DropStaged():
+            case actions.DropStaged():
                 staged = action.staged
                 await asyncio.to_thread(self._cache.drop_partial, staged.dataset, staged.generation_id)
                 await self._record("dropped", action.dataset, action.reason)
@@ -80,8 +80,8 @@ class Performer:
         log.info("%s dataset=%s%s reason=%r", event, dataset, figures, reason)
         await asyncio.to_thread(self._ledger.record, event, dataset=dataset, detail=reason + figures)
 
-    async def _mount(self, action: planner.Mount) -> None:
-        replace = isinstance(action, planner.Replace)
+    async def _mount(self, action: actions.Mount) -> None:
+        replace = isinstance(action, actions.Replace)
         if replace:
             await self._refuse_pinned(action.dataset)
         try:
@@ -122,13 +122,13 @@ class Performer:
         if any(pin.dataset == dataset for pin in pins):
             raise PinnedError(f"{dataset}: was pinned before its mount could be changed")
 
-    async def _unmount(self, action: planner.Unmount) -> None:
+    async def _unmount(self, action: actions.Unmount) -> None:
         if not action.even_pinned:
             await self._refuse_pinned(action.dataset)
         await self._run(action.dataset, op.UnmountImage(str(self._config.mount_dir / action.dataset)))
         await self._record("unmounted", action.dataset, action.reason)
 
-    async def _retarget(self, action: planner.Retarget) -> None:
+    async def _retarget(self, action: actions.Retarget) -> None:
         try:
             await self._run(action.dataset, op.SwitchBacking(action.device, action.backing_path, action.expected))
         except (RetargetError, SourceError) as exc:
@@ -142,7 +142,7 @@ class Performer:
             return
         await self._record("retargeted", action.dataset, action.reason)
 
-    async def _stage(self, action: planner.Stage) -> None:
+    async def _stage(self, action: actions.Stage) -> None:
         image, generation_id = action.image, action.image.generation.id
         copy = self._memory.copies[action.dataset]
         request = op.CopyImage(
@@ -161,7 +161,7 @@ class Performer:
             "staged", image.dataset, action.reason, bytes=image.size_bytes, milliseconds=round(elapsed_s * 1000)
         )
 
-    async def _evict(self, action: planner.Evict) -> None:
+    async def _evict(self, action: actions.Evict) -> None:
         if action.device is not None:
             assert action.source is not None, "a device is switched back before its cached image goes"
             request = op.SwitchBacking(action.device, action.source.path, action.source.generation)
@@ -169,7 +169,7 @@ class Performer:
         await asyncio.to_thread(self._delete, action)
         await self._record("evicted", action.dataset, action.reason, freed_bytes=action.image.size_bytes)
 
-    def _delete(self, action: planner.Evict) -> None:
+    def _delete(self, action: actions.Evict) -> None:
         """Take the image out of service unless a pin came first, then delete it.
 
         Raises: PinnedError: a pin came first. The next plan switches back to the cache.

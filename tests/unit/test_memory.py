@@ -2,7 +2,7 @@
 
 import pytest
 
-from scratch_slurm.domain.planner import ActionKind
+from scratch_slurm.domain.actions import ActionKind
 from scratch_slurm.service.memory import Copy, Memory
 from tests.strategies import image
 

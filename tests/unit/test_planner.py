@@ -7,20 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scratch_slurm.domain.actions import ActionKind, DropStaged, Evict, Mount, Replace, Retarget, Stage, Unmount
 from scratch_slurm.domain.errors import DaemonError, NotFoundError, PinnedError
 from scratch_slurm.domain.model import Backing, Space
-from scratch_slurm.domain.planner import (
-    ActionKind,
-    DropStaged,
-    Evict,
-    Mount,
-    Replace,
-    Retarget,
-    Stage,
-    Unmount,
-    plan_eviction,
-)
 from scratch_slurm.domain.planner import plan as make_plan
+from scratch_slurm.domain.planner import plan_eviction
 from tests.strategies import (
     admin_pin,
     cached,

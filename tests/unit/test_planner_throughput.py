@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scratch_slurm.domain.actions import ActionKind, DropStaged, Evict, Retarget, Stage
 from scratch_slurm.domain.model import Backing, Space
-from scratch_slurm.domain.planner import ActionKind, DropStaged, Evict, Retarget, Stage
 from scratch_slurm.domain.planner import plan as make_plan
 from tests.strategies import (
     PLENTY,

@@ -6,8 +6,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from scratch_slurm.domain.actions import DropStaged, Evict, Mount, Replace, Retarget, Stage, Unmount
 from scratch_slurm.domain.model import Backing, Space
-from scratch_slurm.domain.planner import DropStaged, Evict, Mount, Replace, Retarget, Stage, Unmount, plan
+from scratch_slurm.domain.planner import plan
 from tests.strategies import PLENTY, cached, image, mounted, observation, pin, staged
 
 NAMES = ("a", "b", "c")

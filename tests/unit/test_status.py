@@ -2,10 +2,10 @@
 
 import pytest
 
+from scratch_slurm.domain.actions import ActionKind, Evict, Mount, Replace, Stage, Unmount
 from scratch_slurm.domain.config import build_config
 from scratch_slurm.domain.messages import DatasetState
 from scratch_slurm.domain.model import Backing
-from scratch_slurm.domain.planner import ActionKind, Evict, Mount, Replace, Stage, Unmount
 from scratch_slurm.domain.planner import plan as make_plan
 from scratch_slurm.domain.throughput import ReadCounter
 from scratch_slurm.service.loop import Snapshot

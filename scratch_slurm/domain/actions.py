@@ -1,0 +1,130 @@
+"""What a plan is made of: the actions, and the copies that are not whole yet. Values only."""
+
+import enum
+from dataclasses import dataclass
+from typing import ClassVar
+
+from scratch_slurm.domain.model import CachedImage, Generation, SourceImage
+
+
+@dataclass(frozen=True)
+class StagedImage:
+    """A copy that is not whole yet: under way, or left by an earlier daemon."""
+
+    dataset: str
+    generation_id: str
+    reserved_bytes: int
+    """What it counts in `Space.used_bytes`: its full size once its space is reserved."""
+    under_way: bool
+    done_bytes: int = 0
+    """How much of it need not be read from the source again."""
+
+
+class ActionKind(enum.StrEnum):
+    """What an action does; failures are remembered by dataset and kind."""
+
+    MOUNT = "mount"
+    REPLACE = "replace"
+    UNMOUNT = "unmount"
+    RETARGET = "retarget"
+    STAGE = "stage"
+    EVICT = "evict"
+    DROP = "drop"
+
+
+@dataclass(frozen=True)
+class Mount:
+    """Make the dataset visible at its mount point for the first time."""
+
+    kind: ClassVar = ActionKind.MOUNT
+
+    image: SourceImage
+    backing_path: str
+    reason: str
+
+    @property
+    def dataset(self) -> str:
+        return self.image.dataset
+
+
+@dataclass(frozen=True)
+class Replace(Mount):
+    """Put another generation in the place of the one that is mounted."""
+
+    kind: ClassVar = ActionKind.REPLACE
+
+
+@dataclass(frozen=True)
+class Unmount:
+    kind: ClassVar = ActionKind.UNMOUNT
+
+    dataset: str
+    reason: str
+    even_pinned: bool = False
+
+
+@dataclass(frozen=True)
+class Retarget:
+    """Switch a mounted dataset to its cached image, or to the source."""
+
+    kind: ClassVar = ActionKind.RETARGET
+
+    dataset: str
+    device: str
+    backing_path: str
+    expected: Generation | None
+    """What must be found at `backing_path`; None for a cached image, which never changes."""
+    image: SourceImage | None
+    """With it the dataset can be mounted anew where the switch is refused; None: it is another generation now."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    kind: ClassVar = ActionKind.STAGE
+
+    image: SourceImage
+    reason: str
+    preheat: bool
+    """Somebody pins it: it goes before what is staged for its throughput."""
+
+    @property
+    def dataset(self) -> str:
+        return self.image.dataset
+
+
+@dataclass(frozen=True)
+class Evict:
+    """Delete a cached image; a mounted dataset is switched back to its source first."""
+
+    kind: ClassVar = ActionKind.EVICT
+
+    image: CachedImage
+    device: str | None
+    """The loop device that reads the image now; None: nothing does."""
+    source: SourceImage | None
+    """What that device is switched back to."""
+    outdated: bool
+    """Its generation is served to nobody, and no pin can mean it."""
+    reason: str
+
+    @property
+    def dataset(self) -> str:
+        return self.image.dataset
+
+
+@dataclass(frozen=True)
+class DropStaged:
+    """Stop a copy if it is under way, and delete what it has."""
+
+    kind: ClassVar = ActionKind.DROP
+
+    staged: StagedImage
+    reason: str
+
+    @property
+    def dataset(self) -> str:
+        return self.staged.dataset
+
+
+Action = Mount | Replace | Unmount | Retarget | Stage | Evict | DropStaged

@@ -1,0 +1,144 @@
+"""Join what was read now with what is remembered: the observation that a plan is made from. No I/O, no clock."""
+
+from collections.abc import Set
+
+from scratch_slurm.domain import access
+from scratch_slurm.domain.actions import Evict, StagedImage
+from scratch_slurm.domain.config import Config, resolve_size
+from scratch_slurm.domain.model import Catalog, MountedImage, Pin, Space
+from scratch_slurm.domain.planner import Observation
+from scratch_slurm.domain.throughput import ReadCounter, rates, read_for
+from scratch_slurm.service.memory import Memory
+from scratch_slurm.service.observe import Reading
+
+_OVERHEAD_BYTES = 3 * 4096
+"""The rest of an image's last block, the first block of its journal, and one of the file system's own."""
+
+
+def find_ours(reading: Reading, memory: Memory) -> dict[str, MountedImage]:
+    """Find the mounts that are ours, or whose devices have not told yet."""
+    ours, generations = {}, memory.generations
+    for mount in reading.mounted.values():
+        if mount.device is not None:
+            generation_id = generations.get((mount.dataset, mount.mount_id, mount.device), "")
+            if generation_id is not None:
+                ours[mount.dataset] = MountedImage(
+                    mount.dataset, mount.device, mount.backing, mount.backing_path, generation_id or None
+                )
+    return ours
+
+
+def count_reads(
+    memory: Memory, reading: Reading, ours: dict[str, MountedImage], period_s: float, now: float, monotonic_s: float
+) -> None:
+    """Take the devices' counters into the memory.
+
+    Args:
+        now: epoch seconds.
+        monotonic_s: monotonic seconds of the reading.
+    """
+    counters = memory.counters
+    for dataset, mounted in ours.items():
+        counter = counters.get(dataset)
+        if counter is None:
+            counter = counters[dataset] = ReadCounter(period_s)
+        seen = reading.mounted[dataset]
+        # A device's counter goes on when it is bound anew, so the mount is part of its name.
+        if counter.sample(monotonic_s, f"{mounted.device}@{seen.mount_id}", seen.read_bytes, mounted.backing):
+            memory.last_used_at[dataset] = now
+    for gone in counters.keys() - ours.keys():
+        del counters[gone]
+
+
+def screen(catalog: Catalog, ours: dict[str, MountedImage], memory: Memory) -> Catalog:
+    """Take out what may not be served, and remember which datasets are not for everybody."""
+    memory.forget_other_images(catalog.images)
+    memory.forget_other_roots(catalog.images, ours)
+    catalog = access.screen(catalog, ours, memory.roots)
+    memory.private = access.find_private(catalog, ours, memory.roots, memory.private)
+    return catalog
+
+
+def join(
+    reading: Reading,
+    catalog: Catalog,
+    ours: dict[str, MountedImage],
+    memory: Memory,
+    config: Config,
+    *,
+    pins: tuple[Pin, ...],
+    busy: Set[str],
+    now: float,
+    monotonic_s: float,
+) -> Observation:
+    """Make the observation of one round.
+
+    Args:
+        catalog: as `screen` gives it.
+        pins: those that count, in the order of asking.
+        busy: datasets with something under way.
+        now: epoch seconds.
+        monotonic_s: monotonic seconds, as the samples of `memory.counters` have them.
+    """
+    evictions = {name: action for name, action in memory.running.items() if isinstance(action, Evict)}
+    largest_bytes = max((image.size_bytes for image in catalog.images.values()), default=0)
+    return Observation(
+        catalog=catalog,
+        mounted=ours,
+        cached=reading.cache.images,
+        staged=_staged(reading, memory),
+        pins=pins,
+        space=_space(reading, memory, config),
+        last_used_at=dict(memory.last_used_at),
+        busy=frozenset(busy),
+        backing_off=memory.backing_off(now, {pin.dataset for pin in reading.pins}),
+        foreign=frozenset(reading.mounted.keys() - ours.keys()),
+        leaving=frozenset(evictions),
+        bytes_per_s=rates(memory.counters, monotonic_s, config.period_s),
+        read_for_s=read_for(memory.counters, monotonic_s),
+        horizon_s=config.horizon_s,
+        overhead_bytes=_OVERHEAD_BYTES + _journal_bytes(largest_bytes),
+        # What hangs frees nothing that could be foreseen: nobody waits for its room.
+        leaving_bytes=sum(
+            action.image.size_bytes for name, action in evictions.items() if name not in memory.hanging_since
+        ),
+    )
+
+
+def _staged(reading: Reading, memory: Memory) -> tuple[StagedImage, ...]:
+    under_way = [
+        StagedImage(dataset, copy.image.generation.id, _most_bytes(copy.image.size_bytes), True, copy.bytes_done)
+        for dataset, copy in memory.copies.items()
+    ]
+    left_over = [
+        StagedImage(partial.dataset, partial.generation_id, partial.size_bytes, False)
+        for partial in reading.cache.partials
+        if partial.dataset not in memory.copies
+    ]
+    return (*under_way, *left_over)
+
+
+def _space(reading: Reading, memory: Memory, config: Config) -> Space:
+    """Count what copies under way will still take as taken already: the capacity holds at every moment."""
+    contents = reading.cache
+    on_disk = {(part.dataset, part.generation_id): part.size_bytes for part in contents.partials}
+    coming_bytes = sum(
+        max(0, _most_bytes(copy.image.size_bytes) - on_disk.get((dataset, copy.image.generation.id), 0))
+        for dataset, copy in memory.copies.items()
+    )
+    return Space(
+        capacity_bytes=resolve_size(config.capacity, whole_bytes=contents.whole_bytes),
+        reserve_bytes=resolve_size(config.reserve, whole_bytes=contents.whole_bytes),
+        used_bytes=contents.used_bytes + reading.held_bytes + coming_bytes,
+        free_bytes=contents.free_bytes - coming_bytes,
+        whole_bytes=contents.whole_bytes,
+    )
+
+
+def _most_bytes(size_bytes: int) -> int:
+    """What an image and the journal of its copy take on the disk at most."""
+    return size_bytes + _OVERHEAD_BYTES + _journal_bytes(size_bytes)
+
+
+def _journal_bytes(size_bytes: int) -> int:
+    return size_bytes >> 19  # a line of about 110 bytes for each 64 MiB
