@@ -16,8 +16,8 @@ from scratch_slurm.domain.messages import DatasetState, DatasetStatus
 from scratch_slurm.domain.model import Pin
 from scratch_slurm.domain.names import DATASET_NAME
 from scratch_slurm.node.cache import Cache, CacheContents
-from scratch_slurm.node.loopdev import LoopDevice, read_loop_device
-from scratch_slurm.node.mounts import Mount, read_mounts
+from scratch_slurm.node.loopsysfs import LoopDevice, read_loop_device
+from scratch_slurm.node.mountinfo import Mount, read_mounts
 
 
 def read_offline(config: Config) -> OfflineStatus:

@@ -1,33 +1,17 @@
-"""The ledger: pins and events in one SQLite file. Must not hold what the kernel or a directory can tell.
+"""The ledger: pins and events. Must not hold what the kernel or a directory can tell.
 
-    <state_dir>/                      0700, root's; its flock guards making the file and moving a corrupt one aside
-        ledger.sqlite  -wal  -shm     0600; the daemon and every hook write it, each through its own connection
-        ledger.sqlite.corrupt-<n>     what could not be read, kept for a person to look at
-
-Every change is one `BEGIN IMMEDIATE` transaction, so that writers queue for SQLite's one write lock, for
-`busy_timeout_s` at most, and none of them ever waits while it holds what another one wants. A use count is no column:
-it is the number of jobs in `pins`.
-
-Durability: write-ahead log with synchronous=NORMAL. A killed process loses nothing that was committed; a power cut may
-lose the newest transactions, and with them only pins of jobs, which end with the boot anyway. The administrator's
-pins outlive the boot, so their transactions are synced (FULL).
-
-A file that is corrupt is moved aside and a new one begun: its pins are lost, but with it no job could pin at all.
+A use count is no column: it is the number of jobs in `pins`. A power cut may lose the newest pins of jobs, which end
+with the boot anyway. The administrator's pins outlive the boot, so their transactions are synced.
 """
 
-import contextlib
-import fcntl
-import os
 import sqlite3
-import stat
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from scratch_slurm.domain.errors import DeniedError, LedgerError
 from scratch_slurm.domain.pins import ADMINISTRATOR, Pin
+from scratch_slurm.node.ledgerfile import LedgerFile
 
 # Every hook imports this module, and pathlib takes 8 ms: paths are text here, but where that is rare.
 if TYPE_CHECKING:
@@ -58,14 +42,6 @@ CREATE TABLE events (
 """
 _EVERY_BOOT = ""
 
-_CORRUPT_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_BUSY_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-_LOCK_PAUSE_S = 0.02
-
-_NO_FILE = (0, 0)
-
-T = TypeVar("T")
-
 
 class Event(NamedTuple):
     """Something that happened to a dataset or the node; `at` in epoch seconds, empty text where it does not apply."""
@@ -75,10 +51,6 @@ class Event(NamedTuple):
     dataset: str
     holder: str
     detail: str
-
-
-class _CorruptError(LedgerError):
-    """The file is no ledger any more; never leaves this module."""
 
 
 def read_boot_id(path: "str | Path" = "/proc/sys/kernel/random/boot_id") -> str:
@@ -107,28 +79,24 @@ class Ledger:
     Raises: LedgerError: the file cannot be opened or made, others may write there, or a newer release wrote it.
     """
 
-    moved_aside: "Path | None" = None
-    """Where this object has put a corrupt file; the new one begins with an event `ledger-corrupt`."""
-
     def __init__(
         self, path: "str | Path", *, boot_id: str, now: Callable[[], float], busy_timeout_s: float = 5.0
     ) -> None:
-        self.path = os.fspath(path)
-        self._directory = self.path.rpartition("/")[0] or "."
         self.boot_id = boot_id
         self._now = now
-        self._busy_timeout_s = busy_timeout_s
-        self._turn = threading.Lock()
-        self._db: sqlite3.Connection | None = None
-        self._identity = _NO_FILE
-        self._run(lambda db: None)
+        self._file = LedgerFile(
+            path, schema=_SCHEMA, version=_SCHEMA_VERSION, on_new=self._begin, busy_timeout_s=busy_timeout_s
+        )
+        self._file.run(lambda db: None)
+
+    @property
+    def moved_aside(self) -> "Path | None":
+        """Where this object has put a corrupt file; the new one begins with an event `ledger-corrupt`."""
+        return self._file.moved_aside
 
     def close(self) -> None:
         """Close the file; any number of times."""
-        db, self._db = self._db, None
-        if db is not None:
-            with contextlib.suppress(sqlite3.Error):  # everything is committed: there is nothing left to fail
-                db.close()
+        self._file.close()
 
     def __enter__(self) -> "Ledger":
         return self
@@ -164,7 +132,7 @@ class Ledger:
                 if added.rowcount:
                     _add_event(db, Event(asked_at, "pinned", dataset, holder, f"uid={uid}"))
 
-        self._write(add, durable=holder == ADMINISTRATOR)
+        self._file.write(add, durable=holder == ADMINISTRATOR)
 
     def release(
         self,
@@ -195,7 +163,7 @@ class Ledger:
             self._delete_pins(db, [(dataset, holder) for dataset in released], event, detail)
             return released
 
-        return self._write(take, durable=holder == ADMINISTRATOR)
+        return self._file.write(take, durable=holder == ADMINISTRATOR)
 
     def pins(self) -> list[Pin]:
         """List the pins of this boot's jobs and the administrator's, in the order of asking."""
@@ -207,7 +175,7 @@ class Ledger:
             )
             return [Pin(dataset=dataset, holder=holder, uid=uid, asked_at=at) for dataset, holder, uid, at in rows]
 
-        return self._run(read)
+        return self._file.run(read)
 
     def forget_other_boots(self) -> tuple[tuple[str, str], ...]:
         """Delete the pins that the jobs of earlier boots left. Returns: (dataset, holder) of each."""
@@ -220,7 +188,7 @@ class Ledger:
             self._delete_pins(db, rows, "forgotten")
             return tuple((dataset, holder) for dataset, holder in rows)
 
-        return self._write(forget)
+        return self._file.write(forget)
 
     def remove_unless_pinned(self, dataset: str, remove: Callable[[], None]) -> bool:
         """Call `remove` unless somebody pins the dataset, while nobody can begin to pin it.
@@ -239,12 +207,12 @@ class Ledger:
                 remove()
             return pinned is None
 
-        return self._write(remove_if_free)
+        return self._file.write(remove_if_free)
 
     def record(self, event: str, *, dataset: str = "", holder: str = "", detail: str = "") -> None:
         """Remember an event; of more than `EVENTS_KEPT` the oldest are forgotten."""
         happened = Event(self._now(), event, dataset, holder, detail)
-        self._write(lambda db: _add_event(db, happened))
+        self._file.write(lambda db: _add_event(db, happened))
 
     def events(self, limit: int) -> list[Event]:
         """List the newest `limit` events, the newest first."""
@@ -255,170 +223,15 @@ class Ledger:
             )
             return [Event(*row) for row in rows]
 
-        return self._run(read)
+        return self._file.run(read)
 
     def _delete_pins(self, db: sqlite3.Connection, pins: list[tuple[str, str]], event: str, detail: str = "") -> None:
         db.executemany("DELETE FROM pins WHERE dataset = ? AND holder = ?", pins)
         for dataset, holder in pins:
             _add_event(db, Event(self._now(), event, dataset, holder, detail))
 
-    def _write(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> T:
-        """Do `work` in one transaction that holds the write lock from its beginning."""
-
-        def transact(db: sqlite3.Connection) -> T:
-            # Not inside the transaction: SQLite refuses it there. Source: https://sqlite.org/pragma.html
-            db.execute("PRAGMA synchronous = FULL" if durable else "PRAGMA synchronous = NORMAL")
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                result = work(db)
-                db.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):  # on a full disk SQLite has rolled back by itself
-                    db.execute("ROLLBACK")
-                raise
-            return result
-
-        return self._run(transact)
-
-    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do `work` in turn, once more on a new file if this one turns out to be corrupt."""
-        if not self._turn.acquire(timeout=self._busy_timeout_s):
-            raise LedgerError(f"{self.path}: another thread has been using it for {self._busy_timeout_s:g} s")
-        try:
-            try:
-                return self._attempt(work)
-            except _CorruptError as exc:
-                self._begin_anew(exc)
-                return self._attempt(work)
-        finally:
-            self._turn.release()
-
-    def _attempt(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        try:
-            return work(self._connection())
-        except sqlite3.Error as exc:
-            raise self._ledger_error(exc) from exc
-
-    def _connection(self) -> sqlite3.Connection:
-        """The connection to the file that has the name now: another process may have moved a corrupt one aside."""
-        if self._db is not None and self._identity == self._file_identity():
-            return self._db
-        self.close()
-        try:
-            self._check_directory()
-            return self._open()
-        except BaseException as exc:
-            self.close()  # it may be half made
-            if isinstance(exc, OSError):
-                raise LedgerError(f"{exc.filename or self.path}: {exc.strerror}") from exc
-            raise
-
-    def _file_identity(self) -> tuple[int, int]:
-        try:
-            status = os.stat(self.path)  # noqa: PTH116 - every hook pays for pathlib
-        except OSError:
-            return _NO_FILE
-        return (status.st_dev, status.st_ino)
-
-    def _open(self) -> sqlite3.Connection:
-        db = None if self._file_identity() == _NO_FILE else self._connect()
-        if db is None or not _read_version(db):
-            with self._directory_lock():
-                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-                db = self._connect()
-                if not _read_version(db):  # nobody else has been faster
-                    db.execute("PRAGMA journal_mode = WAL")
-                    db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT")
-        version = _read_version(db)
-        if version > _SCHEMA_VERSION:
-            raise LedgerError(
-                f"{self.path}: has version {version}, this release knows {_SCHEMA_VERSION}",
-                hint="run the newer release, or move the file away, which releases every pin",
-            )
-        return db
-
-    def _connect(self) -> sqlite3.Connection:
-        self.close()
-        self._identity = self._file_identity()
-        self._db = sqlite3.connect(
-            self.path, timeout=self._busy_timeout_s, isolation_level=None, check_same_thread=False
-        )
-        return self._db
-
-    def _check_directory(self) -> None:
-        try:
-            status = os.stat(self._directory)  # noqa: PTH116 - every hook pays for pathlib
-        except FileNotFoundError:
-            from pathlib import Path
-
-            directory = Path(self._directory)
-            for parent in reversed(directory.parents):
-                parent.mkdir(0o755, exist_ok=True)
-            directory.mkdir(0o700, exist_ok=True)
-            status = directory.stat()
-        if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise LedgerError(
-                f"{self._directory}: belongs to uid {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o}",
-                hint="others could forge pins there: chown root and chmod 0700",
-            )
-
-    @contextlib.contextmanager
-    def _directory_lock(self) -> Iterator[None]:
-        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            give_up_at = time.monotonic() + self._busy_timeout_s
-            while not _try_lock(fd):
-                if time.monotonic() >= give_up_at:
-                    raise LedgerError(
-                        f"{self._directory}: another process has locked it for {self._busy_timeout_s:g} s"
-                    )
-                time.sleep(_LOCK_PAUSE_S)
-            yield
-        finally:
-            os.close(fd)
-
-    def _begin_anew(self, fault: _CorruptError) -> None:
-        """Move the corrupt file aside, unless another process has done so already."""
-        corrupt = self._identity
-        self.close()
-        try:
-            with self._directory_lock():
-                if self._file_identity() == corrupt:
-                    self.moved_aside = self._move_aside()
-        except OSError as exc:
-            raise LedgerError(f"{fault.message}; cannot move it aside: {exc.strerror}") from exc
-        if self.moved_aside:
-            happened = Event(self._now(), "ledger-corrupt", "", "", f"{fault.message}; kept as {self.moved_aside.name}")
-            self._attempt(lambda db: _add_event(db, happened))
-
-    def _move_aside(self) -> "Path":
-        from pathlib import Path
-
-        number = 1
-        while (aside := Path(f"{self.path}.corrupt-{number}")).exists():
-            number += 1
-        Path(self.path).rename(aside)
-        for suffix in ("-wal", "-shm"):  # a new file must not be given the old one's log
-            with contextlib.suppress(FileNotFoundError):
-                Path(self.path + suffix).rename(f"{aside}{suffix}")
-        return aside
-
-    def _ledger_error(self, exc: sqlite3.Error) -> LedgerError:
-        code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the rest is the extended code
-        if code in _CORRUPT_CODES:
-            return _CorruptError(f"{self.path}: {exc}", hint="it is corrupt again at once: see to its disk")
-        if code in _BUSY_CODES:
-            return LedgerError(
-                f"{self.path}: another process has been writing for {self._busy_timeout_s:g} s",
-                hint=f"see who has it open: fuser {self.path}",
-            )
-        if code == sqlite3.SQLITE_FULL:
-            return LedgerError(f"{self.path}: no space left", hint="make room on its file system")
-        return LedgerError(f"{self.path}: {exc}", hint="see that its file system is there and can be written")
-
-
-def _read_version(db: sqlite3.Connection) -> int:
-    return int(db.execute("PRAGMA user_version").fetchone()[0])
+    def _begin(self, db: sqlite3.Connection, why: str) -> None:
+        _add_event(db, Event(self._now(), "ledger-corrupt", "", "", why))
 
 
 def _add_event(db: sqlite3.Connection, event: Event) -> None:
@@ -427,11 +240,3 @@ def _add_event(db: sqlite3.Connection, event: Event) -> None:
         (event.at, event.event, event.dataset, event.holder, event.detail),
     )
     db.execute("DELETE FROM events WHERE id <= ?", ((added.lastrowid or 0) - EVENTS_KEPT,))
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -1,11 +1,10 @@
-"""Loop devices: find the bound ones, bind an image, switch the backing live. Must not log, decide or mount.
+"""Loop devices: bind an image, switch the backing live. Must not log, decide or mount.
 
 What may block without a limit when the storage of a backing hangs: everything that takes a descriptor of an image, and
 everything that opens /dev/loopN. The kernel asks the backing file for its attributes (LOOP_GET_STATUS64,
 LOOP_CHANGE_FD: of the old file and of the new one) and waits for reads in flight, all under the device's mutex, which
 open(2) of the device takes too. SIGKILL ends the wait for attributes and for the mutex, but not that for reads: call
-these only where a lost thread or child does no harm. `read_backings` and `read_loop_device` read sysfs alone and
-never block. Binding another device and unmounting do not block either.
+these only where a lost thread or child does no harm. Binding another device and unmounting do not block.
 """
 
 import contextlib
@@ -13,7 +12,6 @@ import errno
 import fcntl
 import mmap
 import os
-import resource
 import stat
 import struct
 import time
@@ -21,14 +19,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
 
 from scratch_slurm.domain.errors import DeviceError, RetargetError
+from scratch_slurm.node.loopsysfs import loop_number, read_loop_device
 
-TAG_PREFIX = "scratch-slurm:"
 MAX_TAG_BYTES = 63  # LO_NAME_SIZE - 1
 
-SECTOR_BYTES = 512  # of sysfs sizes, and of our devices: squashfs and erofs mount on it whatever the SSD's own is
+SECTOR_BYTES = 512  # of our devices: squashfs and erofs mount on it whatever the SSD's own is
 
 # include/uapi/linux/loop.h
 _LOOP_MAJOR = 7
@@ -52,39 +49,9 @@ _CONFIG = struct.Struct(f"=II{_INFO.size}s64s")
 _ATTACH_ATTEMPTS = 32
 _ATTACH_PAUSE_S = 0.01
 
-# /sys/block has links into it, which take half as long again to follow.
-BLOCK_DEVICES = Path("/sys/devices/virtual/block")
-
-_DELETED = " (deleted)"
-_PAGE_BYTES = 4096  # the most that an attribute of sysfs holds
 _GONE = (errno.ENOENT, errno.ENXIO, errno.ENODEV)
 # Not ENOENT: the ioctl asks the backing file's storage, and that is its answer when the file was removed there.
 _UNBOUND = (errno.ENXIO, errno.ENODEV)
-
-
-class LoopBacking(NamedTuple):
-    """The path of a device's open backing file now: it follows a switch and a rename.
-
-    `deleted` says that the file has no name any more.
-    """
-
-    path: str
-    deleted: bool
-
-
-@dataclass(frozen=True)
-class LoopDevice:
-    """A bound loop device as sysfs shows it; `backing_path` and `deleted` as in LoopBacking."""
-
-    name: str
-    minor: int
-    backing_path: str
-    deleted: bool
-    size_bytes: int
-    offset_bytes: int
-    read_only: bool
-    auto_clear: bool
-    direct_io: bool
 
 
 @dataclass(frozen=True)
@@ -121,103 +88,6 @@ class AttachedDevice:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def device_tag(dataset: str) -> str:
-    """Name a dataset's tag: the prefix and the dataset, shortened with a digest where it does not fit."""
-    tag = TAG_PREFIX + dataset
-    if len(tag) <= MAX_TAG_BYTES:
-        return tag
-    import hashlib  # rarely needed, and the hooks, which import this module, start with every job
-
-    digest = hashlib.blake2s(dataset.encode(), digest_size=6).hexdigest()
-    return f"{tag[: MAX_TAG_BYTES - 1 - len(digest)]}~{digest}"
-
-
-def read_backings(block_devices: Path = BLOCK_DEVICES, kept: dict[str, int] | None = None) -> dict[str, LoopBacking]:
-    """Read what every bound loop device reads, ours and others'; name -> backing. Never blocks.
-
-    The daemon looks at all of them in each round. To open, read and close a file of sysfs takes 7 us, to read an open
-    one 2: the kernel makes its text anew for each read.
-
-    Args:
-        kept: device -> its open file, for the next call with the same; as many as half the process's limit.
-    Raises: DeviceError: sysfs cannot be read.
-    """
-    files = {} if kept is None else kept
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
-    backings = {}
-    try:
-        folder = os.open(block_devices, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            names = [name for name in os.listdir(folder) if _loop_number(name) is not None]  # noqa: PTH208 - of a descriptor
-            for name in names:
-                if shown := _read_backing_file(folder, name, files, limit):
-                    backings[name] = _parse_backing(shown)
-        finally:
-            os.close(folder)
-            for name in files.keys() - (backings.keys() if kept is not None else ()):
-                os.close(files.pop(name))
-    except OSError as exc:
-        raise DeviceError(f"{block_devices}: cannot read the loop devices: {exc.strerror}") from exc
-    return backings
-
-
-def read_loop_device(name: str, sys_block: Path = Path("/sys/block")) -> LoopDevice | None:
-    """Read one loop device from sysfs; None when it is not bound, or goes away meanwhile. Never blocks.
-
-    Raises: DeviceError: sysfs refuses for another reason.
-    """
-    base = sys_block / name
-    try:
-        backing = _parse_backing((base / "loop/backing_file").read_bytes())
-        numbers = [
-            int((base / attribute).read_bytes())
-            for attribute in ("size", "loop/offset", "ro", "loop/autoclear", "loop/dio")
-        ]
-        minor = int((base / "dev").read_bytes().split(b":")[1])
-    except OSError as exc:
-        if exc.errno in _GONE:
-            return None
-        raise DeviceError(f"{name}: cannot read its state: {exc.strerror}") from exc
-    size, offset, read_only, auto_clear, direct_io = numbers
-    return LoopDevice(
-        name=name,
-        minor=minor,
-        backing_path=backing.path,
-        deleted=backing.deleted,
-        size_bytes=size * SECTOR_BYTES,
-        offset_bytes=offset,
-        read_only=bool(read_only),
-        auto_clear=bool(auto_clear),
-        direct_io=bool(direct_io),
-    )
-
-
-def _read_backing_file(folder: int, name: str, files: dict[str, int], limit: int) -> bytes:
-    """Read what a device shows; empty when it is not bound, or goes away meanwhile."""
-    if name in files:
-        try:
-            return os.pread(files[name], _PAGE_BYTES, 0)
-        except OSError:  # unbound since: a file of sysfs dies with what it shows, and a new one has its name
-            os.close(files.pop(name))
-    try:
-        fd = files[name] = os.open(f"{name}/loop/backing_file", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
-        try:
-            return os.pread(fd, _PAGE_BYTES, 0)
-        finally:
-            if len(files) > limit:
-                os.close(files.pop(name))
-    except OSError as exc:
-        if exc.errno in _GONE:
-            return b""
-        raise
-
-
-def _parse_backing(shown: bytes) -> LoopBacking:
-    # The attribute ends with one newline of its own; a path may hold more.
-    path = os.fsdecode(shown.removesuffix(b"\n"))
-    return LoopBacking(path.removesuffix(_DELETED), path.endswith(_DELETED))
 
 
 def read_status(name: str) -> LoopStatus | None:
@@ -422,7 +292,7 @@ def _opened(name: str) -> Iterator[int]:
 
 def _open_device(name: str) -> int:
     """Open /dev/loopN, making the node where no udev does (containers). Read-only: udev stays quiet."""
-    number = _loop_number(name)
+    number = loop_number(name)
     if number is None:
         raise ValueError(f"{name!r} is not the name of a loop device")
     path = f"/dev/{name}"
@@ -439,8 +309,3 @@ def _open_device(name: str) -> int:
         os.close(fd)
         raise DeviceError(f"{path}: not the node of device {major}:{minor}", hint="remove it; udev or we make it anew")
     return fd
-
-
-def _loop_number(name: str) -> int | None:
-    digits = name.removeprefix("loop")
-    return int(digits) if digits != name and digits.isascii() and digits.isdigit() else None

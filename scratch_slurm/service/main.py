@@ -18,7 +18,7 @@ from scratch_slurm import __version__
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import ConfigError, DaemonError, DeniedError, ScratchError
 from scratch_slurm.domain.sizes import format_bytes
-from scratch_slurm.node import mounts
+from scratch_slurm.node import mountinfo
 from scratch_slurm.node.cache import Cache
 from scratch_slurm.node.configfile import load_config
 from scratch_slurm.node.hookconfig import save_hook_config
@@ -141,7 +141,7 @@ def _only_daemon(config: Config) -> filelock.BaseFileLock:
 
 async def _serve(config: Config) -> None:
     log.info("starting version=%s node=%s source_dir=%s", __version__, config.node_name, config.source_dir)
-    if not mounts.same_mount_namespace_as_init():
+    if not mountinfo.same_mount_namespace_as_init():
         log.warning("this daemon has a mount namespace of its own: jobs elsewhere on this node do not see its mounts")
     ledger = Ledger(config.ledger_path, boot_id=read_boot_id(), now=time.time)
     for holder, dataset in ledger.forget_other_boots():

@@ -8,7 +8,7 @@ import msgspec
 
 from scratch_slurm.domain.model import Backing, Pin
 from scratch_slurm.domain.names import DATASET_NAME
-from scratch_slurm.node import diskstats, loopdev, mounts
+from scratch_slurm.node import diskstats, loopsysfs, mountinfo
 from scratch_slurm.node.cache import Cache, CacheContents
 from scratch_slurm.node.ledger import Ledger
 
@@ -19,7 +19,7 @@ class KernelFiles:
 
     mountinfo: Path = Path("/proc/self/mountinfo")
     diskstats: Path = Path("/proc/diskstats")
-    block_devices: Path = loopdev.BLOCK_DEVICES
+    block_devices: Path = loopsysfs.BLOCK_DEVICES
 
 
 class SeenMount(msgspec.Struct, frozen=True):
@@ -59,11 +59,11 @@ def read_node(
         kept: files that stay open from one look to the next, see `read_backings`.
     Raises: ScratchError, OSError: /proc, /sys, the cache directory or the ledger cannot be read.
     """
-    backings = loopdev.read_backings(kernel.block_devices, kept)
+    backings = loopsysfs.read_backings(kernel.block_devices, kept)
     reads = diskstats.read_diskstats(kernel.diskstats)
     below_cache = f"{cache.dir}/"
     mounted: dict[str, SeenMount] = {}
-    for mount in mounts.read_mounts(kernel.mountinfo, mount_dir):
+    for mount in mountinfo.read_mounts(kernel.mountinfo, mount_dir):
         name = mount.mount_point.rpartition("/")[2]
         if not DATASET_NAME.fullmatch(name):
             continue
@@ -74,6 +74,6 @@ def read_node(
         # Of several mounts on one path the last is on top.
         mounted[name] = SeenMount(name, mount.mount_id, device, backing, backing_path, read_bytes)
     held = [name for name, each in backings.items() if each.deleted and each.path.startswith(below_cache)]
-    devices = [loopdev.read_loop_device(name, kernel.block_devices) for name in held]
+    devices = [loopsysfs.read_loop_device(name, kernel.block_devices) for name in held]
     held_bytes = sum(device.size_bytes for device in devices if device)
     return Reading(mounted, cache.read(), held_bytes, tuple(ledger.pins()))

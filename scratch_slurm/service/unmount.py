@@ -5,7 +5,7 @@ from pathlib import Path
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import ScratchError
 from scratch_slurm.domain.names import parse_device_tag
-from scratch_slurm.node.mounts import read_mounts
+from scratch_slurm.node.mountinfo import read_mounts
 from scratch_slurm.service import operations as op
 from scratch_slurm.service.workers import Workers
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scratch_slurm.node import diskstats, loopdev, mounts
+from scratch_slurm.node import diskstats, loopdev, loopsysfs, mountinfo, mounts
 from tests.component.images import CHANGED, MARK, apart, clean_up, copy_image, in_child, make_image, opened, wait_until
 
 pytest.importorskip("mfusepy", reason="mfusepy is not installed")
@@ -101,9 +101,9 @@ def switch(name, path):
 
 
 def look_without_blocking(name, mount_point):
-    assert loopdev.read_loop_device(name).backing_path == loopdev.read_backings()[name].path
+    assert loopsysfs.read_loop_device(name).backing_path == loopsysfs.read_backings()[name].path
     assert name in diskstats.read_diskstats()
-    assert name in [mount.device for mount in mounts.read_mounts()]
+    assert name in [mount.device for mount in mountinfo.read_mounts()]
     mounts.ensure_mount_point(mount_point)
     mounts.unmount(mount_point)
     return "done"
@@ -123,10 +123,10 @@ def test_a_switch_away_blocks_without_a_read_in_flight_but_can_be_killed(folder,
         pass
     child.join(10)
     assert child.exitcode == -signal.SIGKILL
-    assert loopdev.read_loop_device(name).backing_path == str(source[0])
+    assert loopsysfs.read_loop_device(name).backing_path == str(source[0])
     source[1].send_signal(signal.SIGCONT)
     switch(name, copy)
-    assert loopdev.read_loop_device(name).backing_path == str(copy)
+    assert loopsysfs.read_loop_device(name).backing_path == str(copy)
 
 
 def rescue(copy, mount_point):
@@ -159,5 +159,5 @@ def test_direct_io_only_where_the_source_takes_single_sectors(folder, source, di
             assert Path(device.path).read_bytes() == copy.read_bytes()
         with opened(copy) as copy_fd, loopdev.attach(copy_fd, tag="test", direct_io=True) as device:
             loopdev.retarget(device.name, fd, direct_io=True)
-            assert loopdev.read_loop_device(device.name).direct_io is direct_io
+            assert loopsysfs.read_loop_device(device.name).direct_io is direct_io
             assert Path(device.path).read_bytes() == copy.read_bytes()

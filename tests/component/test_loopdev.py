@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from scratch_slurm.domain.errors import DeviceError, RetargetError
-from scratch_slurm.node import loopdev
+from scratch_slurm.node import loopdev, loopsysfs
 from scratch_slurm.node.mounts import mount_image
 from tests.component import seccomp
 from tests.component.images import (
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.root
 
 LOOP_CONFIGURE = 0x4C0A
 LOOP_CHANGE_FD = 0x4C06
-TAG = loopdev.device_tag("imagenet")
+TAG = "scratch-slurm:0123456789abcdef"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,7 +80,7 @@ def retarget(name, path, **options):
 
 def test_an_attached_device_is_read_only_clears_itself_and_carries_its_tag(image):
     with attach(image) as device:
-        assert loopdev.read_loop_device(device.name) == loopdev.LoopDevice(
+        assert loopsysfs.read_loop_device(device.name) == loopsysfs.LoopDevice(
             name=device.name,
             minor=os.minor(Path(device.path).stat().st_rdev),
             backing_path=str(image),
@@ -91,18 +91,18 @@ def test_an_attached_device_is_read_only_clears_itself_and_carries_its_tag(image
             auto_clear=True,
             direct_io=False,
         )
-        assert loopdev.read_backings()[device.name] == loopdev.LoopBacking(str(image), False)
+        assert loopsysfs.read_backings()[device.name] == loopsysfs.LoopBacking(str(image), False)
         assert loopdev.read_status(device.name) == loopdev.LoopStatus(
             tag=TAG, inode=image.stat().st_ino, device=image.stat().st_dev
         )
         assert Path(device.path).read_bytes() == image.read_bytes()
-    assert loopdev.read_loop_device(device.name) is None
+    assert loopsysfs.read_loop_device(device.name) is None
     assert loopdev.read_status(device.name) is None
 
 
 def test_a_device_is_read_only_although_the_image_is_open_for_writing(image):
     with opened(image, os.O_RDWR) as fd, loopdev.attach(fd, tag=TAG, direct_io=False) as device:
-        assert loopdev.read_loop_device(device.name).read_only
+        assert loopsysfs.read_loop_device(device.name).read_only
 
 
 def test_the_longest_tag_comes_back_whole(image):
@@ -113,9 +113,9 @@ def test_the_longest_tag_comes_back_whole(image):
 def test_odd_and_deleted_backing_names(folder, image):
     odd = copy_image(image, folder / "two\nlines\n")
     with attach(odd) as device:
-        assert loopdev.read_loop_device(device.name).backing_path == str(odd)
+        assert loopsysfs.read_loop_device(device.name).backing_path == str(odd)
         odd.unlink()
-        found = loopdev.read_loop_device(device.name)
+        found = loopsysfs.read_loop_device(device.name)
         assert (found.backing_path, found.deleted) == (str(odd), True)
 
 
@@ -123,38 +123,38 @@ def test_files_kept_open_show_every_switch_and_binding(folder, image):
     copy = copy_image(image, folder / "cached.squashfs")
     kept = {}
     with attach(image) as device:
-        assert loopdev.read_backings(kept=kept)[device.name].path == str(image)
+        assert loopsysfs.read_backings(kept=kept)[device.name].path == str(image)
         file = kept[device.name]
         for path in (copy, image, copy):
             retarget(device.name, path)
-            assert loopdev.read_backings(kept=kept)[device.name].path == str(path)
+            assert loopsysfs.read_backings(kept=kept)[device.name].path == str(path)
         copy.rename(folder / "renamed")
-        assert loopdev.read_backings(kept=kept)[device.name].path == f"{folder}/renamed"
+        assert loopsysfs.read_backings(kept=kept)[device.name].path == f"{folder}/renamed"
         (folder / "renamed").unlink()
-        assert loopdev.read_backings(kept=kept)[device.name].deleted
+        assert loopsysfs.read_backings(kept=kept)[device.name].deleted
         assert kept[device.name] == file
     name = device.name
     subprocess.run(["losetup", f"/dev/{name}", image], check=True)  # the same device, bound anew unseen
     try:
-        assert loopdev.read_backings(kept=kept)[name] == loopdev.LoopBacking(str(image), False)
+        assert loopsysfs.read_backings(kept=kept)[name] == loopsysfs.LoopBacking(str(image), False)
     finally:
         subprocess.run(["losetup", "-d", f"/dev/{name}"], check=True)
-    assert loopdev.read_backings(kept=kept).keys() >= kept.keys()
-    assert loopdev.read_backings(kept=kept).get(name, loopdev.LoopBacking("", False)).path != str(image)
+    assert loopsysfs.read_backings(kept=kept).keys() >= kept.keys()
+    assert loopsysfs.read_backings(kept=kept).get(name, loopsysfs.LoopBacking("", False)).path != str(image)
     for each in kept.values():
         os.close(each)
 
 
 def test_no_file_stays_open_unless_it_is_kept():
     before = len(list(Path("/proc/self/fd").iterdir()))
-    loopdev.read_backings()
+    loopsysfs.read_backings()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_directory_is_refused_and_nothing_stays_bound(folder):
     with pytest.raises(DeviceError, match="cannot bind the image"):
         attach(folder)
-    assert not [each for each in loopdev.read_backings().values() if each.path.startswith(str(folder))]
+    assert not [each for each in loopsysfs.read_backings().values() if each.path.startswith(str(folder))]
 
 
 def test_racing_callers_get_devices_of_their_own(image):
@@ -171,13 +171,13 @@ def test_racing_callers_get_devices_of_their_own(image):
 def attach_while_refused(image, code, pauses):
     seccomp.refuse(seccomp.IOCTL, code, argument=1, equals=LOOP_CONFIGURE)
     with attach(image, direct_io=True, sleep=pauses.append) as device:
-        return loopdev.read_loop_device(device.name), loopdev.read_status(device.name)
+        return loopsysfs.read_loop_device(device.name), loopdev.read_status(device.name)
 
 
 @pytest.mark.parametrize("code", [errno.ENOTTY, errno.EINVAL], ids=["ENOTTY", "EINVAL"])
 def test_without_loop_configure_the_device_is_the_same(image, code):
     with attach(image, direct_io=True) as device:
-        expected = loopdev.read_loop_device(device.name), loopdev.read_status(device.name)
+        expected = loopsysfs.read_loop_device(device.name), loopdev.read_status(device.name)
     device, status = in_child(attach_while_refused, image, code, [])
     assert (device.read_only, device.auto_clear, device.direct_io) == (True, True, expected[0].direct_io)
     assert (device.backing_path, device.size_bytes, status) == (str(image), expected[0].size_bytes, expected[1])
@@ -247,7 +247,7 @@ def test_direct_io_follows_the_wish_through_switches(folder, image):
         seen = []
         for path, direct_io in [(copy, False), (image, True), (copy, True), (image, False)]:
             retarget(device.name, path, direct_io=direct_io)
-            seen.append(loopdev.read_loop_device(device.name).direct_io)
+            seen.append(loopsysfs.read_loop_device(device.name).direct_io)
     assert seen == [False, True, True, False]
 
 
@@ -268,7 +268,7 @@ def test_where_direct_io_is_refused_the_device_is_buffered(image, buffered_only)
         assert Path(device.path).read_bytes() == image.read_bytes()
     with attach(image, direct_io=True) as device:
         retarget(device.name, buffered_only, direct_io=True)
-        assert not loopdev.read_loop_device(device.name).direct_io
+        assert not loopsysfs.read_loop_device(device.name).direct_io
         assert Path(device.path).read_bytes() == image.read_bytes()
 
 
@@ -279,7 +279,7 @@ def test_a_switch_changes_the_backing_and_keeps_the_tag(folder, image):
     copy = copy_image(image, folder / "copy")
     with attach(image) as device:
         retarget(device.name, copy)
-        found = loopdev.read_loop_device(device.name)
+        found = loopsysfs.read_loop_device(device.name)
         assert (found.backing_path, found.auto_clear, found.read_only) == (str(copy), True, True)
         assert loopdev.read_status(device.name) == loopdev.LoopStatus(
             tag=TAG, inode=copy.stat().st_ino, device=copy.stat().st_dev
@@ -334,7 +334,7 @@ def test_another_size_is_refused_with_both_sizes(folder, image, mounted):
         retarget(name, larger)
     size = image.stat().st_size
     assert f"the device has {size} bytes, the new image {size + 4096}" in caught.value.message
-    assert loopdev.read_loop_device(name).backing_path == str(image)
+    assert loopsysfs.read_loop_device(name).backing_path == str(image)
     assert read_cold(mount_point / "d0/f0").startswith(MARK)
 
 
@@ -343,7 +343,7 @@ def test_a_refused_switch_keeps_direct_io(folder, image):
     with attach(image, direct_io=True) as device:
         with pytest.raises(RetargetError):
             retarget(device.name, folder / "short")
-        assert loopdev.read_loop_device(device.name).direct_io == device.direct_io
+        assert loopsysfs.read_loop_device(device.name).direct_io == device.direct_io
 
 
 def test_an_old_backing_that_changed_refuses_with_a_way_out(folder, image):
@@ -386,8 +386,8 @@ def test_the_device_goes_by_itself_with_its_mount(mounted):
     name, mount_point = mounted
     with opened(mount_point / "d0/f0"):
         subprocess.run(["umount", "-l", mount_point], check=True)
-        assert loopdev.read_loop_device(name) is not None
-    wait_until(lambda: loopdev.read_loop_device(name) is None)
+        assert loopsysfs.read_loop_device(name) is not None
+    wait_until(lambda: loopsysfs.read_loop_device(name) is None)
 
 
 def test_a_detached_device_goes_when_its_mount_goes(mounted):
@@ -395,7 +395,7 @@ def test_a_detached_device_goes_when_its_mount_goes(mounted):
     loopdev.detach(name)
     assert read_cold(mount_point / "d0/f0").startswith(MARK)
     subprocess.run(["umount", mount_point], check=True)
-    wait_until(lambda: loopdev.read_loop_device(name) is None)
+    wait_until(lambda: loopsysfs.read_loop_device(name) is None)
 
 
 def test_detaching_what_is_not_bound_is_no_error(image):

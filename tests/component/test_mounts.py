@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scratch_slurm.domain.errors import DeviceError, ImageError
-from scratch_slurm.node import loopdev, mounts
+from scratch_slurm.node import loopdev, loopsysfs, mountinfo, mounts
 from tests.component import seccomp
 from tests.component.images import (
     CHANGED,
@@ -88,7 +88,7 @@ def names_in(path):
 
 
 def mounted_at(mount_point, process="self"):
-    found = mounts.read_mounts(Path(f"/proc/{process}/mountinfo"))
+    found = mountinfo.read_mounts(Path(f"/proc/{process}/mountinfo"))
     return [each for each in found if each.mount_point == str(mount_point)]
 
 
@@ -104,7 +104,7 @@ def test_an_image_is_mounted_read_only_without_devices_and_set_uid(image, fs_typ
     for file in image.with_suffix(".tree").rglob("f*"):
         assert (mount_point / file.relative_to(image.with_suffix(".tree"))).read_bytes() == file.read_bytes()
     mounts.unmount(mount_point)
-    wait_until(lambda: loopdev.read_loop_device(name) is None)
+    wait_until(lambda: loopsysfs.read_loop_device(name) is None)
 
 
 def test_the_probe_sees_the_image_before_anyone_else(image, fs_type, mount_point):
@@ -266,8 +266,8 @@ def test_replacing_keeps_open_files_and_never_empties_the_path(folder, image, fs
         assert (mount_point / "d0/f0").read_bytes().startswith(CHANGED)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         assert os.pread(fd, len(MARK), 0) == MARK
-        assert loopdev.read_loop_device(old) is not None
-    wait_until(lambda: loopdev.read_loop_device(old) is None)
+        assert loopsysfs.read_loop_device(old) is not None
+    wait_until(lambda: loopsysfs.read_loop_device(old) is None)
 
 
 def test_where_beneath_is_refused_the_old_mount_goes_first(folder, image, fs_type, mount_point):
@@ -277,7 +277,7 @@ def test_where_beneath_is_refused_the_old_mount_goes_first(folder, image, fs_typ
     assert in_child(replace_on_an_old_kernel, copy, mount_point, fs_type) is False
     assert len(mounted_at(mount_point)) == 1
     assert (mount_point / "d0/f0").read_bytes().startswith(CHANGED)
-    wait_until(lambda: loopdev.read_loop_device(old) is None)
+    wait_until(lambda: loopsysfs.read_loop_device(old) is None)
 
 
 @pytest.mark.parametrize("fs_type", ["squashfs"], indirect=True)
@@ -337,7 +337,7 @@ def test_shared_mounts_are_replaced_in_every_namespace(folder, image, fs_type, p
         (new,) = mounted_at(mount_point)
         assert new.device != old
         assert [each.device for each in mounted_at(mount_point, other.pid)] == [new.device]
-        wait_until(lambda: loopdev.read_loop_device(old) is None)
+        wait_until(lambda: loopsysfs.read_loop_device(old) is None)
         mounts.unmount(mount_point)
         assert mounted_at(mount_point, other.pid) == []
     finally:
@@ -354,10 +354,10 @@ def test_a_stranger_with_a_private_copy_keeps_the_old_mount(folder, image, fs_ty
         assert stranger.stdout.readline() == b"ready\n"
         replace(copy, mount_point, fs_type)
         assert [each.device for each in mounted_at(mount_point, stranger.pid)] == [old]
-        assert loopdev.read_loop_device(old) is not None
+        assert loopsysfs.read_loop_device(old) is not None
     finally:
         stranger.communicate()
-    wait_until(lambda: loopdev.read_loop_device(old) is None)
+    wait_until(lambda: loopsysfs.read_loop_device(old) is None)
 
 
 # unmount, mount points
@@ -468,6 +468,6 @@ def test_a_probe_of_a_large_dataset_is_bounded(folder, mount_point):
 def test_the_namespace_of_init_is_told_from_an_own_one():
     def after_leaving():
         own_mount_namespace()
-        return mounts.same_mount_namespace_as_init()
+        return mountinfo.same_mount_namespace_as_init()
 
     assert in_child(after_leaving) is False

@@ -25,6 +25,9 @@ FLOORS = {
 PARTS_OF_ONE_THING = {
     "copying": {"chunks", "ranges", "rawio", "staged"},  # the copy engine, which is too long for one module
     "staged": {"chunks", "rawio"},  # its file in the cache
+    "loopdev": {"loopsysfs"},  # what may block, and what never does
+    "mounts": {"mountinfo"},  # likewise
+    "ledger": {"ledgerfile"},  # what is in the file, and the file
     "hookconfig": {"configfile"},  # the configuration, made ready for the hooks
 }
 

@@ -1,22 +1,10 @@
 import os
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from scratch_slurm.domain.errors import DeviceError
-from scratch_slurm.domain.names import DATASET_NAME
-from scratch_slurm.node.loopdev import (
-    MAX_TAG_BYTES,
-    TAG_PREFIX,
-    LoopBacking,
-    LoopDevice,
-    attach,
-    device_tag,
-    read_backings,
-    read_loop_device,
-    read_status,
-)
+from scratch_slurm.node.loopdev import attach, read_status
+from scratch_slurm.node.loopsysfs import LoopBacking, LoopDevice, read_backings, read_loop_device
 
 ATTRIBUTES = {
     "dev": "7:3\n",
@@ -99,14 +87,3 @@ def test_a_name_that_is_no_loop_device_never_becomes_a_path():
 def test_a_tag_that_the_kernel_would_cut_is_refused(tag):
     with pytest.raises(ValueError, match="tag"):
         attach(-1, tag=tag, direct_io=False)
-
-
-@given(st.lists(st.from_regex(DATASET_NAME, fullmatch=True), min_size=2, unique=True))
-def test_tags_fit_and_stay_different(datasets):
-    tags = {device_tag(dataset) for dataset in datasets}
-    assert len(tags) == len(datasets)
-    assert all(tag.startswith(TAG_PREFIX) and len(tag.encode()) <= MAX_TAG_BYTES for tag in tags)
-
-
-def test_long_names_that_differ_at_the_end_get_different_tags():
-    assert device_tag("d" * 63 + "1") != device_tag("d" * 63 + "2")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scratch_slurm.domain.errors import DeviceError
-from scratch_slurm.node.mounts import Mount, parse_mountinfo, read_mounts, same_mount_namespace_as_init
+from scratch_slurm.node.mountinfo import Mount, parse_mountinfo, read_mounts, same_mount_namespace_as_init
 
 RECORDED = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
