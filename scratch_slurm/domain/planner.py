@@ -102,7 +102,7 @@ def plan_eviction(seen: Observation, dataset: str, reason: str) -> Evict:
         raise PinnedError(f"{dataset}: is pinned by {', '.join(holders)}", hint="it can go when its jobs have ended")
     if dataset in seen.busy:
         raise DaemonError(f"{dataset}: something is under way with it", hint="try again in some seconds")
-    if copies[0].path == read_path and not planner.wanted_generation(dataset):
+    if copies[0].path == read_path and dataset not in planner.wanted:
         raise DaemonError(f"{dataset}: its image in the source cannot take over", hint="see `scratch-slurm status`")
     return planner.eviction(copies[0], reason)
 
@@ -113,6 +113,8 @@ class _Planner:
         self.idle = _all_datasets(seen) - seen.busy - seen.foreign
         self.pinned = {pin.dataset for pin in seen.pins}
         self.copies = {(image.dataset, image.generation_id): image for image in seen.cached}
+        self.wanted = _find_wanted(seen)
+        self.current = _find_current(seen)
         self.problems: dict[str, Problem] = {}
 
     def plan(self) -> Plan:
@@ -139,8 +141,7 @@ class _Planner:
         budget_bytes += sum(copy.size_bytes for copy in seen.cached if copy.dataset not in seen.leaving)
         candidates = []
         for dataset in sorted(_all_datasets(seen)):
-            image = self.wanted_generation(dataset)
-            copy = self._current_copy(dataset)
+            image, copy = self.wanted.get(dataset), self.current.get(dataset)
             if copy is None and (image is None or not self._may_be_staged(dataset)):
                 continue
             size_bytes = copy.size_bytes if copy else image.size_bytes + seen.overhead_bytes if image else 0
@@ -160,7 +161,7 @@ class _Planner:
         kept_bytes = sum(
             copy.size_bytes
             for copy in seen.cached
-            if copy != self._current_copy(copy.dataset) and copy.dataset not in seen.leaving
+            if copy != self.current.get(copy.dataset) and copy.dataset not in seen.leaving
         )
         pinned = tuple(dict.fromkeys(pin.dataset for pin in seen.pins))
         return wish(candidates, pinned, budget_bytes - kept_bytes, seen.horizon_s)
@@ -170,22 +171,8 @@ class _Planner:
         mounted = dataset in self.seen.mounted and dataset not in self.seen.foreign
         return dataset in self.pinned or (mounted and (dataset, ActionKind.STAGE) not in self.seen.backing_off)
 
-    def _current_copy(self, dataset: str) -> CachedImage | None:
-        """The cached image of the generation that is mounted, or about to be."""
-        mounted, image = self.seen.mounted.get(dataset), self.seen.catalog.images.get(dataset)
-        generation_id = mounted.generation_id if mounted else image.generation.id if image else None
-        return self.copies.get((dataset, generation_id or "")) if dataset not in self.seen.leaving else None
-
     def may(self, dataset: str, kind: ActionKind) -> bool:
         return dataset in self.idle and (dataset, kind) not in self.seen.backing_off
-
-    def wanted_generation(self, dataset: str) -> SourceImage | None:
-        """The image to have in the cache for the dataset: only the one that is mounted, or about to be."""
-        image = self.seen.catalog.images.get(dataset)
-        mounted = self.seen.mounted.get(dataset)
-        if image is None or (mounted and mounted.generation_id != image.generation.id):
-            return None
-        return image
 
     def _plan_mounts(self) -> list[Action]:
         """Mount what is new, unmount what is gone, replace what is newer and pinned by nobody."""
@@ -230,7 +217,7 @@ class _Planner:
         wanted = {*wishes.pinned, *wishes.chosen}
         for staged in self.seen.staged:
             dataset = staged.dataset
-            image = self.wanted_generation(dataset)
+            image = self.wanted.get(dataset)
             failed = not staged.under_way and (dataset, ActionKind.DROP) in self.seen.backing_off
             if not self.seen.catalog.complete or failed:
                 continue
@@ -266,14 +253,14 @@ class _Planner:
         switches = []
         cached_paths = {copy.path for copy in self.seen.cached}
         for dataset, mounted in sorted(self.seen.mounted.items()):
-            if not self.may(dataset, ActionKind.RETARGET):
-                continue
             copy = self.copies.get((dataset, mounted.generation_id or ""))
-            image = self.wanted_generation(dataset)
-            if copy and mounted.backing_path != copy.path:
+            if mounted.backing_path == (copy.path if copy else "") or not self.may(dataset, ActionKind.RETARGET):
+                continue
+            image = self.wanted.get(dataset)
+            if copy:
                 reason = "its copy is whole and verified"
                 switches.append(Retarget(dataset, mounted.device, copy.path, None, image, reason))
-            elif image and not copy and mounted.backing is Backing.CACHE and mounted.backing_path not in cached_paths:
+            elif image and mounted.backing is Backing.CACHE and mounted.backing_path not in cached_paths:
                 reason = "its cached image was deleted by somebody"
                 switches.append(Retarget(dataset, mounted.device, image.path, image.generation, image, reason))
         return switches
@@ -290,7 +277,7 @@ class _Planner:
             evictions += [self.eviction(victim, self._word_shrinking(wishes, victim)) for victim in taken]
             leaving_bytes += sum(victim.size_bytes for victim in taken)
         for dataset in (*wishes.pinned, *wishes.chosen):
-            image = self.wanted_generation(dataset)
+            image = self.wanted.get(dataset)
             if image is None or dataset in self.seen.foreign or (dataset, image.generation.id) in self.copies:
                 continue
             staged = staged_now.get((dataset, image.generation.id))
@@ -320,13 +307,12 @@ class _Planner:
 
     def _evictable(self, datasets: Iterable[str]) -> list[CachedImage]:
         """The cached images of these datasets that may go now, in the same order."""
-        copies = [self._current_copy(dataset) for dataset in datasets]
         return [
-            copy
-            for copy in copies
-            if copy is not None
-            and self.may(copy.dataset, ActionKind.EVICT)
-            and (copy.dataset not in self.seen.mounted or self.wanted_generation(copy.dataset))
+            self.current[dataset]
+            for dataset in datasets
+            if dataset in self.current
+            and self.may(dataset, ActionKind.EVICT)
+            and (dataset not in self.seen.mounted or dataset in self.wanted)
         ]
 
     def _word_staging(self, wishes: Wishes, dataset: str) -> str:
@@ -375,6 +361,27 @@ class _Planner:
             "the rest is pinned, in use, or kept free",
             waiting_helps=True,
         )
+
+
+def _find_wanted(seen: Observation) -> dict[str, SourceImage]:
+    """Find the image to have in the cache for each dataset: only the one that is mounted, or about to be."""
+    wanted, mounts = {}, seen.mounted
+    for dataset, image in seen.catalog.images.items():
+        mounted = mounts.get(dataset)
+        if mounted is None or mounted.generation_id == image.generation.id:
+            wanted[dataset] = image
+    return wanted
+
+
+def _find_current(seen: Observation) -> dict[str, CachedImage]:
+    """Find the cached images of the generations that are mounted, or about to be, and that are not on their way out."""
+    current = {}
+    for copy in seen.cached:
+        mounted, image = seen.mounted.get(copy.dataset), seen.catalog.images.get(copy.dataset)
+        generation_id = mounted.generation_id if mounted else image.generation.id if image else None
+        if copy.generation_id == generation_id and copy.dataset not in seen.leaving:
+            current[copy.dataset] = copy
+    return current
 
 
 def _all_datasets(seen: Observation) -> set[str]:

@@ -9,7 +9,8 @@ from scratch_slurm.domain.errors import DeviceError
 # Whatever the device's own block size is. Source: Documentation/admin-guide/iostats.rst, field 3.
 _SECTOR_BYTES = 512
 
-_LOOP = re.compile(r"loop[0-9]+", re.ASCII)
+# Major, minor, name, reads, reads merged, sectors read.
+_LOOP = re.compile(r"^ *\d+ +\d+ (loop\d+) (\d+) \d+ (\d+)(?: |$)", re.ASCII | re.MULTILINE)
 
 
 class DiskReads(NamedTuple):
@@ -25,12 +26,7 @@ def parse_diskstats(text: str) -> dict[str, DiskReads]:
     A binding anew of the same device does not start its counters anew: the first sample is the base.
     Source: Documentation/admin-guide/iostats.rst
     """
-    reads = {}
-    for line in text.split("\n"):
-        fields = line.split(None, 6)  # major, minor, name, reads, reads merged, sectors read, ...
-        if len(fields) >= 6 and _LOOP.fullmatch(fields[2]):
-            reads[fields[2]] = DiskReads(int(fields[3]), int(fields[5]) * _SECTOR_BYTES)
-    return reads
+    return {name: DiskReads(int(reads), int(sectors) * _SECTOR_BYTES) for name, reads, sectors in _LOOP.findall(text)}
 
 
 def read_diskstats(path: Path = Path("/proc/diskstats")) -> dict[str, DiskReads]:
