@@ -122,6 +122,8 @@ def _space(reading: Reading, memory: Memory, config: Config) -> Space:
     """Count what copies under way will still take as taken already: the capacity holds at every moment."""
     contents = reading.cache
     on_disk = {(part.dataset, part.generation_id): part.size_bytes for part in contents.partials}
+    # A copy is under way until its end is recorded, some time after it was published.
+    on_disk |= {(image.dataset, image.generation_id): image.size_bytes for image in contents.images}
     coming_bytes = sum(
         max(0, _most_bytes(copy.image.size_bytes) - on_disk.get((dataset, copy.image.generation.id), 0))
         for dataset, copy in memory.copies.items()

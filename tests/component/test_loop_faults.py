@@ -16,6 +16,7 @@ from tests.component.datasets import FILE_BYTES, make_image_file, make_version
 from tests.component.disks import small_disk
 from tests.component.diskuse import DiskWatch, disk_use
 from tests.component.images import apart, clean_up, in_child, opened
+from tests.component.tracing import delayed
 from tests.sources import SlowSource, why_not
 
 pytestmark = pytest.mark.root
@@ -139,6 +140,21 @@ def test_space_believed_free_that_a_reader_still_holds__counts_as_used(folder):
         daemon.until(lambda: daemon.is_cached("imagenet"))
         assert daemon.status().used_bytes < old.size_bytes + other.size_bytes
     assert watch.most_bytes <= capacity_bytes
+
+
+def test_space_counted_twice__a_copy_counts_once_when_it_is_published_and_not_yet_recorded(folder):
+    daemon = RunningDaemon(folder, copy={"bandwidth": 1_000_000})
+    version = make_version(daemon.source_dir, "coco", file_bytes=1_000_000)
+    with daemon:
+        daemon.until(lambda: daemon.is_mounted("coco"))
+        with delayed(daemon.pid, "fsync"):  # the directory is fsynced after the rename
+            daemon.pin(1, "coco")
+            daemon.until(daemon.cached_files)
+            daemon.wait("coco")
+            status = daemon.status()
+            assert daemon.dataset("coco").staged_bytes, "it is not recorded yet"
+        assert version.size_bytes <= status.used_bytes < version.size_bytes + OVERHEAD_BYTES
+        daemon.until(lambda: daemon.is_cached("coco"))
 
 
 def test_an_error_that_blacklists_for_ever__a_bad_image_that_is_mended_is_served(folder):

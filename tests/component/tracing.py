@@ -1,8 +1,10 @@
 """strace(1): what a program does, and death at a system call of choice."""
 
+import contextlib
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,21 @@ def trace(calls: str, command: list[str], log: Path, *, env: dict[str, str] | No
     need_strace()
     subprocess.run(["strace", "-f", "-qq", "-o", log, "-e", f"trace={calls}", *command], check=True, env=env)
     return log.read_text(errors="replace").splitlines()
+
+
+@contextlib.contextmanager
+def delayed(pid: int, call: str, seconds: int = 30) -> Iterator[None]:
+    """Let a system call of a process and its threads begin later; what waits at the end of the block goes on."""
+    need_strace()
+    options = ["-e", f"trace={call}", "-e", f"inject={call}:delay_enter={seconds}s"]
+    command = ["strace", "-f", "-o", "/dev/null", *options, "-p", str(pid)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
+        try:
+            assert strace.stderr is not None
+            assert "attached" in strace.stderr.readline()
+            yield
+        finally:
+            strace.terminate()
 
 
 def run_killed_at(calls: str, number: int, command: list[str]) -> subprocess.CompletedProcess[str]:
