@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.support import Gates, Make, Nodes, digest_of, read_job_environment, until
+from tests.cluster.support import MB, Gates, Make, Nodes, digest_of, read_job_environment, until
 from tests.local_cluster import LocalCluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.root]
 
+ENDLESS_BYTES = 4000 * MB
+INTERACTIVE_STEP = 0xFFFFFFFA  # SLURM_INTERACTIVE_STEP of slurm.h
 SHOW = "env | grep ^SCRATCH_; sha256sum $SCRATCH_DATASETS_DIR/$SCRATCH_DATASETS/data"
 
 
@@ -165,6 +167,40 @@ def test_srun_and_salloc_take_datasets_too(cluster: LocalCluster, make: Make, no
     job = int(found.stdout.split()[-1])
     assert n1.was_ever_pinned_by(job)
     cluster.wait_job(job)
+    assert n1.pins() == set()
+
+
+@pytest.mark.parametrize("command", ["srun", "salloc"])
+@pytest.mark.parametrize(
+    ("wait", "image_bytes", "states"),
+    [
+        pytest.param("0", ENDLESS_BYTES, {"queued", "staging"}, id="0"),
+        pytest.param("1s", ENDLESS_BYTES, {"queued", "staging"}, id="1s"),
+        pytest.param("all", 20 * MB, {"cached"}, id="all"),
+    ],
+)
+def test_an_interactive_job_waits_as_long_as_it_says(
+    cluster: LocalCluster, make: Make, node: Nodes, command: str, wait: str, image_bytes: int, states: set[str]
+) -> None:
+    """Under a terminal, as people work; salloc's shell is a step of its own on the node."""
+    d, n1 = make(image_bytes=image_bytes), node("n1")
+    asking = f"--datasets={d.name} --datasets-wait={wait} -wn1"
+    typed = f"{SHOW}; echo job=$SLURM_JOB_ID step=$SLURM_STEP_ID.; exit\n"
+    conf = cluster.directory / "interactive.conf"
+    conf.write_text(f"include {cluster.layout.slurm_conf}\nLaunchParameters=use_interactive_step\n")
+    started = f"salloc {asking}" if command == "salloc" else f"srun {asking} --pty sh"
+    terminal = ["script", "--quiet", "--return", "--command", started, "/dev/null"]
+    found = cluster.run(terminal, stdin=typed, env={"SLURM_CONF": str(conf), "SHELL": "/bin/sh"})
+    output = found.stdout.replace("\r", "")
+    state = read_job_environment(output)["SCRATCH_DATASETS_STATE"]
+    assert state.partition(":")[2] in states
+    assert d.sha256 in output
+    named = re.search(r"^job=(\d+) step=(\d+)\.$", output, re.M)
+    assert named is not None, output
+    job, step = int(named[1]), int(named[2])
+    assert step == (INTERACTIVE_STEP if command == "salloc" else 0)
+    cluster.wait_job(job)
+    assert n1.was_ever_pinned_by(job)
     assert n1.pins() == set()
 
 

@@ -148,3 +148,27 @@ def test_a_node_that_crashed_holds_nothing_when_it_is_back(
     cluster.run(["scancel", str(job)])
     cluster.wait_job(job)
     assert cluster.drained() == []
+
+
+def test_slurmd_the_job_and_the_daemon_killed_at_once_leave_no_pin(
+    cluster: LocalCluster, make: Make, node: Nodes, gate: Gates
+) -> None:
+    """The node has not booted since, and no epilog of ours ever runs: only Slurm can tell that the job is gone."""
+    d, n4, hold = make(), node("n4"), gate()
+    job = cluster.sbatch(hold.lines, f"--datasets={d.name}", "-wn4")
+    hold.wait_reached("n4")
+    with epilog_lost(n4):
+        cluster.kill_slurmd("n4")
+        cluster.kill_daemon("n4")
+        stepds = cluster.run(["pgrep", "-f", f"^slurmstepd: \\[{job}\\."], node="n4").stdout.split()
+        cluster.run(["kill", "-KILL", *stepds], node="n4")
+        cluster.start_slurmd("n4")
+        cluster.start_daemon("n4")
+        assert holders(n4) == {job}
+        age(n4, job)
+        n4.status(d.name)
+        assert holders(n4) == {job}, "to Slurm it runs on"
+        cluster.run(["scancel", str(job)])
+        assert cluster.wait_job(job).state == "CANCELLED"
+        until(lambda: holders(n4) == set(), "it lets go")
+    assert n4.use_count(d.name) == 0
