@@ -1,13 +1,11 @@
 """One real Slurm cluster for all tests here."""
 
 import itertools
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.cluster.support import MB, Dataset, Gate, NodeView, make_dataset, set_right
+from tests.cluster.support import MB, Dataset, Gate, NodeView, four_nodes, make_dataset, set_right
 from tests.local_cluster import LocalCluster
 
 
@@ -17,19 +15,13 @@ def cluster() -> Iterator[LocalCluster]:
 
     Copies are slow enough to be met under way: 40 MB/s each.
     """
-    directory = Path(tempfile.mkdtemp(prefix="scratch-slurm-"))
-    directory.chmod(0o755)
-    # A requeued job has to wait until its old credential has expired: as short as Slurm takes it.
-    slurm = {"AuthInfo": f"socket={directory}/munge/socket,cred_expire=5"}
     settings = {"copy": {"bandwidth": "40 MB"}, "capacity": "10 GB", "preheat": {"wait": "20s"}}
     # What jobs read without asking is worth no copy, but where a test says so.
     settings["horizon"] = "0.01"
     # Thousands of nodes would ask Slurm less often.
     settings["slurm"] = {"reconcile_interval": "0.5s"}
-    with LocalCluster(nodes=4, settings=settings, directory=directory, slurm=slurm) as running:
+    with four_nodes(settings) as running:
         yield running
-        assert running.drained() == [], "no node was ever drained"
-    directory.rmdir()
 
 
 @pytest.fixture(scope="session")

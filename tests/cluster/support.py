@@ -11,7 +11,9 @@ import os
 import random
 import signal
 import sqlite3
+import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +33,17 @@ MB = 1_000_000
 
 SHORT_S = 10.0
 """For what takes a moment."""
+
+# What `scratch-slurm` does, for users who cannot read the Python that the tests run with.
+ASK = """\
+import os, socket, sys
+path, method, what, body = sys.argv[1:]
+body = os.path.expandvars(body).encode()
+daemon = socket.socket(socket.AF_UNIX)
+daemon.connect(path)
+daemon.sendall(f"{method} {what} HTTP/1.0\\r\\nContent-Length: {len(body)}\\r\\n\\r\\n".encode() + body)
+print("answer:" + daemon.makefile().read().partition("\\n\\n")[2])
+"""
 
 
 def until(is_so: Callable[[], object], what: str, timeout_s: float = SHORT_S) -> None:
@@ -166,19 +179,36 @@ class NodeView:
         return sorted(path.name for path in (self.path("cache_dir") / ".staging").iterdir())
 
     def used_bytes(self) -> int:
-        """What the cache directory takes on the disk now, the staging directory included."""
-        used = 0
+        """What the cache directory takes on the disk, the staging directory included.
+
+        A walk takes its time: a file that goes meanwhile and the one that takes its room would both count. Of two walks
+        what both have seen was there between them.
+        """
+        first, second = self._walk_cache(), self._walk_cache()
+        return sum(min(first[file], second[file]) for file in first.keys() & second.keys())
+
+    def _walk_cache(self) -> dict[tuple[str, int], int]:
+        """(name, inode) -> bytes on the disk."""
+        found = {}
         for path in self.path("cache_dir").rglob("*"):
             with contextlib.suppress(FileNotFoundError):
-                used += path.lstat().st_blocks * 512 if path.is_file() else 0
-        return used
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode):
+                    found[path.name, status.st_ino] = status.st_blocks * 512
+        return found
 
-    def mounted(self, dataset: str) -> tuple[str, str]:
-        """(mount id, device number) of the dataset by the kernel's word; empty texts when it is not mounted."""
-        mount_point = f"{self.cluster.settings['mount_dir']}/{dataset}"
+    def mounts(self) -> list[tuple[str, str, str]]:
+        """(dataset, mount id, device number) of all that is mounted below the mount directory, by the kernel's word."""
+        mount_dir = f"{self.cluster.settings['mount_dir']}/"
         init = self.cluster.node(self.name).init_pid
         lines = [line.split(" ") for line in Path(f"/proc/{init}/mountinfo").read_text().splitlines()]
-        found = [(words[0], words[2]) for words in lines if words[4] == mount_point]
+        return [
+            (words[4].removeprefix(mount_dir), words[0], words[2]) for words in lines if words[4].startswith(mount_dir)
+        ]
+
+    def mounted(self, dataset: str) -> tuple[str, str]:
+        """(mount id, device number) of the dataset; empty texts when it is not mounted."""
+        found = [(mount_id, device) for name, mount_id, device in self.mounts() if name == dataset]
         return found[-1] if found else ("", "")
 
     def backing(self, dataset: str) -> str:
@@ -286,6 +316,30 @@ def read_job_environment(output: str) -> dict[str, str]:
     """The SCRATCH_ variables that a job printed with `env`."""
     lines = [line.partition("=") for line in output.splitlines() if line.startswith("SCRATCH_")]
     return {name: value for name, _, value in lines}
+
+
+@contextlib.contextmanager
+def four_nodes(settings: Mapping[str, Any], *, daemons: bool = True) -> Iterator[LocalCluster]:
+    """Run a cluster of four nodes, none of which is ever drained."""
+    directory = Path(tempfile.mkdtemp(prefix="scratch-slurm-"))
+    directory.chmod(0o755)
+    # A requeued job has to wait until its old credential has expired: as short as Slurm takes it.
+    slurm = {"AuthInfo": f"socket={directory}/munge/socket,cred_expire=5"}
+    try:
+        with LocalCluster(4, settings, directory, slurm=slurm, daemons=daemons) as running:
+            yield running
+            assert running.drained() == [], "no node was ever drained"
+    finally:
+        with contextlib.suppress(OSError):  # its files were to be kept
+            directory.rmdir()
+
+
+def ask_command(cluster: LocalCluster) -> str:
+    """The head of a shell line of a job that asks the daemon: method, path and body follow."""
+    program = cluster.layout.work_dir / "ask.py"
+    program.write_text(ASK)
+    program.chmod(0o644)
+    return f"/usr/bin/python3 {program} {cluster.settings['run_dir']}/daemon.sock"
 
 
 def set_right(cluster: LocalCluster) -> list[str]:

@@ -15,32 +15,18 @@ from typing import Any
 import pytest
 
 from scratch_slurm.domain.errors import DeniedError
-from tests.cluster.support import Dataset, Gates, Make, Nodes, make_dataset, read_job_environment, until
+from tests.cluster.support import Dataset, Gates, Make, Nodes, ask_command, make_dataset, read_job_environment, until
 from tests.local_cluster import LocalCluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.root]
 
 MEMBER, STRANGER = pwd.getpwnam("games"), pwd.getpwnam("nobody")
 
-# What `scratch-slurm` does, for users who cannot read the Python that the tests run with.
-ASK = """\
-import os, socket, sys
-path, method, what, body = sys.argv[1:]
-body = os.path.expandvars(body).encode()
-daemon = socket.socket(socket.AF_UNIX)
-daemon.connect(path)
-daemon.sendall(f"{method} {what} HTTP/1.0\\r\\nContent-Length: {len(body)}\\r\\n\\r\\n".encode() + body)
-print("answer:" + daemon.makefile().read().partition("\\n\\n")[2])
-"""
-
 
 @pytest.fixture
 def ask(cluster: LocalCluster) -> str:
     """The head of a shell line that asks the daemon: method, path and body follow."""
-    program = cluster.layout.work_dir / "ask.py"
-    program.write_text(ASK)
-    program.chmod(0o644)
-    return f"/usr/bin/python3 {program} {cluster.settings['run_dir']}/daemon.sock"
+    return ask_command(cluster)
 
 
 @pytest.fixture
