@@ -62,8 +62,8 @@ class Loop:
         self._performer = Performer(config, self.memory, cache, ledger, workers)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._identifier = Identifier(config, self.memory, workers)
-        self._remounts = 0
-        """Mounts made, replaced or taken away so far."""
+        self._actions_ended = 0
+        """How many, so far."""
         self.people = People(workers, on_news=self.nudge)
         self._refused: tuple[Pin, ...] = ()
         """Pins of users who may not read the dataset, seen in this round."""
@@ -183,9 +183,10 @@ class Loop:
 
     async def _run_round(self) -> None:
         try:
-            remounts = -1
-            while remounts != self._remounts:  # else what was read may be of a mount that is another one by now
-                remounts = self._remounts
+            ended = -1
+            # Else what was read may be of a mount that is another one by now, or of a copy that is one no more.
+            while ended != self._actions_ended:
+                ended = self._actions_ended
                 reading = await asyncio.to_thread(
                     read_node, self.config.mount_dir, self._cache, self._ledger, self._kept_files
                 )
@@ -273,7 +274,7 @@ class Loop:
         finally:
             if isinstance(action, actions.Mount | actions.Unmount):
                 self._identifier.forget(dataset)
-                self._remounts += 1
+            self._actions_ended += 1
             memory.running.pop(dataset, None)
             memory.copies.pop(dataset, None)
             self._tasks.pop(dataset, None)

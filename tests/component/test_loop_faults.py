@@ -310,3 +310,18 @@ def test_cached_files_leaving_no_room_to_others__the_cache_shrinks_by_itself_but
         daemon.until(lambda: daemon.read("read1") == versions["read1"].data and daemon.is_cached("read1"))
         daemon.kill()
         clean_up(folder / "datasets")
+
+
+def test_a_look_that_began_before_a_copy_ended_and_ended_after_it_starts_no_second_copy(folder):
+    daemon = RunningDaemon(folder, copy={"bandwidth": 500_000})
+    make_version(daemon.source_dir, "coco", file_bytes=1_000_000)
+    with daemon:
+        daemon.until(lambda: daemon.is_mounted("coco"))
+        daemon.pin(1, "coco")
+        daemon.until(lambda: daemon.dataset("coco").staged_bytes)
+        with delayed(daemon.pid, "statfs"), daemon.ledger() as ledger:  # the last call of a look at the cache
+            daemon.until(lambda: ledger.events(1)[0].event == "staged")
+        daemon.until(lambda: daemon.is_cached("coco"))
+        daemon.wait("coco")
+        assert len(daemon.logged("staging dataset=coco")) == 1
+        assert len(daemon.cached_files()) == 1
