@@ -296,7 +296,7 @@ echo "right on $(hostname)"
         if mounts != names:
             wrong.append(f"mounts {mounts}")
         log = self.cluster.daemon_log(view.name).splitlines()
-        return wrong + [line for line in log if not line.startswith(("INFO ", "WARNING "))]
+        return wrong + [line for line in log if not line.startswith(("INFO ", "WARNING ")) or " degraded " in line]
 
     def find_wrong_devices(self) -> list[str]:
         """More loop devices than datasets on nodes, those that read a deleted image included."""

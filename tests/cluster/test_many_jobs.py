@@ -100,5 +100,5 @@ def test_all_is_let_go_after_five_hundred_jobs_and_what_the_controller_was_asked
         bare, bare_rpcs = run_without(plans)
     with capsys.disabled():
         print(f"\nseed {seed}")
-        print(*describe(many), "", *compare_rpcs(rpcs, bare_rpcs, len(many.views)), sep="\n")
+        print(*describe(many), "", *compare_rpcs(rpcs, bare_rpcs, len(many.most_bytes)), sep="\n")
         print(f"without scratch-slurm the jobs took {bare.took_s:.0f} s")
