@@ -8,6 +8,7 @@ from tests.cluster.support import Dataset, Make, Nodes, NodeView, until
 from tests.local_cluster import LocalCluster
 from tests.local_cluster.configs import config_yaml
 from tests.local_cluster.layout import merge_settings
+from tests.local_cluster.requirements import has_job_submit_lua
 
 pytestmark = [pytest.mark.cluster, pytest.mark.root]
 
@@ -60,6 +61,15 @@ def test_features_follow_the_cache(cluster: LocalCluster, make: Make, node: Node
     until(lambda: not has(cluster, "n1", d), "evicted, so not told any more")
     assert has(cluster, "n1", other)
     assert d.name not in extra(cluster, "n1")
+
+
+@pytest.mark.skipif(not has_job_submit_lua(), reason="needs Slurm's job_submit/lua")
+def test_a_job_goes_to_the_node_that_told_of_its_dataset(cluster: LocalCluster, make: Make) -> None:
+    d = make()
+    cache(cluster, d, "n3")
+    until(lambda: has(cluster, "n3", d), "told")
+    job = cluster.sbatch("true", f"--datasets={d.name}")
+    assert cluster.wait_job(job).node_list == "n3", "not the first node, where a job goes that asks for nothing"
 
 
 def test_what_is_the_administrators_own_stays(cluster: LocalCluster, make: Make, node: Nodes) -> None:
