@@ -155,6 +155,8 @@ def observations(draw):
         backing_off=draw(_FAILURES),
         leaving=frozenset(leaving),
         leaving_bytes=sum(leaving.values()) + (draw(st.sampled_from((0, 10, 100))) if busy else 0),
+        unwell=dict.fromkeys(draw(st.sampled_from(((), (), (), NAMES[:1], NAMES))), "EIO"),
+        bad_copies={copy.path: "EIO" for copy in copies[:1]} if not draw(st.integers(0, 5)) else {},
         foreign=frozenset(foreign),
         bytes_per_s=rates(dict(zip(NAMES, draw(_READS), strict=True))) if draw(st.integers(0, 2)) else {},
     )

@@ -55,6 +55,11 @@ class Replace(Mount):
 
 
 @dataclass(frozen=True)
+class Mend(Replace):
+    """Mount the generation that is mounted anew, pinned or not: its file system remembers an I/O error."""
+
+
+@dataclass(frozen=True)
 class Unmount:
     kind: ClassVar = ActionKind.UNMOUNT
 
@@ -127,4 +132,4 @@ class DropStaged:
         return self.staged.dataset
 
 
-Action = Mount | Replace | Unmount | Retarget | Stage | Evict | DropStaged
+Action = Mount | Replace | Mend | Unmount | Retarget | Stage | Evict | DropStaged

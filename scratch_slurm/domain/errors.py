@@ -37,6 +37,10 @@ class ConfigError(ScratchError):
     exit_code = 3
 
 
+class DiskError(ConfigError):
+    """The disk with the cache fails; the daemon does without."""
+
+
 class NotFoundError(ScratchError):
     """No such dataset, or no such job."""
 

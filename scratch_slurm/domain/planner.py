@@ -8,6 +8,7 @@ from scratch_slurm.domain.actions import (
     ActionKind,
     DropStaged,
     Evict,
+    Mend,
     Mount,
     Replace,
     Retarget,
@@ -49,6 +50,10 @@ class Observation:
     horizon_s: float = 1800.0
     overhead_bytes: int = 0
     """What a copy may take on the disk beyond its length: part of a block, and its journal."""
+    unwell: Mapping[str, str] = field(default_factory=dict)
+    """Dataset whose mount answers with an I/O error -> what it answers."""
+    bad_copies: Mapping[str, str] = field(default_factory=dict)
+    """Path of a cached image that cannot be mounted -> why."""
     foreign: frozenset[str] = frozenset()
     """Datasets whose mount point carries a mount that is not ours: it is left alone."""
 
@@ -112,7 +117,9 @@ class _Planner:
         self.seen = seen
         self.idle = _all_datasets(seen) - seen.busy - seen.foreign
         self.pinned = {pin.dataset for pin in seen.pins}
-        self.copies = {(image.dataset, image.generation_id): image for image in seen.cached}
+        self.copies = {
+            (image.dataset, image.generation_id): image for image in seen.cached if image.path not in seen.bad_copies
+        }
         self.wanted = _find_wanted(seen)
         self.current = _find_current(seen)
         self.problems: dict[str, Problem] = {}
@@ -193,6 +200,11 @@ class _Planner:
                     )
                 elif self.may(dataset, ActionKind.REPLACE):
                     actions.append(Replace(image, self._best_path(image), "the source has a newer image"))
+            elif image and dataset in self.seen.unwell:
+                reason = f"its mount answers with an I/O error: {self.seen.unwell[dataset]}"
+                self.problems[dataset] = Problem(reason, waiting_helps=True)
+                if self.may(dataset, ActionKind.REPLACE):
+                    actions.append(Mend(image, self._best_path(image), reason))
             elif mounted and not image and self._is_gone(dataset):
                 if dataset in self.pinned:
                     self.problems[dataset] = Problem(
@@ -243,9 +255,12 @@ class _Planner:
             current = {mounted.generation_id if mounted else None, image.generation.id if image else None}
             in_use = mounted is not None and mounted.backing_path == copy.path
             unsure = image is None and not self._is_gone(copy.dataset)
-            if copy.generation_id in current or in_use or unsure or not self.may(copy.dataset, ActionKind.EVICT):
+            bad = copy.path in self.seen.bad_copies
+            kept = (copy.generation_id in current and not bad) or in_use or unsure
+            if kept or not self.may(copy.dataset, ActionKind.EVICT):
                 continue
-            evictions.append(Evict(copy, None, None, True, "no dataset has this generation any more"))
+            reason = self.seen.bad_copies[copy.path] if bad else "no dataset has this generation any more"
+            evictions.append(Evict(copy, None, None, True, reason))
         return evictions
 
     def _plan_switches(self) -> list[Retarget]:
@@ -296,7 +311,7 @@ class _Planner:
             chosen = _take_enough(victims, need_bytes - room_bytes - leaving_bytes, all_or_nothing=True)
             if not chosen:
                 if dataset in self.pinned:
-                    self.problems[dataset] = self._does_not_fit(image, room_bytes, victims)
+                    self.problems.setdefault(dataset, self._does_not_fit(image, room_bytes, victims))
                 continue
             for victim in chosen:
                 evictions.append(self.eviction(victim, self._word_eviction(wishes, victim, dataset)))
@@ -379,7 +394,8 @@ def _find_current(seen: Observation) -> dict[str, CachedImage]:
     for copy in seen.cached:
         mounted, image = seen.mounted.get(copy.dataset), seen.catalog.images.get(copy.dataset)
         generation_id = mounted.generation_id if mounted else image.generation.id if image else None
-        if copy.generation_id == generation_id and copy.dataset not in seen.leaving:
+        usable = copy.dataset not in seen.leaving and copy.path not in seen.bad_copies
+        if usable and copy.generation_id == generation_id:
             current[copy.dataset] = copy
     return current
 

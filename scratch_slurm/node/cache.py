@@ -11,6 +11,7 @@ One daemon a node writes here (it holds the lock in run_dir); a file enters or l
 """
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -18,9 +19,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from scratch_slurm.domain.errors import ConfigError, NoSpaceError
+from scratch_slurm.domain.errors import ConfigError, DiskError, NoSpaceError
 from scratch_slurm.domain.model import CachedImage
 from scratch_slurm.domain.names import cached_file_name, parse_cached_file_name
+
+# What a disk answers that is dead or failing, and not wrongly configured.
+_DEAD_DISK = (errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV, errno.ENOSPC, errno.ESHUTDOWN, errno.EUCLEAN)
 
 _PART = re.compile(r"\.part\Z")
 
@@ -57,7 +61,9 @@ class Cache:
     def prepare(self) -> None:
         """Make the directories, and clear what a crash left on its way out.
 
-        Raises: ConfigError: the directory cannot be made, or others than root may write in it.
+        Raises:
+            ConfigError: the directory cannot be made, or others than root may write in it.
+            DiskError: the disk fails.
         """
         try:
             self.dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -75,7 +81,8 @@ class Cache:
                 if not path.with_suffix(".part").exists():
                     path.unlink()
         except OSError as exc:
-            raise ConfigError(f"{self.dir}: cannot use as cache_dir: {exc.strerror}") from exc
+            kind = DiskError if exc.errno in _DEAD_DISK else ConfigError
+            raise kind(f"{self.dir}: cannot use as cache_dir: {exc.strerror}") from exc
 
     def read(self) -> CacheContents:
         """Read what is there; a file that vanishes meanwhile is not counted.

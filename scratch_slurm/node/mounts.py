@@ -10,6 +10,7 @@ import ctypes
 import errno
 import itertools
 import os
+import random
 import stat
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -52,6 +53,8 @@ _BAD_IMAGE = frozenset(
 )
 
 _PROBE_ENTRIES = 64
+_PROBE_NAMES = 4096
+"""Of so many names of a folder, the first, some are chosen."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -169,11 +172,11 @@ def root_permissions(root_fd: int) -> Permissions:
 
 
 def probe_root(root_fd: int) -> None:
-    """Read names and inodes of a mounted image, breadth first, at most 64, and look up a name that is not there.
+    """Read up to 64 inodes of a mounted image, any of them, breadth first, and look up a name that is not there.
 
     squashfs keeps an I/O error with the block of metadata it struck, even when the backing is well again; the
     error comes back for every name that needs the block and that the kernel had not in memory before.
-    A dataset with a hole deeper than these 64 names passes.
+    A dataset whose error lies in none of these passes; the next probe looks at others.
 
     Raises: ImageError: the file system answers with an error.
     """
@@ -332,11 +335,12 @@ def _syscall(number: int, *arguments: int | bytes | None) -> int:
 
 
 def _look_up(root_fd: int, folder: str, limit: int) -> tuple[int, list[str]]:
-    """Read up to `limit` names of a folder with their inodes: their number, and those of them that are folders."""
+    """Read the inodes of `limit` names of a folder at most: how many, and those of them that are folders."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
     try:
         with os.scandir(fd) as entries:
-            names = [entry.name for entry in itertools.islice(entries, limit)]
+            names = [entry.name for entry in itertools.islice(entries, _PROBE_NAMES)]
+        names = random.sample(names, min(limit, len(names)))
         below = [name for name in names if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)]
         # A name never asked for before reaches the folder's own blocks: memory cannot answer it.
         with contextlib.suppress(FileNotFoundError):

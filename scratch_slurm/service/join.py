@@ -92,6 +92,12 @@ def join(
         last_used_at=dict(memory.last_used_at),
         busy=frozenset(busy),
         backing_off=memory.backing_off(now, {pin.dataset for pin in reading.pins}),
+        unwell={
+            dataset: problem
+            for (dataset, mount_id, _), problem in memory.unwell.items()
+            if dataset in ours and reading.mounted[dataset].mount_id == mount_id
+        },
+        bad_copies=dict(memory.bad_copies),
         foreign=frozenset(reading.mounted.keys() - ours.keys()),
         leaving=frozenset(evictions),
         bytes_per_s=rates(memory.counters, monotonic_s, config.period_s),

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 
 from scratch_slurm.domain import actions, planner
@@ -19,9 +19,10 @@ from scratch_slurm.domain.planner import Observation, Plan
 from scratch_slurm.domain.throughput import rates
 from scratch_slurm.node.cache import Cache
 from scratch_slurm.node.ledger import Ledger
+from scratch_slurm.service.health import Health
 from scratch_slurm.service.identify import Identifier
 from scratch_slurm.service.join import count_reads, find_ours, join, screen
-from scratch_slurm.service.memory import Copy, Memory, MountKey
+from scratch_slurm.service.memory import Copy, Memory
 from scratch_slurm.service.observe import Reading, SeenMount, read_node
 from scratch_slurm.service.people import People
 from scratch_slurm.service.perform import Performer
@@ -53,7 +54,7 @@ class Loop:
         self.source = source
         self.snapshot: Snapshot | None = None
         self.problem = ""
-        """Why the latest round could not be carried out; empty when it was."""
+        """Why the latest round could not be carried out, or not as usual; empty when it was."""
         self._cache = cache
         self._ledger = ledger
         self._workers = workers
@@ -62,6 +63,7 @@ class Loop:
         self._performer = Performer(config, self.memory, cache, ledger, workers)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._identifier = Identifier(config, self.memory, workers)
+        self._health = Health(config, self.memory, workers)
         self._actions_ended = 0
         """How many, so far."""
         self.people = People(workers, on_news=self.nudge)
@@ -191,11 +193,9 @@ class Loop:
                     read_node, self.config.mount_dir, self._cache, self._ledger, self._kept_files
                 )
         except (ScratchError, OSError) as exc:
-            if str(exc) != self.problem:
-                log.error("cannot observe this node problem=%r", str(exc))
-            self.problem = str(exc)
+            self._tell_problem(str(exc))
             return
-        self.problem = ""
+        self._tell_problem(reading.cache_problem)
         self._identify(reading.mounted.values())
         seen = self._observe(reading)
         decided = planner.plan(seen)
@@ -207,8 +207,15 @@ class Loop:
                 log.warning("cannot take back pins problem=%r", str(exc))  # they do not count all the same
         for action in decided.actions:
             self._start(action)
+        for mount in self._health.choose((reading.mounted[name] for name in seen.mounted), time.monotonic()):
+            self._begin(mount.dataset, self._health.look(mount))
         if time.monotonic() - self._saved_at > max(_SAVE_EVERY_S, self.config.period_s / 10):
             await asyncio.to_thread(self._save_counters)
+
+    def _tell_problem(self, problem: str) -> None:
+        if problem and problem != self.problem:
+            log.error("cannot observe this node problem=%r", problem)
+        self.problem = problem
 
     def _save_counters(self) -> None:
         self._saved_at = time.monotonic()
@@ -282,15 +289,22 @@ class Loop:
 
     def _identify(self, mounted: Iterable[SeenMount]) -> None:
         for key in self._identifier.choose(mounted):
-            if key[0] not in self._tasks:
-                self._tasks[key[0]] = asyncio.create_task(self._read_tag(key))
+            self._begin(key[0], self._identifier.read(key))
 
-    async def _read_tag(self, key: MountKey) -> None:
-        try:
-            await self._identifier.read(key)
-        finally:
-            self._tasks.pop(key[0], None)
-            self.nudge()
+    def _begin(self, dataset: str, work: Coroutine[None, None, None]) -> None:
+        """Begin something with a dataset that is no action, unless something is under way with it."""
+        if dataset in self._tasks:
+            work.close()
+            return
+
+        async def do() -> None:
+            try:
+                await work
+            finally:
+                self._tasks.pop(dataset, None)
+                self.nudge()
+
+        self._tasks[dataset] = asyncio.create_task(do())
 
     def _observe(self, reading: Reading) -> Observation:
         """Join what was read with what is remembered."""

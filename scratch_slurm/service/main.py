@@ -16,7 +16,7 @@ import msgspec
 
 from scratch_slurm import __version__
 from scratch_slurm.domain.config import Config
-from scratch_slurm.domain.errors import ConfigError, DaemonError, DeniedError, ScratchError
+from scratch_slurm.domain.errors import ConfigError, DaemonError, DeniedError, DiskError, ScratchError
 from scratch_slurm.domain.sizes import format_bytes
 from scratch_slurm.node import mountinfo
 from scratch_slurm.node.cache import Cache
@@ -123,7 +123,10 @@ def _prepare_directories(config: Config) -> Config:
                 )
     except OSError as exc:
         raise ConfigError(f"{exc.filename}: cannot make the directory: {exc.strerror}") from exc
-    Cache(config.cache_dir).prepare()
+    try:
+        Cache(config.cache_dir).prepare()
+    except DiskError as exc:  # without a cache the daemon's mounts still serve the source
+        log.error("no cache problem=%r", exc.message)
     resolved = {name: getattr(config, name).resolve() for name in ("mount_dir", "cache_dir")}
     return msgspec.structs.replace(config, **resolved)
 

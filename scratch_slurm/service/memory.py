@@ -65,6 +65,10 @@ class Memory:
     failures: dict[tuple[str, ActionKind], Failure] = field(default_factory=dict)
     generations: dict[MountKey, str | None] = field(default_factory=dict)
     """Generation id on the device's tag; None: not ours."""
+    unwell: dict[MountKey, str] = field(default_factory=dict)
+    """Mounts that answer with an I/O error -> what they answered."""
+    bad_copies: dict[str, str] = field(default_factory=dict)
+    """Paths of cached images that could not be mounted anew -> why; they go."""
     counters: dict[str, ReadCounter] = field(default_factory=dict)
     last_used_at: dict[str, float] = field(default_factory=dict)
     held_off: dict[str, float] = field(default_factory=dict)

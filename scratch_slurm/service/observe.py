@@ -41,9 +41,12 @@ class Reading:
 
     mounted: Mapping[str, SeenMount]
     cache: CacheContents
+    """Nothing, in no space, when the directory cannot be read: then everything is read from the source."""
     held_bytes: int
     """Of deleted cached images that a loop device still reads."""
     pins: tuple[Pin, ...]
+    cache_problem: str = ""
+    """Why the cache directory cannot be read; empty when it can."""
 
 
 def read_node(
@@ -57,7 +60,7 @@ def read_node(
 
     Args:
         kept: files that stay open from one look to the next, see `read_backings`.
-    Raises: ScratchError, OSError: /proc, /sys, the cache directory or the ledger cannot be read.
+    Raises: ScratchError, OSError: /proc, /sys or the ledger cannot be read.
     """
     backings = loopsysfs.read_backings(kernel.block_devices, kept)
     reads = diskstats.read_diskstats(kernel.diskstats)
@@ -76,4 +79,13 @@ def read_node(
     held = [name for name, each in backings.items() if each.deleted and each.path.startswith(below_cache)]
     devices = [loopsysfs.read_loop_device(name, kernel.block_devices) for name in held]
     held_bytes = sum(device.size_bytes for device in devices if device)
-    return Reading(mounted, cache.read(), held_bytes, tuple(ledger.pins()))
+    contents, problem = _read_cache(cache)
+    return Reading(mounted, contents, held_bytes, tuple(ledger.pins()), problem)
+
+
+def _read_cache(cache: Cache) -> tuple[CacheContents, str]:
+    try:
+        return cache.read(), ""
+    except OSError as exc:
+        problem = f"{cache.dir}: cannot read it: {exc.strerror}; everything is read from the source"
+        return CacheContents((), (), used_bytes=0, free_bytes=0, whole_bytes=0), problem

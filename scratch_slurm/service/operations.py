@@ -59,6 +59,15 @@ class ReadTag(Request, frozen=True):
     """Where it is mounted: for the permissions of its root directory. Empty: they are not asked for."""
 
 
+class ProbeMount(Request, frozen=True):
+    """Look at a mounted image, and at the cached copy below it. Failed as ImageError: it answers with an I/O error."""
+
+    device: str
+    mount_point: str
+    copy_path: str
+    """The cached image that the device reads; empty: it reads the source."""
+
+
 class CopyImage(Request, frozen=True):
     """Copy an image from the source to a staging path; answered by `Copied` now and then."""
 
@@ -129,5 +138,5 @@ class Failed(Line, frozen=True):
     hint: str | None = None
 
 
-AnyRequest = Scan | MountImage | UnmountImage | SwitchBacking | ReadTag | CopyImage | ReadGroups
+AnyRequest = Scan | MountImage | UnmountImage | SwitchBacking | ReadTag | ProbeMount | CopyImage | ReadGroups
 AnyLine = Listed | Scanned | Tag | Root | Groups | Copied | Done | Failed

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from scratch_slurm.domain import actions
 from scratch_slurm.domain.access import too_open
 from scratch_slurm.domain.config import Config
-from scratch_slurm.domain.errors import DeniedError, PinnedError, RetargetError, SourceError
+from scratch_slurm.domain.errors import DeniedError, ImageError, PinnedError, RetargetError, SourceError
 from scratch_slurm.domain.model import SourceImage
 from scratch_slurm.domain.names import device_tag
 from scratch_slurm.node.cache import Cache
@@ -38,7 +38,7 @@ class Performer:
         Raises: ScratchError, OSError: it was not done; the dataset is served as before.
         """
         match action:
-            case actions.Mount() | actions.Replace():
+            case actions.Mount():
                 await self._mount(action)
             case actions.Unmount():
                 await self._unmount(action)
@@ -82,7 +82,8 @@ class Performer:
 
     async def _mount(self, action: actions.Mount) -> None:
         replace = isinstance(action, actions.Replace)
-        if replace:
+        mend = isinstance(action, actions.Mend)
+        if replace and not mend:
             await self._refuse_pinned(action.dataset)
         try:
             await self._show(action.image, action.backing_path, replace=replace)
@@ -93,7 +94,12 @@ class Performer:
             # From now on it is known what is in it: it counts as skipped, and is not tried again as it is.
             await self._record("refused", action.dataset, exc.message)
             return
-        await self._record("replaced" if replace else "mounted", action.dataset, action.reason)
+        except ImageError as exc:
+            if mend and action.backing_path != action.image.path:
+                self._memory.bad_copies[action.backing_path] = exc.message
+            raise
+        event = "mended" if mend else "replaced" if replace else "mounted"
+        await self._record(event, action.dataset, action.reason)
 
     async def _show(self, image: SourceImage, backing_path: str, *, replace: bool) -> None:
         request = op.MountImage(
@@ -167,6 +173,7 @@ class Performer:
             request = op.SwitchBacking(action.device, action.source.path, action.source.generation)
             await self._run(action.dataset, request)
         await asyncio.to_thread(self._delete, action)
+        self._memory.bad_copies.pop(action.image.path, None)  # the next copy has its name
         await self._record("evicted", action.dataset, action.reason, freed_bytes=action.image.size_bytes)
 
     def _delete(self, action: actions.Evict) -> None:

@@ -7,7 +7,9 @@ when it gives no sign for too long: what it was doing must be safe to be cut off
 import contextlib
 import ctypes
 import dataclasses
+import mmap
 import os
+import random
 import signal
 import sys
 import time
@@ -17,12 +19,13 @@ from pathlib import Path
 import msgspec
 
 from scratch_slurm.domain.access import too_open, word_refusal
-from scratch_slurm.domain.errors import DeniedError, ScratchError
+from scratch_slurm.domain.errors import DeniedError, ImageError, ScratchError
 from scratch_slurm.domain.model import Generation, Permissions
-from scratch_slurm.node import catalog, loopdev, mounts
+from scratch_slurm.node import catalog, loopdev, loopsysfs, mounts
 from scratch_slurm.service import operations as op
 
 _PR_SET_PDEATHSIG = 1
+_PROBED_BLOCKS = 4
 
 Say = Callable[[op.Line], None]
 
@@ -66,6 +69,8 @@ def _serve(request: op.Request, say: Say) -> None:
             _switch(request)
         case op.ReadTag():
             _read_tag(request, say)
+        case op.ProbeMount():
+            _probe(request)
         case op.CopyImage():
             _copy(request, say)
         case op.ReadGroups():
@@ -109,6 +114,36 @@ def _read_tag(request: op.ReadTag, say: Say) -> None:
         with contextlib.suppress(ScratchError):  # it was unmounted meanwhile
             root = mounts.read_root(Path(request.mount_point))
     say(op.Tag(status.tag if status else "", root))
+
+
+def _probe(request: op.ProbeMount) -> None:
+    device = loopsysfs.read_loop_device(request.device)
+    if request.copy_path and device is not None:
+        with contextlib.suppress(FileNotFoundError):  # deleted by somebody: the loop sees that
+            _probe_copy(request.copy_path, device.size_bytes)
+    mounts.probe_mount(Path(request.mount_point))
+
+
+def _probe_copy(path: str, device_bytes: int) -> None:
+    """Read some blocks of a cached image from its disk: the first, the last, and any between."""
+    # Only this and copies need them.
+    from scratch_slurm.node.rawio import BLOCK_BYTES, ColdReader
+
+    try:
+        with open(path, "rb", buffering=0) as file, mmap.mmap(-1, BLOCK_BYTES) as block, memoryview(block) as view:
+            size_bytes = os.fstat(file.fileno()).st_size
+            if size_bytes // loopdev.SECTOR_BYTES * loopdev.SECTOR_BYTES != device_bytes:
+                raise ImageError(f"{path}: has {size_bytes} bytes now, its device {device_bytes}")
+            reader = ColdReader(file.fileno())
+            blocks = -(-size_bytes // BLOCK_BYTES)
+            between = random.sample(range(blocks), min(_PROBED_BLOCKS, blocks))
+            for number in {0, blocks - 1, *between}:
+                at = number * BLOCK_BYTES
+                reader.read(view, at, min(BLOCK_BYTES, size_bytes - at))
+    except FileNotFoundError:
+        raise
+    except OSError as exc:
+        raise ImageError(f"{path}: cannot be read: {exc.strerror}") from exc
 
 
 def _open_backing(path: str, expected: Generation | None) -> int:

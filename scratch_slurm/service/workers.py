@@ -177,6 +177,8 @@ def _describe(request: op.Request) -> str:
             return f"unmounting {request.mount_point}"
         case op.ReadTag():
             return f"reading the tag of {request.device}"
+        case op.ProbeMount():
+            return f"looking at {request.mount_point}"
         case op.ReadGroups():
             return f"asking the name service for the groups of user {request.uid}"
         case _:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scratch_slurm.domain.actions import ActionKind, DropStaged, Evict, Mount, Replace, Retarget, Stage, Unmount
+from scratch_slurm.domain.actions import ActionKind, DropStaged, Evict, Mend, Mount, Replace, Retarget, Stage, Unmount
 from scratch_slurm.domain.errors import DaemonError, NotFoundError, PinnedError
 from scratch_slurm.domain.model import Backing, Space
 from scratch_slurm.domain.planner import plan as make_plan
@@ -86,6 +86,32 @@ CASES = [
         observation([], [mounted("a", backing=CACHE)], cached=(cached("a"),)),
         ["unmount a"],
         id="gone-is-unmounted-before-it-is-evicted",
+    ),
+    # What answers with an I/O error.
+    pytest.param(
+        observation(*on_source("a"), unwell={"a": "EIO"}, pins=(pin("a"),), space=room(0)),
+        ["replace a"],
+        id="unwell-is-mounted-anew-though-pinned",
+    ),
+    pytest.param(
+        observation(*on_source("a"), unwell={"a": "EIO"}, backing_off=frozenset({("a", ActionKind.REPLACE)})),
+        [],
+        id="unwell-and-still-failing-waits",
+    ),
+    pytest.param(
+        observation([image("a", version=2)], [mounted("a")], unwell={"a": "EIO"}, pins=(pin("a"),)),
+        [],
+        id="unwell-and-pinned-of-an-older-generation-has-nothing-to-be-mounted-from",
+    ),
+    pytest.param(
+        observation(*on_cache("a")[:2], cached=(cached("a"),), bad_copies={cached("a").path: "EIO"}),
+        [],
+        id="a-bad-copy-that-is-read-stays-until-the-mount-is-another",
+    ),
+    pytest.param(
+        observation(*on_source("a"), cached=(cached("a"),), bad_copies={cached("a").path: "EIO"}, pins=(pin("a"),)),
+        ["evict a"],
+        id="a-bad-copy-goes-though-pinned-and-is-not-switched-to",
     ),
     # Which file is read.
     pytest.param(
@@ -625,7 +651,9 @@ def test_an_incomplete_listing_destroys_nothing(seen):
 def test_nothing_is_replaced_or_unmounted_under_a_pin(seen):
     pinned = {each.dataset for each in seen.pins}
     for action in make_plan(seen).actions:
-        if isinstance(action, Replace | Unmount):
+        if isinstance(action, Mend):
+            assert action.image.generation.id == seen.mounted[action.dataset].generation_id
+        elif isinstance(action, Replace | Unmount):
             assert action.dataset not in pinned
 
 
@@ -663,3 +691,19 @@ def test_a_plan_that_has_begun_evicts_nobody_else(seen):
         leaving_bytes=seen.leaving_bytes + sum(evict.image.size_bytes for evict in evictions),
     )
     assert not of(Evict, make_plan(later).actions)
+
+
+@pytest.mark.parametrize(
+    ("bad", "path"),
+    [
+        pytest.param({}, cached("a").path, id="on-its-copy"),
+        pytest.param({cached("a").path: "EIO"}, image("a").path, id="on-the-source-when-the-copy-is-bad"),
+    ],
+)
+def test_what_is_unwell_is_mounted_anew(bad, path):
+    images, mounts, copies = on_cache("a")
+    seen = observation(images, mounts, cached=copies, unwell={"a": "EIO"}, bad_copies=bad)
+    (mend,) = make_plan(seen).actions
+    assert (type(mend), mend.backing_path) == (Mend, path)
+    assert "EIO" in mend.reason
+    assert make_plan(seen).problems["a"].waiting_helps

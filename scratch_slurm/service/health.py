@@ -1,0 +1,78 @@
+"""Find mounts that remember an I/O error: squashfs keeps one with the metadata it struck, until it is mounted anew.
+
+Only a look through the mount tells, and a look may hang with the backing: it is taken in a worker, of mounts that were
+read since the last look, and no more often than the source is listed.
+"""
+
+import logging
+import time
+from collections.abc import Iterable
+
+from scratch_slurm.domain.config import Config
+from scratch_slurm.domain.errors import ImageError, ScratchError
+from scratch_slurm.domain.model import Backing
+from scratch_slurm.service import operations as op
+from scratch_slurm.service.memory import Memory, MountKey
+from scratch_slurm.service.observe import SeenMount
+from scratch_slurm.service.workers import Workers
+
+log = logging.getLogger(__name__)
+
+
+class Health:
+    """Keeps `memory.unwell`."""
+
+    def __init__(self, config: Config, memory: Memory, workers: Workers) -> None:
+        self._config = config
+        self._memory = memory
+        self._workers = workers
+        self._looked: dict[MountKey, tuple[float, int]] = {}
+        """When it was looked at (monotonic seconds), and what had been read of its device by then, in bytes."""
+
+    def choose(self, mounted: Iterable[SeenMount], now: float) -> list[SeenMount]:
+        """Choose the mounts to look at; what is remembered of mounts that are gone is forgotten.
+
+        Args:
+            mounted: those that are ours.
+            now: monotonic seconds.
+        """
+        looked, unwell = {}, self._memory.unwell
+        chosen = []
+        for mount in mounted:
+            key = _key(mount)
+            # A mount is looked at when it is made, and the reads of the look itself are none of a job's.
+            at, read_bytes = looked[key] = self._looked.get(key) or (now, mount.read_bytes)
+            if now - at >= self._config.interval_s and (mount.read_bytes != read_bytes or key in unwell):
+                chosen.append(mount)
+        self._looked = looked
+        for gone in unwell.keys() - looked.keys():
+            del unwell[gone]
+        return chosen
+
+    async def look(self, mount: SeenMount) -> None:
+        """Look at one mount; what it says is in `memory.unwell` afterwards."""
+        dataset, memory = mount.dataset, self._memory
+        key = _key(mount)
+
+        def on_hang() -> None:
+            memory.hanging_since[dataset] = time.time() - self._config.source_timeout_s
+
+        copy_path = mount.backing_path if mount.backing is Backing.CACHE else ""
+        request = op.ProbeMount(key[2], str(self._config.mount_dir / dataset), copy_path)
+        try:
+            await self._workers.run(request, silence_s=self._config.source_timeout_s, on_hang=on_hang)
+            memory.unwell.pop(key, None)
+        except ImageError as exc:
+            if key not in memory.unwell:
+                log.warning("unwell dataset=%s device=%s problem=%r", dataset, key[2], exc.message)
+            memory.unwell[key] = exc.message
+        except ScratchError as exc:
+            log.warning("cannot look at dataset=%s problem=%r", dataset, exc.message)  # it may be gone, or hang
+        finally:
+            memory.hanging_since.pop(dataset, None)
+            self._looked.pop(key, None)
+
+
+def _key(mount: SeenMount) -> MountKey:
+    assert mount.device is not None, "ours are on loop devices"
+    return (mount.dataset, mount.mount_id, mount.device)
