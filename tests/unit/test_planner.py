@@ -573,7 +573,7 @@ def test_every_victim_is_needed(seen):
     victims = [evict for evict in of(Evict, decided.actions) if not evict.outdated]
     if not victims:
         return
-    have = {(copy.dataset, copy.generation_id) for copy in seen.cached}
+    have = {(copy.dataset, copy.generation_id) for copy in seen.cached if copy.path not in seen.bad_copies}
     names = {each.dataset for each in seen.pins} | {*decided.wishes.chosen}
     wanted = [seen.catalog.images[name] for name in names & seen.catalog.images.keys()]
     lacking = [each for each in wanted if (each.dataset, each.generation.id) not in have]
