@@ -72,7 +72,7 @@ def is_over(job_id: int, text: str) -> bool:
 
 
 def _squeue(job_id: int) -> str:
-    command = ["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%A %T"]
+    command = ["squeue", "--local", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%A %T"]
     environment = {name: os.environ[name] for name in ("PATH", "SLURM_CONF") if name in os.environ}
     try:
         return subprocess.run(
