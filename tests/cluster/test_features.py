@@ -1,6 +1,8 @@
 """Slurm's node features follow the cache, through all that makes Slurm forget them."""
 
 import json
+import re
+import sys
 
 import pytest
 
@@ -132,3 +134,22 @@ def test_status_says_who_is_asked(node: Nodes) -> None:
     status = json.loads(node("n1").command("status", "--json").stdout)
     assert status["slurm"].startswith(("Slurm's commands 2", "pyslurm 2"))
     assert f"slurm  {status['slurm']}" in node("n1").command("status").stdout
+
+
+# Runs a program that may open the families of sockets that are named, as systemd would.
+RESTRICTED = """
+import errno, os, socket, sys
+from tests.component.seccomp import SOCKET, refuse
+for name in {"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK"} - set(sys.argv[1].split()):
+    refuse(SOCKET, errno.EAFNOSUPPORT, argument=0, equals=int(getattr(socket, name)))
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def test_the_unit_lets_the_daemons_commands_reach_the_controller(cluster: LocalCluster) -> None:
+    repository = cluster.layout.repository
+    unit = (repository / "daemon" / "scratch-slurmd.service").read_text()
+    families = re.findall(r"^RestrictAddressFamilies=(.*)$", unit, re.MULTILINE)
+    words = [sys.executable, "-c", RESTRICTED, " ".join(families), "sinfo", "--noheader", "--format=%N"]
+    found = cluster.run(words, env={"PYTHONPATH": str(repository)}, cwd=repository)
+    assert found.stdout == "n[1-4]\n"

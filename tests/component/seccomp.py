@@ -5,6 +5,7 @@ import platform
 import struct
 
 IOCTL = {"x86_64": 16, "aarch64": 29}[platform.machine()]
+SOCKET = {"x86_64": 41, "aarch64": 198}[platform.machine()]
 MOVE_MOUNT = 429
 FSOPEN = 430
 
