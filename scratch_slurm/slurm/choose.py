@@ -29,26 +29,32 @@ def choose_slurm(environ: Mapping[str, str], *, timeout_s: float = CALL_TIMEOUT_
     Args:
         environ: the daemon's environment: PATH, SLURM_CONF.
         timeout_s: the time limit of each call.
-    Returns: None where Slurm's commands are not installed, or do not run at all.
+    Returns: None where Slurm's commands are not installed. They may not be able to answer yet: on a cluster without
+        configuration files slurmd brings the configuration, and it starts after the daemon.
     """
     programs = Programs(clean_environment(environ), timeout_s=timeout_s)
     if any(shutil.which(command, path=programs.environment.get("PATH", "")) is None for command in _COMMANDS):
         return None
-    try:
-        said = programs.run(["scontrol", "--version"])  # asks nobody
-    except SlurmError as exc:
-        log.warning("slurm-unusable problem=%r", exc.message)
-        return None
-    version = _VERSION.search(said)
-    commands = Commands(programs, version[0] if version else said.strip())
+    version = _read_version(programs)
+    commands = Commands(programs, version or "of an unknown release")
     release = pyslurm_release()
     if release is None:
         return commands
-    problem = pyslurm_problem(release, version[0] if version else "")
+    problem = pyslurm_problem(release, version)
     if problem:
         log.info("pyslurm-unused reason=%r", problem)
         return commands
     return PyslurmClasses(programs, release, commands)
+
+
+def _read_version(programs: Programs) -> str:
+    """Ask for Slurm's version; empty where it cannot be told. It asks nobody, but wants a configuration."""
+    try:
+        found = _VERSION.search(programs.run(["scontrol", "--version"]))
+    except SlurmError as exc:
+        log.info("slurm-version-unknown problem=%r", exc.message)
+        return ""
+    return found[0] if found else ""
 
 
 def pyslurm_release() -> str | None:

@@ -143,8 +143,15 @@ def test_with_commands_they_serve(tmp_path):
     assert slurm.name.endswith(" 22.05.8")
 
 
-def test_commands_that_do_not_run_are_none(tmp_path):
-    assert choose_slurm(make_commands(tmp_path, code=127)) is None
+def test_commands_that_have_no_configuration_yet_serve_when_they_have(tmp_path):
+    environ = make_commands(tmp_path, code=1)
+    slurm = choose_slurm(environ)
+    assert slurm is not None
+    assert slurm.name == "Slurm's commands of an unknown release"
+    with pytest.raises(SlurmError):
+        slurm.read_features("n1")
+    make_commands(tmp_path, version="n1|gpu|gpu|")
+    assert slurm.read_features("n1") == NodeFeatures(("gpu",), ("gpu",), "")
 
 
 def test_only_what_says_where_slurm_is_reaches_the_commands():
