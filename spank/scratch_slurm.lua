@@ -27,6 +27,10 @@ local M = {}
 -- As slurm.feature_prefix in scratch-slurm's configuration.
 M.feature_prefix = "ds:"
 
+-- The administrator's word that within each partition every node can run what any other can. Only needed, and only of
+-- use, where `can_hold` is true; from Slurm 24.11.4 on.
+M.nodes_are_alike = false
+
 local NAME = "^[A-Za-z0-9][A-Za-z0-9._@+-]*$"
 local MAX_DATASETS = 64
 local MAX_NAME = 64
@@ -208,15 +212,53 @@ end
 
 -- What is done with a job.
 
+-- Takes a job's preference away. Slurm takes an empty one for no change; no dataset has this name, so no node does.
+local function nowhere()
+    return M.feature_prefix .. "-"
+end
+
 -- Seen on 22.05.8: an array whose preference no node has waits (BadConstraints) until one has it, where any other job
 -- falls back at once. So no preference for arrays; a constraint works for them as for others.
 local function is_array(job)
     return (job.array_inx ~= nil and job.array_inx ~= "") or (tonumber(job.array_job_id) or 0) > 0
 end
 
+-- Slurm 24.11 and later tries the preference of a job first, and holds the job for ever (BadConstraints, priority 0) when
+-- nodes have the features but could never run it: too few nodes, too small ones, others than it names. Seen on 24.11.5,
+-- read in all sources up to 26.05: schedule() in job_scheduler.c. When no node at all has the features it goes on
+-- without them, from 24.11.4 on. A script is not told the release, but this error came with 24.11.
+local function can_hold()
+    return slurm ~= nil and slurm.ESLURM_AUTH_EXPIRED ~= nil
+end
+
+-- Slurm's numbers that are not set are its largest ones.
+local function is_number(value)
+    return type(value) == "number" and value < 0xfffffff0
+end
+
+local function is_text(value)
+    return type(value) == "string" and value ~= ""
+end
+
+-- Tell whether one node is enough for a job; of one that leaves it to Slurm that is not certain.
+local function is_on_one_node(job)
+    local function at_most_one(number)
+        return not is_number(number) or number <= 1
+    end
+    return job.max_nodes == 1
+        or at_most_one(job.min_nodes) and at_most_one(job.num_tasks) and not is_text(job.tres_per_job)
+end
+
 local function prefer(job_desc, features)
     if is_array(job_desc) then
         return nil, "the job is an array"
+    end
+    -- There is nothing to choose, and Slurm 22.05 lets the job wait for its next round of backfill.
+    if is_text(job_desc.req_nodes) then
+        return nil, "the job names its nodes"
+    end
+    if can_hold() and not (M.nodes_are_alike and is_on_one_node(job_desc)) then
+        return nil, "this release of Slurm may hold the job for it"
     end
     if job_desc.prefer and job_desc.prefer ~= "" then
         return nil, "the job has a preference of its own"
@@ -269,7 +311,7 @@ end
 -- The preference repeats the constraint: when `scontrol update job` changes this, that follows, or the job would run on
 -- what the old constraint allows. Slurm 22.05 does not tell a script what the job prefers: there a preference of the
 -- user's own is replaced too, which would not have obeyed the new constraint either.
-local function modify(job_desc, job_rec)
+local function follow(job_desc, job_rec)
     local constraint, preferred = job_desc.features, job_rec.prefer
     if not constraint or (job_desc.prefer and job_desc.prefer ~= "") then
         return nil, "the constraint alone is not changed"
@@ -283,8 +325,28 @@ local function modify(job_desc, job_rec)
         return nil, "the job has a preference of its own"
     end
     local joined, count = M.join(constraint, features)
-    job_desc.prefer = joined or ""
+    job_desc.prefer = joined or nowhere()
     return joined, count
+end
+
+-- Where Slurm can hold a job for its preference, one that is given another shape loses it: a script is told neither what
+-- it prefers nor all of its old shape. A job that runs cannot be changed so.
+local function forget(job_desc, job_rec)
+    local is_reshaped = job_desc.features ~= nil or is_text(job_desc.req_nodes) or is_text(job_desc.tres_per_job)
+        or is_number(job_desc.min_nodes) or is_number(job_desc.max_nodes) or is_number(job_desc.num_tasks)
+    if not M.nodes_are_alike or not is_reshaped or is_text(job_desc.prefer) then
+        return nil, "it has none of ours, or keeps it"
+    end
+    local datasets, required = request_of(job_rec)
+    if not datasets or required or is_array(job_rec) or (tonumber(job_rec.job_state) or 0) % 256 ~= 0 then
+        return nil, "the job has no preference of ours"
+    end
+    job_desc.prefer = nowhere()
+    return job_desc.prefer
+end
+
+local function modify(job_desc, job_rec)
+    return (can_hold() and forget or follow)(job_desc, job_rec)
 end
 
 -- Run `act`; whatever goes wrong in it does not refuse the job. Returns what it set, or nil and why it set nothing.

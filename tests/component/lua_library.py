@@ -59,9 +59,17 @@ class Outcome:
 
 
 class Script:
-    """The script as one interpreter runs it, beside a slurm.conf of the caller's."""
+    """The script as one interpreter runs it, beside a slurm.conf of the caller's.
 
-    def __init__(self, interpreter: str, directory: Path, conf: str | None = VALIDATION_OFF) -> None:
+    Args:
+        conf: the text of slurm.conf; None is no such file.
+        settings: Lua that runs when the script is loaded.
+    """
+
+    def __init__(
+        self, interpreter: str, directory: Path, conf: str | None = VALIDATION_OFF, settings: str = ""
+    ) -> None:
+        self._settings = settings
         found = shutil.which(interpreter)
         assert found is not None
         self._interpreter = found
@@ -73,7 +81,8 @@ class Script:
     def run(self, code: str) -> Outcome:
         """Load the script and run Lua that ends with `show(code, job)`."""
         program = self._directory / "case.lua"
-        program.write_text(f"{_HARNESS}\nscript = dofile({quoted(str(SCRIPT))})\n{code}\n", encoding="utf-8")
+        load = f"script = dofile({quoted(str(SCRIPT))})"
+        program.write_text(f"{_HARNESS}\n{load}\n{self._settings}\n{code}\n", encoding="utf-8")
         env = {"SLURM_CONF": str(self._conf), "PATH": os.defpath}
         words = [self._interpreter, str(program)]
         done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=20, check=False)
@@ -86,7 +95,7 @@ class Script:
         """Run slurm_job_submit() on a job description; `spank_job_env` begins at 0, as slurmctld's does."""
         return self.run(f"job = {table(job)}\nshow(slurm_job_submit(job, {{}}, 1000), job)")
 
-    def modify(self, job: Mapping[str, str], record: Mapping[str, str | int | Sequence[str]]) -> Outcome:
+    def modify(self, job: Mapping[str, str | int], record: Mapping[str, str | int | Sequence[str]]) -> Outcome:
         """Run slurm_job_modify()."""
         return self.run(f"job = {table(job)}\nshow(slurm_job_modify(job, {table(record)}, {{}}, 1000), job)")
 

@@ -82,6 +82,7 @@ NO_PREFERENCE = [
     pytest.param({"spank_job_env": "DATASETS=a", "spank_job_env_size": 1}, id="environment-is-no-table"),
     pytest.param({"spank_job_env_size": 2**31}, id="size-without-environment"),
     pytest.param(asking("DATASETS=a", prefer="fast"), id="a-preference-of-the-users"),
+    pytest.param(asking("DATASETS=a", req_nodes="n[1-2]"), id="nodes-by-name"),
     pytest.param(asking("DATASETS=a", array_inx="1-4"), id="an-array"),
     pytest.param(asking("DATASETS=a", array_inx="0-19"), id="an-array-would-wait-for-what-no-node-has"),
 ]
@@ -172,7 +173,7 @@ MODIFY = [
     ),
     pytest.param({"features": ""}, asking(*A, features="gpu", prefer="gpu&ds:a"), "ds:a", id="constraint-goes"),
     pytest.param({"features": "cpu"}, asking(*A, prefer="ds:a"), "cpu&ds:a", id="constraint-comes"),
-    pytest.param({"features": "[x|y]"}, asking(*A, features="gpu"), "", id="cannot-follow-and-goes"),
+    pytest.param({"features": "[x|y]"}, asking(*A, features="gpu"), "ds:-", id="cannot-follow-and-goes"),
     pytest.param({}, asking(*A, features="gpu", prefer="gpu&ds:a"), None, id="constraint-is-not-changed"),
     pytest.param({"features": "cpu"}, asking(*A, features="gpu", prefer="fast"), None, id="a-preference-of-the-users"),
     pytest.param({"features": "cpu"}, asking(features="gpu"), None, id="no-datasets"),
@@ -193,6 +194,81 @@ def test_a_job_that_is_changed(script, change, record, prefer):
 def test_a_job_that_is_changed_without_ignore_prefer_validation(interpreter, tmp_path):
     outcome = Script(interpreter, tmp_path, "").modify({"features": "cpu"}, asking(*A, features="gpu"))
     assert (outcome.code, outcome.prefer) == (0, None)
+
+
+# A name that Slurm's table has from 24.11 on.
+CAN_HOLD = "slurm.ESLURM_AUTH_EXPIRED = 7000\n"
+ALIKE = "script.nodes_are_alike = true\n"
+NOT_SET = 0xFFFFFFFE
+
+
+@pytest.fixture
+def holding(interpreter, tmp_path):
+    """The script under a Slurm that can hold a job for its preference, on nodes that are alike."""
+    return Script(interpreter, tmp_path, settings=CAN_HOLD + ALIKE)
+
+
+def test_a_slurm_that_can_hold_a_job_gets_no_preference_unless_nodes_are_alike(interpreter, tmp_path):
+    assert Script(interpreter, tmp_path, settings=CAN_HOLD).submit(asking(*A)).prefer is None
+    assert Script(interpreter, tmp_path, settings=CAN_HOLD).submit(asking(*REQUIRED)).features == "ds:a&ds:b"
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"min_nodes": 1, "num_tasks": 1, "max_nodes": NOT_SET},
+        {"min_nodes": NOT_SET, "num_tasks": NOT_SET, "tres_per_job": ""},
+        {"min_nodes": 1, "max_nodes": 1, "num_tasks": 8, "tres_per_job": "gres/gpu:8"},
+        {"tres_per_node": "gres/gpu:8"},
+    ],
+)
+def test_there_a_job_on_one_node_of_many_alike_prefers(holding, shape):
+    assert holding.submit(asking(*A, features="gpu", **shape)).prefer == "gpu&ds:a"
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"min_nodes": 2},
+        {"min_nodes": 1, "max_nodes": 2, "num_tasks": 2},
+        {"num_tasks": 2},
+        {"tres_per_job": "gres/gpu:8"},
+        {"min_nodes": 1, "max_nodes": 1, "req_nodes": "n1"},
+        {"array_inx": "1-4"},
+    ],
+)
+def test_there_a_job_that_may_need_more_does_not(holding, shape):
+    assert holding.submit(asking(*A, **shape)).prefer is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"features": "cpu"}, {"features": ""}, {"min_nodes": 2}, {"max_nodes": 3}, {"num_tasks": 9}, {"req_nodes": "n1"}],
+)
+def test_there_a_job_that_is_reshaped_loses_its_preference(holding, change):
+    record = asking(*A, features="gpu", job_state=0)
+    assert holding.modify(change, record).prefer == "ds:-"
+
+
+@pytest.mark.parametrize(
+    ("change", "record"),
+    [
+        ({"min_nodes": NOT_SET, "time_limit": 60}, asking(*A, job_state=0)),
+        ({"min_nodes": 1}, asking(*A, job_state=1)),
+        ({"min_nodes": 2}, asking(job_state=0)),
+        ({"min_nodes": 2}, asking(*REQUIRED, job_state=0)),
+        ({"min_nodes": 2, "prefer": "fast"}, asking(*A, job_state=0)),
+    ],
+    ids=["not-reshaped", "runs", "no-datasets", "required", "a-preference-of-the-users"],
+)
+def test_there_no_other_job_loses_it(holding, change, record):
+    assert holding.modify(change, record).prefer == change.get("prefer")
+
+
+def test_there_without_nodes_that_are_alike_a_preference_of_the_users_stays(interpreter, tmp_path):
+    script = Script(interpreter, tmp_path, settings=CAN_HOLD)
+    assert script.modify({"features": "cpu"}, asking(*A, job_state=0)).prefer is None
 
 
 CONFS = [

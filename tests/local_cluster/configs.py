@@ -87,7 +87,8 @@ def plugstack_conf(layout: Layout, *, plugin_exists: bool) -> str:
 
 def job_submit_lua(layout: Layout) -> str:
     """Write job_submit.lua: ours, which makes a job prefer the nodes that have its datasets."""
-    return f"dofile({json.dumps(str(layout.job_submit_script))})\n"
+    script = json.dumps(str(layout.job_submit_script))
+    return f"scratch_slurm = dofile({script})\nscratch_slurm.nodes_are_alike = true\n"
 
 
 def config_yaml(settings: Mapping[str, Any], indent: str = "") -> str:
