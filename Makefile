@@ -1,5 +1,6 @@
 # make demo      the main job on a real local cluster, step by step; sets up what it needs and cleans up
 # make test      linters, type checks, C warnings, all tests (root: loop devices, mounts, a real Slurm cluster)
+# make test-slurm RELEASE=trixie   the tests on a real cluster, with the Slurm of another Debian release
 # make cluster   a local cluster to play with; make cluster-down takes it down
 # make stress    the long random runs          make bench     the benchmarks
 # make install   the node's files below $(DESTDIR)/: stubs, SPANK plugin, unit, example configuration
@@ -8,16 +9,26 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SCRIPTS := prolog.d/50-scratch-slurm epilog.d/50-scratch-slurm .ci/run
+SCRIPTS := prolog.d/50-scratch-slurm epilog.d/50-scratch-slurm tests/with_slurm.sh .ci/run
 
 # What the commands above need from Debian. A machine that is not Debian brings them itself.
-DEBIAN_PACKAGES := slurmctld slurmd slurm-client munge libslurm-dev slurm-wlm-basic-plugins-dev squashfs-tools \
-	erofs-utils fuse3 shellcheck strace gcc libc6-dev python3-venv e2fsprogs unicode-data dict-gcide lua5.1 lua5.4
+CLUSTER_PACKAGES := slurmctld slurmd slurm-client munge libslurm-dev slurm-wlm-basic-plugins-dev squashfs-tools \
+	erofs-utils fuse3 strace gcc libc6-dev make python3-venv e2fsprogs lua5.1 lua5.4
+DEBIAN_PACKAGES := $(CLUSTER_PACKAGES) shellcheck unicode-data dict-gcide
 
-.PHONY: test demo cluster cluster-down stress bench check plugin packages install clean
+.PHONY: test test-slurm cluster-tests demo cluster cluster-down stress bench check plugin packages install clean
 
 test: check
 	$(BIN)/python -m pytest -m "not stress" --numprocesses=2 --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
+
+# The tests on a real cluster, in a Debian of another release: see the script. The first time takes some minutes.
+RELEASE ?= trixie
+test-slurm: DEBIAN_PACKAGES := mmdebstrap
+test-slurm: packages
+	tests/with_slurm.sh $(RELEASE) build/slurm-$(RELEASE) $(CLUSTER_PACKAGES)
+
+cluster-tests: $(VENV)/ready plugin
+	$(BIN)/python -m pytest -m "not stress" --durations=15 $(or $(PYTEST_ARGS),tests/cluster)
 
 check: $(VENV)/ready plugin
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from scratch_slurm.domain.sizes import format_bytes
 from tests.cluster.support import Gates, Make, Nodes, until
 from tests.local_cluster import LocalCluster
 from tests.local_cluster.configs import job_submit_lua, plugstack_conf, slurm_conf
-from tests.local_cluster.requirements import has_job_submit_lua
+from tests.local_cluster.requirements import has_job_submit_lua, slurm_release
 
 pytestmark = [pytest.mark.cluster, pytest.mark.root]
 
@@ -51,10 +51,8 @@ def features(cluster: LocalCluster) -> Iterator[None]:
     script.write_text(job_submit_lua(cluster.layout))
 
 
-def can_hold(cluster: LocalCluster) -> bool:
-    """Tell whether this Slurm may hold a job for a preference: the script is careful there."""
-    release = cluster.run(["scontrol", "--version"]).stdout.split()[-1]
-    return tuple(int(number) for number in release.split(".")[:2]) >= (24, 11)
+# Such a Slurm may hold a job for a preference: the script is careful there.
+CAN_HOLD = slurm_release() >= (24, 11)
 
 
 def run_job(cluster: LocalCluster, *options: str) -> str:
@@ -117,7 +115,7 @@ def test_where_a_job_lands(cluster: LocalCluster, cases: Landing) -> None:
         landed = {case: cluster.wait_state(job, "RUNNING").node_list for case, job in jobs.items()}
     assert {cluster.wait_job(job).state for job in jobs.values()} == {"COMPLETED"}
     allowed = {case: nodes for case, (_, nodes) in cases.items()}
-    if can_hold(cluster):
+    if CAN_HOLD:
         allowed["two-nodes"] = ANY_TWO
     assert {case: node for case, node in landed.items() if node not in allowed[case]} == {}
 
@@ -136,7 +134,7 @@ def test_a_constraint_that_is_changed_is_obeyed(cluster: LocalCluster, constrain
     job = cluster.sbatch("true", "--datasets=pa", "--constraint=cpu", "--hold")
     cluster.run(["scontrol", "update", f"jobid={job}", f"features={constraint}"])
     cluster.run(["scontrol", "release", str(job)])
-    loses_it = can_hold(cluster) or constraint != "gpu"
+    loses_it = CAN_HOLD or constraint != "gpu"
     assert cluster.wait_job(job).node_list in ({"n3", "n4"} if loses_it else {"n3"})
 
 

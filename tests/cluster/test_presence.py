@@ -123,7 +123,8 @@ def test_a_young_pin_is_not_judged_and_none_while_the_controller_is_down(
     control.end("slurmctld", signal.SIGTERM, 10)
     try:
         age(n2, young)
-        until(lambda: cluster.run(["pgrep", "-x", "squeue|sinfo"], node="n2", check=False).stdout, "n2 asks")
+        asking = ["pgrep", "-f", "^(squeue|sinfo) |pyslurm_child"]
+        until(lambda: cluster.run(asking, node="n2", check=False).stdout, "n2 asks")
         status = n2.status(d.name)
         assert (status.state, status.use_count) == ("cached", 1), "no answer is no reason"
     finally:

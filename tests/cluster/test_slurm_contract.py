@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +14,7 @@ from tests.cluster.support import NodeView
 from tests.local_cluster import LocalCluster
 from tests.local_cluster.control import Control
 from tests.local_cluster.layout import HEAD
+from tests.local_cluster.requirements import slurm_release
 from tests.slurm_contract import SlurmContract
 
 pytestmark = [pytest.mark.cluster, pytest.mark.root]
@@ -83,16 +83,9 @@ class TestCommands(SlurmContract):
         return RealWorld(cluster, Commands)
 
 
-def slurm_release() -> str:
-    try:
-        return subprocess.run(["scontrol", "--version"], capture_output=True, text=True, check=True).stdout.split()[-1]
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
 def why_no_pyslurm() -> str:
     release = pyslurm_release()
-    return "pyslurm is not installed" if release is None else pyslurm_problem(release, slurm_release())
+    return "pyslurm is not installed" if release is None else pyslurm_problem(release, "{}.{}".format(*slurm_release()))
 
 
 @pytest.mark.skipif(bool(why_no_pyslurm()), reason=why_no_pyslurm())

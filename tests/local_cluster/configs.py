@@ -113,12 +113,22 @@ exec {shlex.quote(str(stub))}
 """
 
 
-def config_files(layout: Layout, *, plugin_exists: bool) -> dict[Path, str]:
-    """All generated files; those in prolog.d and epilog.d are programs."""
+def cgroup_conf(release: tuple[int, int]) -> str:
+    """Write cgroup.conf: nothing here uses cgroups, and slurmd looks for them all the same from 23.11 on."""
+    return "CgroupPlugin=disabled\n" if release >= (23, 11) else ""
+
+
+def config_files(layout: Layout, *, plugin_exists: bool, release: tuple[int, int]) -> dict[Path, str]:
+    """All generated files; those in prolog.d and epilog.d are programs.
+
+    Args:
+        release: Slurm's, (22, 5) for 22.05.
+    """
     files = {
         layout.slurm_conf: slurm_conf(layout),
         layout.directory / "plugstack.conf": plugstack_conf(layout, plugin_exists=plugin_exists),
         layout.directory / "job_submit.lua": job_submit_lua(layout),
+        layout.directory / "cgroup.conf": cgroup_conf(release),
         layout.config: config_yaml(layout.settings),
     }
     for hooks in ("prolog.d", "epilog.d"):

@@ -15,6 +15,7 @@ from tests.local_cluster.configs import config_files
 from tests.local_cluster.control import Control
 from tests.local_cluster.errors import ClusterError
 from tests.local_cluster.layout import CLIENT_PATH, HEAD, MAX_SOCKET_PATH_BYTES, Layout, format_layout
+from tests.local_cluster.requirements import slurm_release
 
 # PID namespace: dies with its init. Mounts: come in from the host, never go out.
 _UNSHARE: Final = (
@@ -73,7 +74,8 @@ def write_files(layout: Layout) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     layout.work_dir.mkdir()
     layout.work_dir.chmod(0o1777)
-    for path, text in config_files(layout, plugin_exists=layout.spank_plugin.exists()).items():
+    files = config_files(layout, plugin_exists=layout.spank_plugin.exists(), release=slurm_release())
+    for path, text in files.items():
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
         path.chmod(0o755 if path.parent != layout.directory else 0o644)

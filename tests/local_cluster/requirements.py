@@ -2,7 +2,9 @@
 
 import os
 import pwd
+import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +25,17 @@ _PROGRAMS: Final = {
 def has_job_submit_lua() -> bool:
     """Tell whether Slurm was built with the plugin that runs job_submit.lua; slurmctld does not start without it."""
     return any(Path("/usr/lib").glob("*/slurm*/job_submit_lua.so"))
+
+
+def slurm_release() -> tuple[int, int]:
+    """The release of Slurm that is installed: (22, 5) of 22.05.8; (0, 0) where there is none."""
+    try:
+        # The one command that tells it without any configuration.
+        said = subprocess.run(["slurmd", "-V"], env={"PATH": CLIENT_PATH}, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return (0, 0)
+    found = re.search(r"(\d+)\.(\d+)", said.stdout)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def missing_for_root_tests() -> list[str]:
