@@ -114,8 +114,8 @@ exec {shlex.quote(str(stub))}
 
 
 def cgroup_conf(release: tuple[int, int]) -> str:
-    """Write cgroup.conf: nothing here uses cgroups, and slurmd looks for them all the same from 23.11 on."""
-    return "CgroupPlugin=disabled\n" if release >= (23, 11) else ""
+    """Write cgroup.conf: nothing here uses cgroups, and slurmd looks for them all the same from 24.05 on."""
+    return "CgroupPlugin=disabled\n" if release >= (24, 5) else ""
 
 
 def config_files(layout: Layout, *, plugin_exists: bool, release: tuple[int, int]) -> dict[Path, str]:
