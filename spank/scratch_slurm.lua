@@ -249,6 +249,8 @@ local function is_on_one_node(job)
         or at_most_one(job.min_nodes) and at_most_one(job.num_tasks) and not is_text(job.tres_per_job)
 end
 
+local has_said_so = false
+
 local function prefer(job_desc, features)
     if is_array(job_desc) then
         return nil, "the job is an array"
@@ -257,8 +259,17 @@ local function prefer(job_desc, features)
     if is_text(job_desc.req_nodes) then
         return nil, "the job names its nodes"
     end
-    if can_hold() and not (M.nodes_are_alike and is_on_one_node(job_desc)) then
-        return nil, "this release of Slurm may hold the job for it"
+    if can_hold() and not M.nodes_are_alike then
+        -- Not said when the script is loaded: the site's own sets it after that.
+        if not has_said_so then
+            log("info", "scratch-slurm: job_submit: no job will prefer the nodes that have its datasets: this Slurm may "
+                .. "hold it for that; if nodes are alike, set nodes_are_alike")
+        end
+        has_said_so = true
+        return nil, "this Slurm may hold the job for it"
+    end
+    if can_hold() and not is_on_one_node(job_desc) then
+        return nil, "this Slurm may hold the job for it, unless it is on one node"
     end
     if job_desc.prefer and job_desc.prefer ~= "" then
         return nil, "the job has a preference of its own"

@@ -209,7 +209,11 @@ def holding(interpreter, tmp_path):
 
 
 def test_a_slurm_that_can_hold_a_job_gets_no_preference_unless_nodes_are_alike(interpreter, tmp_path):
-    assert Script(interpreter, tmp_path, settings=CAN_HOLD).submit(asking(*A)).prefer is None
+    twice = "job = {spank_job_env = {[0] = 'DATASETS=a'}}\nslurm_job_submit(job)\nshow(slurm_job_submit(job), job)"
+    outcome = Script(interpreter, tmp_path, settings=CAN_HOLD).run(twice)
+    assert outcome.prefer is None
+    said = [message for message in outcome.messages if not message.startswith("debug: ")]
+    assert len(said) == 1 and "nodes_are_alike" in said[0]
     assert Script(interpreter, tmp_path, settings=CAN_HOLD).submit(asking(*REQUIRED)).features == "ds:a&ds:b"
 
 
