@@ -14,6 +14,7 @@ import contextlib
 import enum
 import os
 import stat
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
@@ -25,7 +26,7 @@ from blake3 import blake3
 
 from scratch_slurm.domain.errors import ImageError, NoSpaceError, SourceError
 from scratch_slurm.node.chunks import Chunk, CopyHeader
-from scratch_slurm.node.ranges import Ranges, RateLimit
+from scratch_slurm.node.ranges import PieceSize, Ranges, RateLimit
 from scratch_slurm.node.rawio import BLOCK_BYTES, ColdReader
 from scratch_slurm.node.staged import StagedFile
 
@@ -75,7 +76,7 @@ class CopyPhase(enum.StrEnum):
 
 @dataclass(frozen=True)
 class CopyProgress:
-    """How far the phase is; `bytes_done` counts from the image's start, and what was resumed is done."""
+    """How far the phase is; `bytes_done` counts all that was read, in whatever order, and what was resumed."""
 
     phase: CopyPhase
     bytes_done: int
@@ -112,7 +113,8 @@ def copy_image(
     Args:
         source: the image; it may hang, and then so does this call.
         staging: `<name>.part` in a directory that only the owner of this process may write in.
-        report: called at each phase's start and end and every 0.25 s at most in between, by the caller's thread.
+        report: called at each phase's start and end and every 0.25 s at most in between, when bytes have come; by
+            any thread, one at a time. Only a source that answers no read at all keeps it from being called.
         now: seconds, monotonic.
     Raises:
         SourceError: the source cannot be read.
@@ -130,7 +132,7 @@ def copy_image(
             limit = RateLimit(options.bandwidth_bytes_per_s, now=now, sleep=sleep)
             copy = _Copy(source, opened, staged, expected, options, _Reporter(expected.size_bytes, report, now))
             hasher, resumed_bytes = copy.resume()
-            digest = copy.transfer(hasher, resumed_bytes, limit)
+            digest = copy.transfer(hasher, resumed_bytes, limit, PieceSize(now=now))
             _check_unchanged(source, opened, expected)
             staged.sync()
             copy.verify(digest)
@@ -178,17 +180,33 @@ def _check_generation(source: Path, status: os.stat_result, expected: ExpectedIm
 
 
 class _Reporter:
+    """Counts what comes in, by whichever thread, and tells now and then."""
+
     def __init__(self, total_bytes: int, report: Callable[[CopyProgress], None], now: Callable[[], float]) -> None:
         self._total_bytes = total_bytes
         self._report = report
         self._now = now
-        self._due_at = 0.0
+        self._lock = threading.Lock()
+        self._phase, self._done_bytes, self._due_at = CopyPhase.COPYING, 0, 0.0
 
-    def __call__(self, phase: CopyPhase, done_bytes: int, *, always: bool = False) -> None:
-        at = self._now()
-        if always or at >= self._due_at:
-            self._due_at = at + _REPORT_EVERY_S
-            self._report(CopyProgress(phase, done_bytes, self._total_bytes))
+    def begin(self, phase: CopyPhase, done_bytes: int) -> None:
+        with self._lock:
+            self._phase, self._done_bytes = phase, done_bytes
+            self._tell()
+
+    def add(self, count_bytes: int) -> None:
+        with self._lock:
+            self._done_bytes += count_bytes
+            if self._now() >= self._due_at:
+                self._tell()
+
+    def end(self) -> None:
+        with self._lock:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._due_at = self._now() + _REPORT_EVERY_S
+        self._report(CopyProgress(self._phase, self._done_bytes, self._total_bytes))
 
 
 @dataclass(frozen=True)
@@ -220,7 +238,7 @@ class _Copy:
         self.staged.start_journal(kept)
         return hasher, self.staged.found[kept - 1].end_bytes if kept else 0
 
-    def transfer(self, hasher: blake3, start: int, limit: RateLimit) -> str:
+    def transfer(self, hasher: blake3, start: int, limit: RateLimit, pieces: PieceSize) -> str:
         """Copy from `start` to the end.
 
         Returns: the digest of the whole image as it was read.
@@ -228,11 +246,18 @@ class _Copy:
         reader = ColdReader(self.opened, direct=self.options.direct)
 
         def fill(view: memoryview, offset: int, length: int) -> None:
-            limit.take(length, lambda: ranges.stopped)
-            self._read_source(reader, view, offset, length)
+            done = 0
+            while done < length:
+                with pieces.next(length - done) as piece_bytes:
+                    limit.take(piece_bytes, lambda: ranges.stopped)
+                    if ranges.stopped:  # by an error, which is the one to be raised
+                        raise SourceError(f"{self.source}: the copy is given up")
+                    self._read_source(reader, view[done:], offset + done, piece_bytes)
+                done += piece_bytes
+                self.report.add(piece_bytes)
 
         total_bytes = self.expected.size_bytes
-        self.report(CopyPhase.COPYING, start, always=True)
+        self.report.begin(CopyPhase.COPYING, start)
         ranges = self._ranges(fill, self.staged.write, start, total_bytes)
         # Syncing takes a while: a thread of its own does it, and the ranges go on.
         with ThreadPoolExecutor(1) as committer, ranges:
@@ -245,11 +270,10 @@ class _Copy:
                     commits.append(committer.submit(self._commit, ranges, Chunk(done_bytes, hasher.hexdigest())))
                 while commits and commits[0].done():
                     commits.popleft().result()
-                self.report(CopyPhase.COPYING, done_bytes)
             ranges.finish()
             for commit in commits:
                 commit.result()
-        self.report(CopyPhase.COPYING, done_bytes, always=True)
+        self.report.end()
         return hasher.hexdigest()
 
     def verify(self, digest: str) -> None:
@@ -273,20 +297,20 @@ class _Copy:
     def _hash_staged(self, hasher: blake3, end: int, phase: CopyPhase) -> Generator[int, None, None]:
         """Hash the staged file up to `end`; yields the bytes done after each range."""
         descriptor, reader = self.staged.reader()
-        self.report(phase, 0, always=True)
+        self.report.begin(phase, 0)
         try:
 
             def fill(view: memoryview, offset: int, length: int) -> None:
                 self.staged.read(reader, view, offset, length)
+                self.report.add(length)
 
             with self._ranges(fill, None, 0, end) as ranges:
                 done_bytes = 0
                 for view in ranges:
                     hasher.update(view)
                     done_bytes += len(view)
-                    self.report(phase, done_bytes)
                     yield done_bytes
-            self.report(phase, done_bytes, always=True)
+            self.report.end()
         finally:
             os.close(descriptor)
 

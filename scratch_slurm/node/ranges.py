@@ -3,6 +3,7 @@
 It knows neither files nor what the bytes are for.
 """
 
+import contextlib
 import mmap
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +12,10 @@ from typing import Self
 
 MEMORY_BYTES = 64 << 20
 """All buffers together, however many workers there are."""
+MOST_PIECE_BYTES = 1 << 20
+
+_FIRST_PIECE_BYTES = 64 << 10
+_LEAST_PIECE_BYTES = 4 << 10
 
 
 class Ranges:
@@ -177,3 +182,30 @@ class RateLimit:
             self._free_at = due + length / self._bytes_per_s
         while (left := due - self._now()) > 0 and not given_up():
             self._sleep(min(left, 0.25))
+
+
+class PieceSize:
+    """How much to ask of a source at once: what it delivers within seconds, so that each answer is a sign of life.
+
+    Several threads share it. It begins small, and a source that is fast soon gets the most.
+    """
+
+    def __init__(self, *, now: Callable[[], float]) -> None:
+        self.bytes = _FIRST_PIECE_BYTES
+        self._now = now
+
+    @contextlib.contextmanager
+    def next(self, left_bytes: int) -> Iterator[int]:
+        """Give the size of the next piece of `left_bytes`, which is read within the block.
+
+        A piece that took seconds makes the next one smaller, and else larger. Of the pieces under way only the first
+        one does: the others, asked for when the size was another, would say the same again.
+        """
+        asked, began_at = self.bytes, self._now()
+        yield min(asked, left_bytes)
+        took_s = self._now() - began_at
+        if asked <= left_bytes and asked == self.bytes:
+            if took_s < 1.0:
+                self.bytes = min(2 * asked, MOST_PIECE_BYTES)
+            elif took_s > 4.0:
+                self.bytes = max(asked // 2, _LEAST_PIECE_BYTES)

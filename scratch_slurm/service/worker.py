@@ -6,7 +6,6 @@ when it gives no sign for too long: what it was doing must be safe to be cut off
 
 import contextlib
 import ctypes
-import dataclasses
 import mmap
 import os
 import random
@@ -211,25 +210,8 @@ def _switch(request: op.SwitchBacking) -> None:
 def _copy(request: op.CopyImage, say: Say) -> None:
     # Only copies need it, and it takes the hash library along.
     from scratch_slurm.node import copying
-    from scratch_slurm.node.rawio import BLOCK_BYTES
 
-    options = copying.CopyOptions(workers=request.readers)
-    limit = request.bandwidth_bytes_per_s
-    if limit is not None:
-        # Each range shows progress, and waits for its turn as a whole: with a low limit it must be short, or the
-        # wait would pass for a source that hangs. A power of two, as chunks are whole ranges.
-        range_bytes = max(BLOCK_BYTES, min(options.range_bytes, 1 << max(0, limit // 4).bit_length()))
-        options = dataclasses.replace(options, range_bytes=range_bytes, bandwidth_bytes_per_s=limit)
     generation = request.image.generation
-    last = (-1, "")
-
-    def report(progress: copying.CopyProgress) -> None:
-        nonlocal last
-        # Silence means that nothing moves: that is how a hanging source is noticed.
-        if (progress.bytes_done, progress.phase) != last:
-            last = (progress.bytes_done, progress.phase)
-            say(op.Copied(progress.bytes_done, progress.phase))
-
     copying.copy_image(
         Path(request.image.path),
         Path(request.staging_path),
@@ -239,8 +221,8 @@ def _copy(request: op.CopyImage, say: Say) -> None:
             mtime_ns=generation.mtime_ns,
             digest=request.image.digest,
         ),
-        options=options,
-        report=report,
+        options=copying.CopyOptions(workers=request.readers, bandwidth_bytes_per_s=request.bandwidth_bytes_per_s),
+        report=lambda progress: say(op.Copied(progress.bytes_done, progress.phase)),
         now=time.monotonic,
     )
 

@@ -1,5 +1,6 @@
 """The copy engine on real files: whole or not at all, whatever happens in between."""
 
+import contextlib
 import itertools
 import os
 import random
@@ -30,8 +31,8 @@ from scratch_slurm.node.copying import (
     ExpectedImage,
     copy_image,
 )
-from scratch_slurm.node.ranges import MEMORY_BYTES, Ranges, RateLimit
-from scratch_slurm.node.rawio import resident_map
+from scratch_slurm.node.ranges import MEMORY_BYTES, MOST_PIECE_BYTES, PieceSize, Ranges, RateLimit
+from scratch_slurm.node.rawio import BLOCK_BYTES, resident_map
 from tests import sources
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -181,6 +182,15 @@ def test_progress_is_reported_every_quarter_second_at_most(copy: Copy) -> None:
         now=lambda: 100.0,
     )
     assert [progress.bytes_done for progress in told] == [0, len(copy.data)]
+
+
+def test_progress_shows_what_comes_in_within_a_range(tmp_path: Path) -> None:
+    """Else a source that takes long for a whole range would look as if it hung."""
+    copy = Copy(tmp_path, some_bytes(MIB))
+    copy.run(options=CopyOptions())
+    done = [progress.bytes_done for progress in copy.progress if progress.phase is CopyPhase.COPYING]
+    assert 0 < done[1] <= MIB // 8
+    assert done[-1] == MIB
 
 
 # Kills and resumption
@@ -450,6 +460,19 @@ def test_source_that_fails_at_once(copy: Copy, slow: sources.SlowSource) -> None
 
 @needs_fuse
 @pytest.mark.root
+def test_error_does_not_wait_for_the_rest_of_slow_ranges(tmp_path: Path, slow: sources.SlowSource) -> None:
+    slow.set(bytes_per_s=1_000_000.0, fail=True, fail_from=3 * MIB)
+    (tmp_path / "large").mkdir()
+    copy = Copy(tmp_path / "large", some_bytes(4 * MIB))
+    copy.source = slow.path / "large" / copy.source.name
+    copy.expected = expect(copy.source)
+    with pytest.raises(SourceError, match="at 3145728: Input/output error"):
+        copy.run(options=CopyOptions(workers=4, range_bytes=MIB, chunk_bytes=MIB))
+    assert slow.counters()[copy.source.name].bytes < 2 * MIB
+
+
+@needs_fuse
+@pytest.mark.root
 def test_copy_from_a_source_that_hangs_dies_of_sigkill(copy: Copy, slow: sources.SlowSource) -> None:
     slow.set(bytes_per_s=200_000.0)
     child = subprocess.Popen(child_call(copy), cwd=Path(__file__).parents[2])
@@ -649,6 +672,50 @@ def test_rate_limit_lets_go_of_a_copy_that_is_given_up() -> None:
     limit.take(1000, lambda: False)
     limit.take(1000, lambda: len(slept) > 2)
     assert len(slept) == 3
+
+
+def read_pieces(pieces: PieceSize, clock: list[float], bytes_per_s: float, count: int) -> list[int]:
+    sizes = []
+    for _ in range(count):
+        with pieces.next(1 << 40) as size:
+            clock[0] += size / bytes_per_s
+        sizes.append(size)
+    return sizes
+
+
+def test_pieces_are_large_only_while_the_source_is_fast() -> None:
+    clock = [0.0]
+    pieces = PieceSize(now=lambda: clock[0])
+    assert read_pieces(pieces, clock, 1e9, 20)[-1] == MOST_PIECE_BYTES
+    for bytes_per_s in (200_000, 20_000, 5_000, 20_000, 200_000):
+        size = read_pieces(pieces, clock, bytes_per_s, 20)[-1]
+        assert 1 <= size / bytes_per_s <= 4
+        assert size % BLOCK_BYTES == 0
+    assert read_pieces(pieces, clock, 1, 20)[-1] == BLOCK_BYTES
+    assert read_pieces(pieces, clock, 1e9, 20)[-1] == MOST_PIECE_BYTES
+
+
+def test_pieces_under_way_together_change_the_size_once() -> None:
+    clock = [0.0]
+    pieces = PieceSize(now=lambda: clock[0])
+    first = pieces.bytes
+    with contextlib.ExitStack() as stack:
+        for _ in range(16):
+            stack.enter_context(pieces.next(1 << 40))
+    assert pieces.bytes == 2 * first
+    with contextlib.ExitStack() as stack:
+        for _ in range(16):
+            stack.enter_context(pieces.next(1 << 40))
+        clock[0] += 60
+    assert pieces.bytes == first
+
+
+def test_end_of_a_range_says_nothing_about_the_source() -> None:
+    pieces = PieceSize(now=lambda: 0.0)
+    first = pieces.bytes
+    with pieces.next(100) as size:
+        assert size == 100
+    assert pieces.bytes == first
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from scratch_slurm.domain.errors import ScratchError, SourceError
+from scratch_slurm.domain.model import Generation, SourceImage
 from scratch_slurm.service import operations as op
 from scratch_slurm.service import workers as workers_module
 from scratch_slurm.service.workers import Workers
@@ -395,6 +396,34 @@ def test_a_worker_that_the_kernel_holds_is_waited_for_without_its_slot(source_di
             with pytest.raises(SourceError, match="no sign of life"):
                 await task
             assert state(pid) == ""
+
+    asyncio.run(story())
+
+
+@pytest.mark.root
+def test_a_copy_from_a_slow_source_is_not_silent_until_the_source_hangs(source_dir, tmp_path, slow):
+    """The one range of this image takes longer than a worker may be silent."""
+    (source_dir / "coco.squashfs").write_bytes(os.urandom(1_000_000))
+    image = slow.path / "coco.squashfs"
+    status = image.stat()
+    generation = Generation(status.st_ino, status.st_size, status.st_mtime_ns)
+    request = op.CopyImage(
+        SourceImage("coco", str(image), generation, "squashfs", None), str(tmp_path / "coco.part"), 16, None
+    )
+
+    async def story():
+        async with pool() as workers:
+            slow.set(bytes_per_s=200_000.0)
+            await workers.run(request, silence_s=3.0)
+            assert (tmp_path / "coco.part").read_bytes() == (source_dir / "coco.squashfs").read_bytes()
+            (tmp_path / "coco.part").unlink()
+            begun = asyncio.Event()
+            task = asyncio.create_task(workers.run(request, silence_s=3.0, on_line=lambda line: begun.set()))
+            await begun.wait()
+            slow.set(hang=True)
+            with pytest.raises(SourceError, match="no sign of life for 3 s in copying"):
+                await task
+            slow.set(hang=False)
 
     asyncio.run(story())
 
