@@ -204,7 +204,7 @@ def run_all(directory: Path, size_bytes: int, rounds: int) -> common.Figures:
         if reason is None:
             real = directory / "far"
             real.mkdir()
-            far = make_image(real / "far.squashfs", max(size_bytes // 8, 1 << 20))
+            far = make_image(real / "far.squashfs", max(size_bytes // 4, 1 << 20))
             served = stack.enter_context(sources.SlowSource(real, directory / "mount", latency_s=LATENCY_S))
             images["latency"] = Image(served.path / far.path.name, far.digest, far.size_bytes)
         else:
@@ -242,7 +242,8 @@ def targets(figures: common.Figures) -> Iterator[tuple[str, bool]]:
     yield f"warm: {kept:.1%} of the job's pages are still there; goal 99 %", kept >= 0.99
     if "latency" in figures:
         far = figures["latency"]
-        for single in ("stager, 1 reader", "cp"):
+        # Single readers that a user would start: dd gets the kernel's own read-ahead, cp asks for twice as much.
+        for single in ("dd", "cp"):
             times = far["stager"]["mb_per_s"] / far[single]["mb_per_s"]
             yield f"latency: {times:.1f} times {single}; goal 10 times a single reader", times >= 10
 
@@ -278,7 +279,7 @@ def describe_disk(directory: Path) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--size", default="2 GiB", help="of the image; an eighth of it behind FUSE (default: %(default)s)"
+        "--size", default="2 GiB", help="of the image; a quarter of it behind FUSE (default: %(default)s)"
     )
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
     parser.add_argument("--dir", default=tempfile.gettempdir(), help="on the disk to measure (default: %(default)s)")
