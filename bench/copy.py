@@ -31,9 +31,10 @@ from blake3 import blake3
 
 from bench import _common as common
 from scratch_slurm.domain.errors import ScratchError, UsageError
+from scratch_slurm.domain.model import Generation
 from scratch_slurm.domain.sizes import format_bytes, parse_size
 from scratch_slurm.node.chunks import journal_path
-from scratch_slurm.node.copying import CopyOptions, ExpectedImage, copy_image
+from scratch_slurm.node.copying import CopyOptions, copy_image
 from scratch_slurm.node.rawio import resident_map
 from tests import sources
 
@@ -68,9 +69,15 @@ class Image:
 def stager(digest: str | None, **options: int) -> Method:
     def copy(source: Path, target: Path) -> None:
         status = source.stat()
-        expected = ExpectedImage(status.st_ino, status.st_size, status.st_mtime_ns, digest)
-        chosen = CopyOptions(**options)  # type: ignore[arg-type]
-        copy_image(source, target, expected=expected, options=chosen, report=lambda _: None, now=time.monotonic)
+        copy_image(
+            source,
+            target,
+            expected=Generation(status.st_ino, status.st_size, status.st_mtime_ns),
+            promised=digest,
+            options=CopyOptions(**options),  # type: ignore[arg-type]
+            report=lambda _: None,
+            now=time.monotonic,
+        )
 
     return copy
 

@@ -11,10 +11,8 @@ its disk fails or is full, neither does.
 """
 
 import contextlib
-import enum
 import os
 import stat
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
@@ -25,23 +23,12 @@ from pathlib import Path
 from blake3 import blake3
 
 from scratch_slurm.domain.errors import ImageError, NoSpaceError, SourceError
+from scratch_slurm.domain.model import Generation
 from scratch_slurm.node.chunks import Chunk, CopyHeader
+from scratch_slurm.node.progress import CopyPhase, CopyProgress, Reporter
 from scratch_slurm.node.ranges import PieceSize, Ranges, RateLimit
 from scratch_slurm.node.rawio import BLOCK_BYTES, ColdReader
 from scratch_slurm.node.staged import StagedFile
-
-_REPORT_EVERY_S = 0.25
-
-
-@dataclass(frozen=True)
-class ExpectedImage:
-    """The generation to copy, and the digest that its manifest promises."""
-
-    inode: int
-    size_bytes: int
-    mtime_ns: int
-    digest: str | None = None
-    """BLAKE3 of the whole image in hexadecimal; None without a manifest."""
 
 
 @dataclass(frozen=True)
@@ -66,23 +53,6 @@ class CopyOptions:
             raise ValueError(f"a bandwidth of {self.bandwidth_bytes_per_s} bytes/s never ends")
 
 
-class CopyPhase(enum.StrEnum):
-    """What the bytes that are done were: read back, copied, or read again."""
-
-    RESUMING = "resuming"
-    COPYING = "copying"
-    VERIFYING = "verifying"
-
-
-@dataclass(frozen=True)
-class CopyProgress:
-    """How far the phase is; `bytes_done` counts all that was read, in whatever order, and what was resumed."""
-
-    phase: CopyPhase
-    bytes_done: int
-    bytes_total: int
-
-
 @dataclass(frozen=True)
 class CopyResult:
     """A copy that is whole, right and durable, under its staging name."""
@@ -99,7 +69,8 @@ def copy_image(
     source: Path,
     staging: Path,
     *,
-    expected: ExpectedImage,
+    expected: Generation,
+    promised: str | None,
     options: CopyOptions,
     report: Callable[[CopyProgress], None],
     now: Callable[[], float],
@@ -112,6 +83,8 @@ def copy_image(
 
     Args:
         source: the image; it may hang, and then so does this call.
+        expected: the generation to copy.
+        promised: its digest, from the manifest: BLAKE3 of the whole image in hexadecimal; None without one.
         staging: `<name>.part` in a directory that only the owner of this process may write in.
         report: called at each phase's start and end and every 0.25 s at most in between, when bytes have come; by
             any thread, one at a time. Only a source that answers no read at all keeps it from being called.
@@ -130,19 +103,19 @@ def copy_image(
         staged = stack.enter_context(StagedFile.open(staging, header))
         try:
             limit = RateLimit(options.bandwidth_bytes_per_s, now=now, sleep=sleep)
-            copy = _Copy(source, opened, staged, expected, options, _Reporter(expected.size_bytes, report, now))
+            copy = _Copy(source, opened, staged, expected, options, Reporter(expected.size_bytes, report, now))
             hasher, resumed_bytes = copy.resume()
             digest = copy.transfer(hasher, resumed_bytes, limit, PieceSize(now=now))
             _check_unchanged(source, opened, expected)
             staged.sync()
-            copy.verify(digest)
+            copy.verify(digest, promised)
         except (ImageError, NoSpaceError):
             staged.discard()
             raise
     return CopyResult(digest, expected.size_bytes - resumed_bytes, resumed_bytes, now() - began_at)
 
 
-def _open_source(source: Path, expected: ExpectedImage) -> int:
+def _open_source(source: Path, expected: Generation) -> int:
     try:
         # O_NONBLOCK: a FIFO of that name must not hold us; it means nothing for a regular file.
         descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -160,7 +133,7 @@ def _open_source(source: Path, expected: ExpectedImage) -> int:
     return descriptor
 
 
-def _check_unchanged(source: Path, opened: int, expected: ExpectedImage) -> None:
+def _check_unchanged(source: Path, opened: int, expected: Generation) -> None:
     """Look at the file that was read, which shows a write, and at the name, which shows a replacement."""
     try:
         found = (os.fstat(opened), source.stat())
@@ -170,43 +143,13 @@ def _check_unchanged(source: Path, opened: int, expected: ExpectedImage) -> None
         _check_generation(source, status, expected, "changed while it was copied")
 
 
-def _check_generation(source: Path, status: os.stat_result, expected: ExpectedImage, otherwise: str) -> None:
+def _check_generation(source: Path, status: os.stat_result, expected: Generation, otherwise: str) -> None:
     found = (status.st_ino, status.st_size, status.st_mtime_ns)
     wanted = (expected.inode, expected.size_bytes, expected.mtime_ns)
     if found != wanted or not stat.S_ISREG(status.st_mode):
         names = ("inode", "size in bytes", "mtime in ns")
         told = [f"{name} {b}, was {a}" for name, a, b in zip(names, wanted, found, strict=True) if a != b]
         raise ImageError(f"{source}: {otherwise}: {', '.join(told) or 'not a regular file'}")
-
-
-class _Reporter:
-    """Counts what comes in, by whichever thread, and tells now and then."""
-
-    def __init__(self, total_bytes: int, report: Callable[[CopyProgress], None], now: Callable[[], float]) -> None:
-        self._total_bytes = total_bytes
-        self._report = report
-        self._now = now
-        self._lock = threading.Lock()
-        self._phase, self._done_bytes, self._due_at = CopyPhase.COPYING, 0, 0.0
-
-    def begin(self, phase: CopyPhase, done_bytes: int) -> None:
-        with self._lock:
-            self._phase, self._done_bytes = phase, done_bytes
-            self._tell()
-
-    def add(self, count_bytes: int) -> None:
-        with self._lock:
-            self._done_bytes += count_bytes
-            if self._now() >= self._due_at:
-                self._tell()
-
-    def end(self) -> None:
-        with self._lock:
-            self._tell()
-
-    def _tell(self) -> None:
-        self._due_at = self._now() + _REPORT_EVERY_S
-        self._report(CopyProgress(self._phase, self._done_bytes, self._total_bytes))
 
 
 @dataclass(frozen=True)
@@ -216,9 +159,9 @@ class _Copy:
     source: Path
     opened: int
     staged: StagedFile
-    expected: ExpectedImage
+    expected: Generation
     options: CopyOptions
-    report: _Reporter
+    report: Reporter
 
     def resume(self) -> tuple[blake3, int]:
         """Read what is staged and believe the chunks that match the journal, up to the first that does not.
@@ -276,12 +219,12 @@ class _Copy:
         self.report.end()
         return hasher.hexdigest()
 
-    def verify(self, digest: str) -> None:
+    def verify(self, digest: str, promised: str | None) -> None:
         """Compare with the manifest; without one, compare what the disk holds."""
-        if self.expected.digest is not None:
-            if digest != self.expected.digest.lower():
+        if promised is not None:
+            if digest != promised.lower():
                 raise ImageError(
-                    f"{self.source}: BLAKE3 is {digest[:16]}..., the manifest says {self.expected.digest[:16]}...",
+                    f"{self.source}: BLAKE3 is {digest[:16]}..., the manifest says {promised[:16]}...",
                     hint="the image or its manifest is damaged: write both anew",
                 )
             return

@@ -211,16 +211,11 @@ def _copy(request: op.CopyImage, say: Say) -> None:
     # Only copies need it, and it takes the hash library along.
     from scratch_slurm.node import copying
 
-    generation = request.image.generation
     copying.copy_image(
         Path(request.image.path),
         Path(request.staging_path),
-        expected=copying.ExpectedImage(
-            inode=generation.inode,
-            size_bytes=generation.size_bytes,
-            mtime_ns=generation.mtime_ns,
-            digest=request.image.digest,
-        ),
+        expected=request.image.generation,
+        promised=request.image.digest,
         options=copying.CopyOptions(workers=request.readers, bandwidth_bytes_per_s=request.bandwidth_bytes_per_s),
         report=lambda progress: say(op.Copied(progress.bytes_done, progress.phase)),
         now=time.monotonic,

@@ -21,16 +21,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from scratch_slurm.domain.errors import ImageError, NoSpaceError, ScratchError, SourceError
+from scratch_slurm.domain.model import Generation
 from scratch_slurm.domain.sizes import format_bytes
 from scratch_slurm.node import chunks
-from scratch_slurm.node.copying import (
-    CopyOptions,
-    CopyPhase,
-    CopyProgress,
-    CopyResult,
-    ExpectedImage,
-    copy_image,
-)
+from scratch_slurm.node.copying import CopyOptions, CopyResult, copy_image
+from scratch_slurm.node.progress import CopyPhase, CopyProgress
 from scratch_slurm.node.ranges import MEMORY_BYTES, MOST_PIECE_BYTES, PieceSize, Ranges, RateLimit
 from scratch_slurm.node.rawio import BLOCK_BYTES, resident_map
 from tests import sources
@@ -45,9 +40,9 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace
 Report = Callable[[CopyProgress], None]
 
 
-def expect(path: Path, digest: str | None = None) -> ExpectedImage:
+def expect(path: Path) -> Generation:
     status = path.stat()
-    return ExpectedImage(status.st_ino, status.st_size, status.st_mtime_ns, digest)
+    return Generation(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def digest_of(data: bytes) -> str:
@@ -77,8 +72,6 @@ class Copy:
     def run(
         self, report: Report | None = None, *, digest: str | None = None, options: CopyOptions = SMALL
     ) -> CopyResult:
-        wanted = self.expected
-        wanted = ExpectedImage(wanted.inode, wanted.size_bytes, wanted.mtime_ns, digest)
         self.progress = []
 
         def note(progress: CopyProgress) -> None:
@@ -86,7 +79,15 @@ class Copy:
             if report is not None:
                 report(progress)
 
-        return copy_image(self.source, self.staging, expected=wanted, options=options, report=note, now=every_range())
+        return copy_image(
+            self.source,
+            self.staging,
+            expected=self.expected,
+            promised=digest,
+            options=options,
+            report=note,
+            now=every_range(),
+        )
 
     def run_killed(self, reports: int) -> bool:
         """Run in a child that is killed at its n-th report; False when it ended before."""
@@ -176,7 +177,8 @@ def test_progress_is_reported_every_quarter_second_at_most(copy: Copy) -> None:
     copy_image(
         copy.source,
         copy.staging,
-        expected=expect(copy.source, digest_of(copy.data)),
+        expected=expect(copy.source),
+        promised=digest_of(copy.data),
         options=SMALL,
         report=told.append,
         now=lambda: 100.0,
@@ -239,7 +241,15 @@ def run_traced(copy: Copy, *inject: str) -> subprocess.CompletedProcess[str]:
 def main(source: Path, staging: Path) -> NoReturn:
     """The copy as a program, to be traced; exits with the error's own code."""
     try:
-        copy_image(source, staging, expected=expect(source), options=SMALL, report=lambda _: None, now=time.monotonic)
+        copy_image(
+            source,
+            staging,
+            expected=expect(source),
+            promised=None,
+            options=SMALL,
+            report=lambda _: None,
+            now=time.monotonic,
+        )
     except ScratchError as exc:
         print(exc, file=sys.stderr)
         sys.exit(exc.exit_code)
