@@ -2,7 +2,8 @@
 
 Runs in the pure domain. A trace is jobs that come and go, each reading one dataset at a steady rate; popularity is
 Zipf's and drifts; one job in five reads its dataset once, at full speed, and is gone. Slow-storage bytes are the reads
-that the cache did not serve, and all that copies read. A copy takes its time, and holds its whole room meanwhile.
+that the cache did not serve, and all that copies read. A copy takes its time, and holds its whole room meanwhile. The
+full run also changes each of the traces' figures in turn, on other seeds: what is better must be so elsewhere too.
 """
 
 import sys
@@ -18,10 +19,17 @@ from dataclasses import dataclass, field
 
 from bench import _common as common
 from bench._choosing import TIB, log_normal_size, thousandths
-from scratch_slurm.domain.choice import LONGEST_HORIZON_S, Candidate, wish
+from scratch_slurm.domain.choice import Candidate, wish
 from scratch_slurm.domain.knapsack import Item
 from scratch_slurm.domain.model import Backing
-from scratch_slurm.domain.throughput import ReadCounter, rates, read_for
+from scratch_slurm.domain.throughput import (
+    ReadCounter,
+    rates,
+    read_for,
+    reading_bytes,
+    reading_rates,
+    usual_reading_s,
+)
 
 with contextlib.suppress(ImportError):
     import numpy as np
@@ -31,10 +39,29 @@ with contextlib.suppress(ImportError):
 STEP_S = 60.0
 # Jobs begin and end on this grid, so that rates are constant between, and the bound below is a bound.
 GRID_S = 300.0
-COPY_BYTES_PER_S = 1e9
 DATASETS = 200
 SLOTS = 8
 PERIOD_S, HORIZON_S = 600.0, 1800.0
+
+
+@dataclass(frozen=True)
+class World:
+    """What traces are made of; each figure may be another one elsewhere."""
+
+    zipf: float = 1.0
+    """Exponent of the popularity; 0: all datasets are as popular."""
+    jumps: int = 2
+    """How many datasets jump to another rank in a step of the grid."""
+    rate: float = 1.0
+    """Times the rates of jobs, but for those that read once."""
+    length: float = 1.0
+    """Times how long these jobs last."""
+    once: float = 0.2
+    """The part of the jobs that read their dataset once, at full speed."""
+    grid_fills: bool = True
+    """Those read at full speed to the end of their step, so a small image more than once; else exactly once."""
+    slots: int = SLOTS
+    copy_bytes_per_s: float = 1e9
 
 
 @dataclass(frozen=True)
@@ -47,9 +74,10 @@ class Trace:
     """For each step of the grid: dataset -> bytes per second."""
     starts: list[list[str]]
     """For each step of the grid: the dataset of each job that begins then."""
+    copy_bytes_per_s: float
 
 
-def make_trace(seed: int, hours: float, capacity: int) -> Trace:
+def make_trace(seed: int, hours: float, capacity: int, world: World = World()) -> Trace:
     """Each of the node's slots runs one job after another, with pauses."""
     rng = random.Random(f"replay {seed}")
     names = [f"d{index:03}" for index in range(DATASETS)]
@@ -58,26 +86,28 @@ def make_trace(seed: int, hours: float, capacity: int) -> Trace:
     ranked = rng.sample(names, len(names))
     rankings = []
     for _ in range(count):
-        for _ in range(2):  # drift: twice a grid step one dataset jumps to another rank
+        for _ in range(world.jumps):  # drift: one dataset jumps to another rank
             ranked.insert(int(rng.random() ** 2 * len(ranked)), ranked.pop(rng.randrange(len(ranked))))
         rankings.append(ranked.copy())
-    weights = [1 / (rank + 1) for rank in range(DATASETS)]
+    weights = [(rank + 1) ** -world.zipf for rank in range(DATASETS)]
     reads: list[dict[str, float]] = [{} for _ in range(count)]
     starts: list[list[str]] = [[] for _ in range(count)]
-    for _ in range(SLOTS):
+    for _ in range(world.slots):
         at = math.floor(rng.expovariate(1 / 6))
         while at < count:
             dataset = rng.choices(rankings[at], weights)[0]
-            if rng.random() < 0.2:
-                rate, steps = 1e9, math.ceil(sizes[dataset] / 1e9 / GRID_S)
+            if rng.random() < world.once:
+                steps = math.ceil(sizes[dataset] / 1e9 / GRID_S)
+                rate = 1e9 if world.grid_fills else sizes[dataset] / (steps * GRID_S)
             else:
-                rate = 20e6 * 25 ** rng.random()
-                steps = math.ceil(min(24 * 3600.0, rng.lognormvariate(math.log(2700), 1.2)) / GRID_S)
+                rate = world.rate * 20e6 * 25 ** rng.random()
+                lasts_s = world.length * rng.lognormvariate(math.log(2700), 1.2)
+                steps = math.ceil(min(24 * 3600.0, lasts_s) / GRID_S)
             starts[at].append(dataset)
             for step in range(at, min(count, at + steps)):
                 reads[step][dataset] = reads[step].get(dataset, 0.0) + rate
             at += steps + math.floor(rng.expovariate(1 / 2))
-    return Trace(sizes, capacity, reads, starts)
+    return Trace(sizes, capacity, reads, starts, world.copy_bytes_per_s)
 
 
 @dataclass
@@ -106,7 +136,7 @@ class Node:
     def run(self, reads: Mapping[str, float]) -> None:
         """Let a step pass."""
         self.read_bytes += sum(rate * STEP_S for name, rate in reads.items() if name not in self.cached)
-        left_bytes = COPY_BYTES_PER_S * STEP_S
+        left_bytes = self.trace.copy_bytes_per_s * STEP_S
         for name, done in list(self.copying.items()):
             part = min(left_bytes, self.trace.sizes[name] - done)
             left_bytes -= part
@@ -138,15 +168,25 @@ def nothing(_: Trace) -> Policy:
     return lambda node, step: None
 
 
-def planner(
-    trace: Trace, period_s: float = PERIOD_S, horizon_s: float = HORIZON_S, longest_s: float = LONGEST_HORIZON_S
-) -> Policy:
-    """Ours: `choice.wish` on measured rates, and what the planner makes of it.
+@dataclass(frozen=True)
+class Figures:
+    """The planner's figures, and what may be left out of its rule to see what it is good for."""
 
-    Args:
-        longest_s: up to which what is read without a pause is trusted to go on for as long again; 0 is a variant with a
-            fixed horizon.
-    """
+    period_s: float = PERIOD_S
+    horizon_s: float = HORIZON_S
+    at_once: bool = True
+    """Rates are measured since a reading began; else over the whole period always."""
+    learns: bool = True
+    """The horizon is how long readings here go on; else fixed."""
+    grows: bool = True
+    """And as long as this one has gone on."""
+    limits: bool = True
+    """No more is trusted than what was read in this reading and the image once."""
+
+
+def planner(trace: Trace, figures: Figures = Figures()) -> Policy:
+    """Ours: `choice.wish` on measured rates, and what the planner makes of it."""
+    period_s, horizon_s = figures.period_s, figures.horizon_s
     counters: dict[str, ReadCounter] = {}
     totals: Counter[str] = Counter()
     last_used: dict[str, float] = {}
@@ -160,8 +200,14 @@ def planner(
             last_used[name] = step.now
         for name, counter in counters.items():
             counter.sample(step.now, name, totals[name], Backing.CACHE if name in node.cached else Backing.SOURCE)
-        watched = {name: min(longest_s, seconds) for name, seconds in read_for(counters, step.now).items()}
-        follow(node, rates(counters, step.now, period_s), last_used, horizon_s, watched)
+        follow(
+            node,
+            (reading_rates if figures.at_once else rates)(counters, step.now, period_s),
+            last_used,
+            usual_reading_s(counters, step.now, horizon_s) if figures.learns else horizon_s,
+            read_for(counters, step.now) if figures.grows else {},
+            reading_bytes(counters, step.now) if figures.limits else {},
+        )
 
     return decide
 
@@ -178,7 +224,7 @@ def foresight(trace: Trace, horizon_s: float = 3600.0) -> Policy:
         for reads in trace.reads[step.at + 1 : step.at + 1 + round(horizon_s / GRID_S)]:
             for name, rate in reads.items():
                 coming[name] += rate * GRID_S / horizon_s
-        follow(node, coming, last_used, horizon_s)
+        follow(node, coming, last_used, horizon_s, {}, {})
 
     return decide
 
@@ -188,7 +234,8 @@ def follow(
     bytes_per_s: Mapping[str, float],
     last_used: Mapping[str, float],
     horizon_s: float,
-    read_for_s: Mapping[str, float] | None = None,
+    read_for_s: Mapping[str, float],
+    read_bytes: Mapping[str, float],
 ) -> None:
     """Do what is wished for, as the planner does: evict for room only, copy into what is free."""
     sizes = node.trace.sizes
@@ -200,7 +247,8 @@ def follow(
             bytes_per_s.get(name, 0.0),
             False,
             last_used.get(name, 0.0),
-            (read_for_s or {}).get(name, 0.0),
+            read_for_s.get(name, 0.0),
+            read_bytes.get(name, math.inf),
         )
         for name, size in sizes.items()
         if name in node.cached or name in bytes_per_s or name in node.copying
@@ -363,25 +411,44 @@ POLICIES: dict[str, Callable[[Trace], Policy]] = {
 }
 OTHERS = tuple(POLICIES)[:5]
 CAPACITIES = (TIB, 4 * TIB)
-# (period, horizon, up to which horizon it is trusted longer for having been read so long; 0: never)
-SWEEP = [
-    (PERIOD_S, HORIZON_S, 0.0),
-    (PERIOD_S, HORIZON_S / 2, 0.0),
-    (PERIOD_S, HORIZON_S * 2, 0.0),
-    (PERIOD_S, HORIZON_S * 4, 0.0),
-    (PERIOD_S / 5, HORIZON_S, 0.0),
-    (PERIOD_S / 2, HORIZON_S, 0.0),
-    (PERIOD_S * 2, HORIZON_S, 0.0),
-    (PERIOD_S / 2, HORIZON_S * 2, 0.0),
-    (PERIOD_S, HORIZON_S, 6 * 3600.0),
-    (PERIOD_S, HORIZON_S * 2, 6 * 3600.0),
-    (PERIOD_S / 5, HORIZON_S, 6 * 3600.0),
-]
+SWEEP = {
+    "as it is": Figures(),
+    "horizon 15 min": Figures(horizon_s=HORIZON_S / 2),
+    "horizon 1 h": Figures(horizon_s=HORIZON_S * 2),
+    "period 5 min": Figures(period_s=PERIOD_S / 2),
+    "period 20 min": Figures(period_s=PERIOD_S * 2),
+    "rates over the whole period always": Figures(at_once=False),
+    "a horizon of 30 min that does not learn": Figures(learns=False),
+    "... of 1 h": Figures(horizon_s=HORIZON_S * 2, learns=False),
+    "... of 2 h": Figures(horizon_s=HORIZON_S * 4, learns=False),
+    "the horizon does not grow": Figures(grows=False),
+    "trust without a limit": Figures(limits=False),
+    "none of the four": Figures(at_once=False, learns=False, grows=False, limits=False),
+}
+WORLDS = {
+    "other seeds": World(),
+    "zipf 0.6": World(zipf=0.6),
+    "zipf 1.4": World(zipf=1.4),
+    "no drift": World(jumps=0),
+    "drift x 4": World(jumps=8),
+    "rates / 3": World(rate=1 / 3),
+    "rates x 3": World(rate=3.0),
+    "jobs / 3": World(length=1 / 3),
+    "jobs x 3": World(length=3.0),
+    "none reads once": World(once=0.0),
+    "half read once": World(once=0.5),
+    "exactly once": World(grid_fills=False),
+    "4 slots": World(slots=4),
+    "16 slots": World(slots=16),
+    "copies / 4": World(copy_bytes_per_s=0.25e9),
+    "copies x 3": World(copy_bytes_per_s=3e9),
+}
+ELSEWHERE_SEEDS = range(100, 109)
 
 
 def measure(quick: bool) -> common.Figures:
     seeds, hours = (range(2), 12.0) if quick else (range(9), 24.0)
-    rows, sweep = [], []
+    rows, sweep, elsewhere = [], [], []
     for capacity in CAPACITIES:
         traces = [make_trace(seed, hours, capacity) for seed in seeds]
         bounds = [bound(trace) for trace in traces]
@@ -410,25 +477,32 @@ def measure(quick: bool) -> common.Figures:
                     "traces": len(traces),
                 }
             )
-        sparing = nodes["LRU, sparing what is read now"]
-        for period_s, horizon_s, longest_s in SWEEP if not quick else ():
-            ran = [replay(trace, planner(trace, period_s, horizon_s, longest_s)) for trace in traces]
-            sweep.append(
-                {
-                    "capacity_bytes": capacity,
-                    "period_s": period_s,
-                    "horizon_s": horizon_s,
-                    "longest_horizon_s": max(horizon_s, longest_s),
-                    "slow_tb": common.median([node.slow_bytes for node in ran]) / 1e12,
-                    "all_slow_tb": sum(node.slow_bytes for node in ran) / 1e12,
-                    "sparing_lru_ratio": common.median(
-                        [lru.slow_bytes / node.slow_bytes for lru, node in zip(sparing, ran, strict=True)]
-                    ),
-                }
-            )
+        for name, others in SWEEP.items() if not quick else ():
+            ran = [replay(trace, planner(trace, others)) for trace in traces]
+            row = {
+                "capacity_bytes": capacity,
+                "planner": name,
+                "all_slow_tb": sum(node.slow_bytes for node in ran) / 1e12,
+            }
+            sweep.append(row | compare([node.slow_bytes for node in ran], nodes))
+        for name, world in WORLDS.items() if not quick else ():
+            traces = [make_trace(seed, hours, capacity, world) for seed in ELSEWHERE_SEEDS]
+            nodes = {other: [replay(trace, POLICIES[other](trace)) for trace in traces] for other in OTHERS[1:]}
+            ours = [replay(trace, planner(trace)).slow_bytes for trace in traces]
+            elsewhere.append({"capacity_bytes": capacity, "world": name} | compare(ours, nodes))
     reached = all(row["ratio"] > 1 for row in rows if row["policy"] in OTHERS)
-    settings = {"hours": hours, "datasets": DATASETS, "slots": SLOTS, "copy_bytes_per_s": COPY_BYTES_PER_S}
-    return {**settings, "rows": rows, "sweep": sweep, "reached": reached}
+    settings = {"hours": hours, "datasets": DATASETS, "slots": SLOTS}
+    return {**settings, "rows": rows, "sweep": sweep, "elsewhere": elsewhere, "reached": reached}
+
+
+def compare(ours: list[float], nodes: Mapping[str, list[Node]]) -> common.Figures:
+    """For each of the others: the median of its bytes by ours, and how often ours are fewer."""
+    pairs = {name: list(zip((node.slow_bytes for node in nodes[name]), ours, strict=True)) for name in OTHERS[1:]}
+    return {
+        "ratios": {name: common.median([theirs / our for theirs, our in each]) for name, each in pairs.items()},
+        "less": {name: sum(our < theirs for theirs, our in each) for name, each in pairs.items()},
+        "traces": len(ours),
+    }
 
 
 def show(figures: common.Figures) -> str:
@@ -452,24 +526,23 @@ def show(figures: common.Figures) -> str:
         "the planner reads less",
     )
     texts = [common.table(header, rows)]
-    if figures["sweep"]:
-        sweep = [
-            (
-                f"period {row['period_s']:.0f} s, horizon {row['horizon_s']:.0f} s"
-                + (
-                    f", as long as it was read up to {row['longest_horizon_s']:.0f} s"
-                    if row["longest_horizon_s"] > row["horizon_s"]
-                    else ""
-                ),
-                f"{row['capacity_bytes'] / TIB:.0f} TiB",
-                f"{row['slow_tb']:.1f}",
-                f"{row['all_slow_tb']:.0f}",
-                f"{row['sparing_lru_ratio']:.2f}",
-            )
-            for row in figures["sweep"]
-        ]
-        header = ("the planner with other figures", "capacity", "TB", "TB, all traces", "sparing LRU / this")
-        texts.append(common.table(header, sweep))
+    columns = ("LRU", "sparing LRU", "LFU", "the ancestor's")
+    for rows, key, title in (
+        (figures["sweep"], "planner", "the planner with other figures: theirs / its"),
+        (figures["elsewhere"], "world", "other traces: theirs / the planner's"),
+    ):
+        if rows:
+            lines = [
+                (
+                    row[key],
+                    f"{row['capacity_bytes'] / TIB:.0f} TiB",
+                    *(f"{row['ratios'][name]:.2f}, {row['less'][name]}/{row['traces']}" for name in OTHERS[1:]),
+                    *([f"{row['all_slow_tb']:.0f}"] if "all_slow_tb" in row else []),
+                )
+                for row in rows
+            ]
+            more = ("TB, all traces",) if key == "planner" else ()
+            texts.append(common.table((title, "capacity", *columns, *more), lines))
     if not any(row["policy"].startswith("no policy") for row in figures["rows"]):
         texts.append("scipy is not installed (pip install -e .[bench]): no bound.")
     texts.append("")

@@ -1,5 +1,6 @@
 """Which images the cache should hold: what is pinned, and what saves the most reads of the slow storage."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,11 +19,13 @@ class Candidate(msgspec.Struct, frozen=True):
     copy_bytes: int
     """What is still to be read from the source before it is cached; 0: it is cached."""
     bytes_per_s: float
-    """Its reads over the window."""
+    """Its reads while it is read, over the window at most."""
     pinned: bool
     last_used_at: float = 0.0
     read_for_s: float = 0.0
     """For how long it has been read without a pause of a whole window."""
+    reading_bytes: float = math.inf
+    """What has been read of it in that time; infinite: not known, and no limit to what is trusted."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -35,6 +38,14 @@ class Verdict(msgspec.Struct, frozen=True):
     """Reads of the slow storage that having it saves over the horizon, less what its copy reads."""
     horizon_s: float
     """How far ahead its read rate was trusted."""
+
+    @property
+    def saves(self) -> str:
+        """What having it saves, in words, its copy not counted."""
+        limit_bytes = trusted_bytes(self.candidate)
+        if self.bytes_per_s * self.horizon_s > limit_bytes:
+            return f"saves {format_bytes(limit_bytes)}, what it was read so far and once more"
+        return f"saves {format_bytes(self.bytes_per_s * self.horizon_s)} over {format_duration(self.horizon_s)}"
 
     @property
     def dataset(self) -> str:
@@ -64,13 +75,12 @@ class Verdict(msgspec.Struct, frozen=True):
             return "pinned"
         if self.bytes_per_s == 0:
             return "nobody reads it; it stays while there is room" if self.cached else "nobody reads it"
-        saves = f"saves {format_bytes(self.bytes_per_s * self.horizon_s)} over {format_duration(self.horizon_s)}"
         if self.cached:
-            return saves + ("" if self.chosen else ", less than others would with its room")
+            return self.saves + ("" if self.chosen else ", less than others would with its room")
         copy = format_bytes(self.candidate.copy_bytes)
         if self.value_bytes <= 0:
-            return f"{saves}, less than the {copy} that its copy reads"
-        return f"{saves}, its copy reads {copy}" + ("" if self.chosen else "; others save more with that room")
+            return f"{self.saves}, less than the {copy} that its copy reads"
+        return f"{self.saves}, its copy reads {copy}" + ("" if self.chosen else "; others save more with that room")
 
 
 @dataclass(frozen=True)
@@ -87,8 +97,8 @@ class Wishes:
     knapsack: Choice
 
 
-# What is read without a pause is trusted to go on for as long again, but for no longer than a job's usual day.
-LONGEST_HORIZON_S = 6 * 3600.0
+# What is read without a pause is trusted to go on for as long again, but for no longer than so many usual readings.
+LONGEST_TIMES = 8.0
 
 
 def own_horizon_s(candidate: Candidate, horizon_s: float) -> float:
@@ -97,7 +107,16 @@ def own_horizon_s(candidate: Candidate, horizon_s: float) -> float:
     A fixed half hour would never pay for the copy of a large image that a job reads steadily for ten hours.
     Source: bench/replay.py, which compares it with fixed horizons.
     """
-    return max(horizon_s, min(LONGEST_HORIZON_S, candidate.read_for_s))
+    return max(horizon_s, min(LONGEST_TIMES * horizon_s, candidate.read_for_s))
+
+
+def trusted_bytes(candidate: Candidate) -> float:
+    """How much of a dataset is trusted to be read still, at most: what was read in this reading, and the image once.
+
+    Who goes through an image once, at full speed, is no training job, and takes no room from those that have read
+    theirs for hours; with each byte that is read the trust grows.
+    """
+    return candidate.size_bytes + candidate.reading_bytes
 
 
 def value_bytes(candidate: Candidate, horizon_s: float) -> float:
@@ -106,7 +125,8 @@ def value_bytes(candidate: Candidate, horizon_s: float) -> float:
     Its reads at the present rate, less what its copy has to read first: caching pays only when it saves more than it
     costs, and what is cached already has the advantage of its paid copy. That is all the hysteresis there is.
     """
-    return candidate.bytes_per_s * own_horizon_s(candidate, horizon_s) - candidate.copy_bytes
+    coming_bytes = candidate.bytes_per_s * own_horizon_s(candidate, horizon_s)
+    return min(coming_bytes, trusted_bytes(candidate)) - candidate.copy_bytes
 
 
 def wish(candidates: Iterable[Candidate], pinned: Sequence[str], budget_bytes: int, horizon_s: float) -> Wishes:

@@ -1,5 +1,6 @@
 """The planner: from what is observed to ordered actions, each with its reason. Pure: `now` never enters."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ from scratch_slurm.domain.actions import (
 from scratch_slurm.domain.choice import Candidate, Wishes, wish
 from scratch_slurm.domain.errors import DaemonError, NotFoundError, PinnedError
 from scratch_slurm.domain.model import Backing, CachedImage, Catalog, MountedImage, Pin, SourceImage, Space
-from scratch_slurm.domain.sizes import format_bytes, format_duration
+from scratch_slurm.domain.sizes import format_bytes
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,11 @@ class Observation:
     leaving: frozenset[str] = frozenset()
     """Datasets whose eviction is under way."""
     bytes_per_s: Mapping[str, float] = field(default_factory=dict)
-    """Dataset -> its read rate over the window, whatever its backing; missing means nobody reads it."""
+    """Dataset -> its read rate while it is read, whatever its backing; missing means nobody reads it."""
     read_for_s: Mapping[str, float] = field(default_factory=dict)
     """Dataset -> for how long it has been read without a pause of a whole window."""
+    reading_bytes: Mapping[str, float] = field(default_factory=dict)
+    """Dataset -> what was read of it in that time; missing means it is not known."""
     horizon_s: float = 1800.0
     overhead_bytes: int = 0
     """What a copy may take on the disk beyond its length: part of a block, and its journal."""
@@ -163,6 +166,7 @@ class _Planner:
                     dataset in self.pinned,
                     seen.last_used_at.get(dataset, 0.0),
                     seen.read_for_s.get(dataset, 0.0),
+                    seen.reading_bytes.get(dataset, math.inf),
                 )
             )
         kept_bytes = sum(
@@ -349,10 +353,8 @@ class _Planner:
         )
 
     def _word_worth(self, wishes: Wishes, victim: CachedImage) -> str:
-        value = wishes.verdicts[victim.dataset].value_bytes
-        if value <= 0:
-            return "nobody reads it"
-        return f"saves {format_bytes(value)} over {format_duration(wishes.verdicts[victim.dataset].horizon_s)}"
+        verdict = wishes.verdicts[victim.dataset]
+        return verdict.saves if verdict.value_bytes > 0 else "nobody reads it"
 
     def eviction(self, copy: CachedImage, reason: str) -> Evict:
         mounted = self.seen.mounted.get(copy.dataset)

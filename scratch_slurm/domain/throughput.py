@@ -12,6 +12,13 @@ RECENT_S = 30.0
 # A window is kept as so many samples at most, whatever happens in it.
 _SAMPLES = 60
 
+# Of a reading that has just begun the rate is its mean over a tenth of the period at least: no burst is a rate.
+_LEAST_PART = 0.1
+# What the configured horizon weighs against the readings that were watched here, and how far they may move it: an
+# administrator's word stands until the node knows better, and keeps its meaning then.
+_PRIOR_READINGS = 2
+_MOST_TIMES = 8.0
+
 
 @dataclass
 class ReadCounter:
@@ -28,11 +35,17 @@ class ReadCounter:
     cache_bytes: int = 0
     """Reads that the cache served: what the slow storage was saved."""
     reading_since: float = 0.0
-    """Monotonic seconds; since when it has been read without a pause of a whole period."""
+    """Monotonic seconds; since when it has been read without a pause of a whole period: this is called a reading."""
     last_read_at: float | None = None
     """Monotonic seconds; None: never."""
     samples: list[tuple[float, int]] = field(default_factory=list)
     """(monotonic seconds, bytes read in all), oldest first; the first may lie just before the window."""
+    reading_from_bytes: int = 0
+    """Bytes read in all when the latest reading began."""
+    ended_readings: int = 0
+    """How many readings are over, but for the latest."""
+    ended_readings_s: float = 0.0
+    """How long these went on, together."""
 
     @property
     def total_bytes(self) -> int:
@@ -55,17 +68,27 @@ class ReadCounter:
         else:
             self.source_bytes += new_bytes
         if new_bytes:
-            if self.last_read_at is None or now - self.last_read_at > self.period_s:
-                self.reading_since = now
+            if not self.is_read(now):
+                self._begin_reading(now, new_bytes)
             self.last_read_at = now
         self._add(now)
         return new_bytes
 
+    def is_read(self, now: float) -> bool:
+        """Whether its latest reading goes on, as far as can be told before a whole period has passed without one."""
+        return self.last_read_at is not None and now - self.last_read_at <= self.period_s
+
     def read_for_s(self, now: float) -> float:
         """For how long it has been read without a pause of a whole period; 0 when it is not read now."""
-        if self.last_read_at is None or now - self.last_read_at > self.period_s:
-            return 0.0
-        return now - self.reading_since
+        return now - self.reading_since if self.is_read(now) else 0.0
+
+    def _begin_reading(self, now: float, new_bytes: int) -> None:
+        if self.last_read_at is not None:
+            self.ended_readings += 1
+            self.ended_readings_s += self.last_read_at - self.reading_since
+        # Between the sample before and this one; a rate must not be thought higher than it can be.
+        self.reading_since = max(self.samples[-1][0], now - self.period_s) if self.samples else now
+        self.reading_from_bytes = self.total_bytes - new_bytes
 
     def _add(self, now: float) -> None:
         """Keep the sample; one close behind the last but one takes the last one's place, so a window stays small."""
@@ -101,6 +124,48 @@ def rates(counters: Mapping[str, ReadCounter], now: float, span_s: float) -> dic
     """Bytes per second of each dataset that was read in the last `span_s` seconds."""
     found = {dataset: counter.bytes_per_s(now, span_s) for dataset, counter in counters.items()}
     return {dataset: rate for dataset, rate in found.items() if rate > 0}
+
+
+def reading_rates(counters: Mapping[str, ReadCounter], now: float, span_s: float) -> dict[str, float]:
+    """Bytes per second of each dataset that was read in the last `span_s` seconds, while it was read.
+
+    A reading that began within the span is measured since then, and over a tenth of the span at least: a job that has
+    read for a minute is not taken for a tenth of what it is.
+    """
+    found = {}
+    for dataset, counter in counters.items():
+        if counter.is_read(now):
+            watched_s = max(_LEAST_PART * span_s, now - counter.reading_since)
+            found[dataset] = counter.bytes_per_s(now, min(span_s, watched_s))
+    return {dataset: rate for dataset, rate in found.items() if rate > 0}
+
+
+def reading_bytes(counters: Mapping[str, ReadCounter], now: float) -> dict[str, int]:
+    """How much of each dataset that is read now has been read since this reading began."""
+    return {
+        dataset: counter.total_bytes - counter.reading_from_bytes
+        for dataset, counter in counters.items()
+        if counter.is_read(now)
+    }
+
+
+def usual_reading_s(counters: Mapping[str, ReadCounter], now: float, horizon_s: float) -> float:
+    """How long a reading goes on at this node, in seconds, on average; so for how long one may trust a rate.
+
+    The mean of a waiting time of which some ends were not seen yet is all the time watched by the ends seen. The
+    configured horizon counts as some readings, is all there is at first, and bounds what is learned.
+
+    Args:
+        horizon_s: the configured horizon.
+    Source: the exponential distribution's estimate with censored times, and its conjugate prior (Gamma); Epstein and
+        Sobel, "Life testing", Journal of the American Statistical Association 48 (1953).
+    """
+    ended, together_s = float(_PRIOR_READINGS), _PRIOR_READINGS * horizon_s
+    for counter in counters.values():
+        if counter.last_read_at is not None:
+            ended += counter.ended_readings + (not counter.is_read(now))
+            together_s += counter.ended_readings_s + counter.last_read_at - counter.reading_since
+    return min(_MOST_TIMES * horizon_s, max(horizon_s / _MOST_TIMES, together_s / ended))
 
 
 def read_for(counters: Mapping[str, ReadCounter], now: float) -> dict[str, float]:

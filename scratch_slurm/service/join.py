@@ -7,7 +7,7 @@ from scratch_slurm.domain.actions import Evict, StagedImage
 from scratch_slurm.domain.config import Config, resolve_size
 from scratch_slurm.domain.model import Catalog, MountedImage, Pin, Space
 from scratch_slurm.domain.planner import Observation
-from scratch_slurm.domain.throughput import ReadCounter, rates, read_for
+from scratch_slurm.domain.throughput import ReadCounter, read_for, reading_bytes, reading_rates, usual_reading_s
 from scratch_slurm.service.memory import Memory
 from scratch_slurm.service.observe import Reading
 
@@ -100,9 +100,10 @@ def join(
         bad_copies=dict(memory.bad_copies),
         foreign=frozenset(reading.mounted.keys() - ours.keys()),
         leaving=frozenset(evictions),
-        bytes_per_s=rates(memory.counters, monotonic_s, config.period_s),
+        bytes_per_s=reading_rates(memory.counters, monotonic_s, config.period_s),
         read_for_s=read_for(memory.counters, monotonic_s),
-        horizon_s=config.horizon_s,
+        reading_bytes=reading_bytes(memory.counters, monotonic_s),
+        horizon_s=usual_reading_s(memory.counters, monotonic_s, config.horizon_s),
         overhead_bytes=_OVERHEAD_BYTES + _journal_bytes(largest_bytes),
         # What hangs frees nothing that could be foreseen: nobody waits for its room.
         leaving_bytes=sum(

@@ -16,7 +16,7 @@ from scratch_slurm.domain.errors import DaemonError, DeviceError, NotFoundError,
 from scratch_slurm.domain.messages import PlanAnswer, PlanRequest
 from scratch_slurm.domain.model import Pin, job_holder
 from scratch_slurm.domain.planner import Observation, Plan
-from scratch_slurm.domain.throughput import rates
+from scratch_slurm.domain.throughput import reading_rates
 from scratch_slurm.node.cache import Cache
 from scratch_slurm.node.ledger import Ledger
 from scratch_slurm.service.health import Health
@@ -236,7 +236,7 @@ class Loop:
         seen = dataclasses.replace(
             seen,
             space=space,
-            bytes_per_s=rates(self.memory.counters, time.monotonic(), period_s),
+            bytes_per_s=reading_rates(self.memory.counters, time.monotonic(), period_s),
             horizon_s=asked.horizon_s or seen.horizon_s,
         )
         return answer_plan(seen, planner.plan(seen), period_s)

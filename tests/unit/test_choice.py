@@ -1,21 +1,26 @@
 """What the cache should hold: tables of values and reasons, then what must hold for any candidates."""
 
+import math
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scratch_slurm.domain.choice import LONGEST_HORIZON_S, Candidate, value_bytes, wish
+from scratch_slurm.domain.choice import LONGEST_TIMES, Candidate, value_bytes, wish
 
 GB, HALF_HOUR_S = 10**9, 1800.0
 # One gigabyte read per horizon.
 RATE = GB / HALF_HOUR_S
 
 
-def candidate(dataset, size=10, reads=0, *, cached=False, pinned=False, missing=None, used=0.0):
-    """A dataset of `size` gigabytes, of which `reads` would be read over the horizon, and `missing` copied first."""
+def candidate(dataset, size=10, reads=0, *, cached=False, pinned=False, missing=None, used=0.0, read=math.inf):
+    """A dataset of `size` gigabytes, of which `reads` would be read over the horizon, and `missing` copied first.
+
+    `read` gigabytes were read of it since this reading began.
+    """
     missing = 0 if cached else size if missing is None else missing
-    return Candidate(dataset, size * GB, round(missing * GB), reads * RATE, pinned, used)
+    return Candidate(dataset, size * GB, round(missing * GB), reads * RATE, pinned, used, 0.0, read * GB)
 
 
 def decide(*candidates, budget=100, pinned=()):
@@ -29,6 +34,10 @@ VALUES = [
     pytest.param(candidate("a", reads=30), 20, id="reads-less-the-copy"),
     pytest.param(candidate("a", reads=30, cached=True), 30, id="its-copy-is-paid"),
     pytest.param(candidate("a", reads=30, missing=4), 26, id="half-copied-costs-the-rest"),
+    pytest.param(candidate("a", reads=30, read=25), 20, id="what-was-read-and-once-more-is-trusted"),
+    pytest.param(candidate("a", reads=30, read=3), 3, id="and-no-more-than-that"),
+    pytest.param(candidate("a", reads=30, read=3, cached=True), 13, id="nor-of-what-is-cached"),
+    pytest.param(candidate("a", reads=9, read=3), -1, id="a-slow-reader-must-still-pay-for-the-copy"),
 ]
 
 
@@ -60,6 +69,16 @@ REASONS = [
         id="does-not-pay",
     ),
     pytest.param([candidate("a", reads=9, cached=True)], "saves 9.0 GB over 30 min", id="cached-and-read"),
+    pytest.param(
+        [candidate("a", reads=30, read=3)],
+        "saves 13.0 GB, what it was read so far and once more, its copy reads 10.0 GB",
+        id="hot-but-only-just",
+    ),
+    pytest.param(
+        [candidate("a", reads=30, read=3, cached=True)],
+        "saves 13.0 GB, what it was read so far and once more",
+        id="cached-and-read-since-a-moment-ago",
+    ),
     pytest.param(
         [candidate("a", reads=30), candidate("b", 95, 500)],
         "saves 30.0 GB over 30 min, its copy reads 10.0 GB; others save more with that room",
@@ -120,6 +139,20 @@ CHOICES = [
     ),
     pytest.param([candidate("a", cached=True)], (), "", "a", id="an-idle-cached-one-is-unneeded"),
     pytest.param([candidate("a", reads=0.1, cached=True)], (), "a", "", id="a-cached-one-needs-few-reads-to-stay"),
+    pytest.param(
+        [candidate("a", 60, 900, read=20), candidate("b", 60, 300, cached=True, read=200)],
+        (),
+        "b",
+        "",
+        id="who-reads-once-at-full-speed-displaces-nobody-who-proved-himself",
+    ),
+    pytest.param(
+        [candidate("a", 60, 900, read=20), candidate("b", 60, cached=True)],
+        (),
+        "a",
+        "b",
+        id="but-those-whom-nobody-reads",
+    ),
     # The only hysteresis is the copy that is paid.
     pytest.param(
         [candidate("a", 100, 200, cached=True), candidate("b", 100, 299)],
@@ -179,7 +212,9 @@ def candidates(draw, names="abcdefgh"):
         size = draw(st.integers(1, 50))
         missing = draw(st.sampled_from((0.0, 0.0, 0.3, 1.0, 1.0))) * size
         reads = draw(st.sampled_from((0, 0, 1, 10, 49.9, 51, 200)))
-        found.append(candidate(name, size, reads, missing=missing, pinned=draw(st.booleans()) and draw(st.booleans())))
+        pinned = draw(st.booleans()) and draw(st.booleans())
+        read = draw(st.sampled_from((1, 20, math.inf)))
+        found.append(candidate(name, size, reads, missing=missing, pinned=pinned, read=read))
     return found
 
 
@@ -226,9 +261,9 @@ def test_a_wish_come_true_is_wished_for_again(some, budget):
     """With rates that stay as they are, nothing more is copied, and nothing that was copied goes."""
     first = decide(*some, budget=budget, pinned=asked(some))
     true = [
-        Candidate(each.dataset, each.size_bytes, 0, each.bytes_per_s, each.pinned)
+        msgspec.structs.replace(each, copy_bytes=0)
         if each.dataset in first.chosen
-        else Candidate(each.dataset, each.size_bytes, each.size_bytes, each.bytes_per_s, each.pinned)
+        else msgspec.structs.replace(each, copy_bytes=each.size_bytes)
         if each.dataset in first.unneeded
         else each
         for each in some
@@ -245,4 +280,4 @@ def test_what_has_been_read_for_hours_is_trusted_to_go_on_for_as_long_again():
     assert wishes.chosen == ("large",)
     assert wishes.verdicts["large"].reason == "saves 5.4 MB over 3.0 h, its copy reads 3.6 MB"
     for_days = msgspec.structs.replace(large, read_for_s=1e6)
-    assert wish([for_days], (), 10**9, 1800.0).verdicts["large"].horizon_s == LONGEST_HORIZON_S
+    assert wish([for_days], (), 10**9, 1800.0).verdicts["large"].horizon_s == LONGEST_TIMES * 1800.0

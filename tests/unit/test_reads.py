@@ -19,6 +19,7 @@ def read_counter(*readings):
 COUNTERS = {
     "a": read_counter((0.0, 0, Backing.SOURCE), (30.5, 10**13 + 1, Backing.SOURCE), (60.0, 10**13 + 5, Backing.CACHE)),
     "b+1@x": read_counter((0.0, 5, Backing.CACHE), (30.0, 6, Backing.CACHE)),
+    "twice": read_counter((0.0, 5, Backing.SOURCE), (30.0, 6, Backing.SOURCE), (900.0, 9, Backing.SOURCE)),
 }
 
 
@@ -38,6 +39,16 @@ def test_a_loaded_counter_goes_on(path):
     assert counter.sample(90.0, "/dev/loop0@12", 10**13 + 105, Backing.CACHE) == 100
     assert (counter.source_bytes, counter.cache_bytes) == (10**13 + 1, 104)
     assert counter.bytes_per_s(90.0, 30.0) == pytest.approx(100 / 30)
+
+
+def test_an_earlier_version_s_file_is_read(path):
+    """Without what it did not count: of readings that are over it tells nothing."""
+    path.write_text(
+        '{"boot_id":"boot","counters":{"a":{"period_s":600.0,"device":"/dev/loop0@12","device_bytes":70,"source_bytes":60,'
+        '"cache_bytes":0,"reading_since":20.0,"last_read_at":50.0,"samples":[[0.0,0],[50.0,60]]}}}'
+    )
+    counter = load_counters(path, "boot", 600.0)["a"]
+    assert (counter.read_for_s(60.0), counter.ended_readings, counter.reading_from_bytes) == (40.0, 0, 0)
 
 
 def test_the_period_is_the_present_configuration_s(path):

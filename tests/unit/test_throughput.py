@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scratch_slurm.domain.model import Backing
-from scratch_slurm.domain.throughput import ReadCounter, rates
+from scratch_slurm.domain.throughput import ReadCounter, rates, reading_bytes, reading_rates, usual_reading_s
 
 SOURCE, CACHE = Backing.SOURCE, Backing.CACHE
 
@@ -118,11 +118,88 @@ def test_a_window_stays_small_and_whole(steps):
 
 
 def test_a_pause_of_a_whole_period_ends_the_time_it_was_read_for():
-    counter = ReadCounter(100.0)
-    for now, read in ((0, 0), (10, 5), (60, 9), (150, 12)):
-        counter.sample(now, "loop0", read, Backing.SOURCE)
-    assert counter.read_for_s(150) == 140
-    assert counter.read_for_s(250) == 240
+    counter, _ = counted(
+        *((at, "loop0", read, SOURCE) for at, read in ((0, 0), (10, 5), (60, 9), (150, 12))), period_s=100.0
+    )
+    # It may have begun right after the reading before the first that showed it.
+    assert counter.read_for_s(150) == 150
+    assert counter.read_for_s(250) == 250
     assert counter.read_for_s(251) == 0
-    counter.sample(300, "loop0", 20, Backing.SOURCE)
-    assert counter.read_for_s(310) == 10
+    counter.sample(290, "loop0", 12, SOURCE)
+    counter.sample(300, "loop0", 20, SOURCE)
+    assert counter.read_for_s(310) == 20
+
+
+def test_a_reading_that_began_unwatched_is_no_longer_than_a_period():
+    counter, _ = counted((0, "loop0", 0, SOURCE), (5000, "loop0", 60, SOURCE))
+    assert counter.read_for_s(5000) == 600
+
+
+def every_30_s(*read, began=0, period_s=600.0):
+    """A counter sampled every 30 s, with so many bytes read before each sample."""
+    counter = ReadCounter(period_s)
+    total = 0
+    for number, new in enumerate((0, *read)):
+        total += new
+        counter.sample(began + 30.0 * number, "loop0", total, SOURCE)
+    return counter, began + 30.0 * len(read)
+
+
+READING_RATES = [
+    pytest.param([300], 300 / 60, id="of-the-first-moment-a-tenth-of-the-period-is-the-mean"),
+    pytest.param([300] * 2, 10.0, id="after-that-it-is-the-rate"),
+    pytest.param([300] * 5, 10.0, id="and-stays-it"),
+    pytest.param([0] * 50 + [300] * 5, 10.0, id="however-long-nobody-read-before"),
+    pytest.param([900] * 5 + [300] * 20, 10.0, id="over-the-period-at-most"),
+    pytest.param([300] * 2 + [0] * 8, 2.0, id="a-pause-counts"),
+    pytest.param([300] * 2 + [0] * 20, None, id="a-whole-period-without-reads-is-the-end"),
+    pytest.param([300] + [0] * 25 + [600] * 4, 20.0, id="what-comes-after-is-another-reading"),
+    pytest.param([], None, id="never-read"),
+]
+
+
+@pytest.mark.parametrize(("read", "expected"), READING_RATES)
+def test_a_rate_while_it_is_read(read, expected):
+    counter, now = every_30_s(*read)
+    assert reading_rates({"a": counter}, now, 600.0) == ({} if expected is None else {"a": pytest.approx(expected)})
+
+
+def test_what_was_read_in_this_reading():
+    counter, now = every_30_s(700, *[0] * 25, 5, 6)
+    assert reading_bytes({"a": counter}, now) == {"a": 11}
+    assert reading_bytes({"a": counter}, now + 601) == {}
+
+
+@given(STEPS)
+def test_a_rate_is_never_more_than_what_was_read_in_the_time(steps):
+    counter, now, total = ReadCounter(60.0), 0.0, 0
+    counter.sample(now, "loop0", 0, SOURCE)
+    for pause_s, read, backing in steps:
+        now, total = now + pause_s, total + read
+        counter.sample(now, "loop0", total, backing)
+        (rate,) = reading_rates({"a": counter}, now, 60.0).values() or [0.0]
+        assert rate <= rates({"a": counter}, now, 60.0).get("a", 0.0) * 10 + 1e-6
+        assert reading_bytes({"a": counter}, now).get("a", 0) <= total
+
+
+USUAL = [
+    pytest.param([], 1800.0, id="nothing-is-known-and-the-horizon-stands"),
+    pytest.param([[0] * 100], 1800.0, id="nobody-reads-and-it-stands"),
+    pytest.param([[1] * 200], (2 * 1800 + 6000) / 2, id="one-that-goes-on-is-a-sign-of-longer-ones"),
+    pytest.param([[1] * 40 + [0] * 21], (2 * 1800 + 1200) / 3, id="one-that-ended-tells-how-long-it-was"),
+    pytest.param(
+        [([1] * 40 + [0] * 21) * 2 + [1] * 10, [1] * 132],
+        (2 * 1800 + 2 * 1200 + 300 + 3960) / 4,
+        id="ends-and-times-of-all-are-counted",
+    ),
+    pytest.param([[1] * 10_000], 8 * 1800.0, id="no-longer-than-eight-times-the-horizon"),
+    pytest.param([([1] + [0] * 21) * 100], 1800.0 / 8, id="no-shorter-than-an-eighth"),
+]
+
+
+@pytest.mark.parametrize(("readings", "expected"), USUAL)
+def test_how_long_a_reading_usually_goes_on(readings, expected):
+    watched = [every_30_s(*read) for read in readings]
+    counters = {str(number): counter for number, (counter, _) in enumerate(watched)}
+    now = watched[0][1] if watched else 0.0
+    assert usual_reading_s(counters, now, 1800.0) == pytest.approx(expected)
