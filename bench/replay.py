@@ -545,6 +545,11 @@ def show(figures: common.Figures) -> str:
             texts.append(common.table((title, "capacity", *columns, *more), lines))
     if not any(row["policy"].startswith("no policy") for row in figures["rows"]):
         texts.append("scipy is not installed (pip install -e .[bench]): no bound.")
+    medians = [row["ratios"][name] for row in figures["elsewhere"] for name in OTHERS[1:]]
+    if medians:
+        texts.append(
+            f"Other traces: the planner reads less in {sum(each > 1 for each in medians)} of {len(medians)} medians."
+        )
     texts.append("")
     texts.append(
         f"{'reached' if figures['reached'] else 'NOT reached'}: fewer slow-storage bytes than each of the others"

@@ -20,7 +20,8 @@ def command(app: App, capacity: str, period: str, horizon: str) -> None:
     """Show what the node would stage or evict now, and the reason for each dataset; changes nothing.
 
     A dataset is worth the reads of the slow storage that caching it saves over the horizon at its present read rate,
-    less what its copy has to read. With options it shows what the node would do if it were configured so.
+    but no more than has been read of it so far and once the image, less what its copy has to read. With options it
+    shows what the node would do if it were configured so.
     """
     config = app.config()
     if capacity:
