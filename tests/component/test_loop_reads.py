@@ -1,4 +1,4 @@
-"""The loop's counters and what it plans with: rates since a reading began, how much was read, how long readings go on."""
+"""What the loop plans with: rates since a reading began, how much was read, and how long readings go on."""
 
 import itertools
 import time

@@ -23,7 +23,7 @@ FLOORS = {
 
 # A module of node owns one outside thing; only the parts of one thing know each other.
 PARTS_OF_ONE_THING = {
-    "copying": {"chunks", "ranges", "rawio", "staged"},  # the copy engine, which is too long for one module
+    "copying": {"chunks", "progress", "ranges", "rawio", "staged"},  # the copy engine, which is too long for one module
     "staged": {"chunks", "rawio"},  # its file in the cache
     "loopdev": {"loopsysfs"},  # what may block, and what never does
     "mounts": {"mountinfo"},  # likewise
