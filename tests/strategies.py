@@ -18,7 +18,7 @@ from scratch_slurm.domain.model import (
     Space,
     job_holder,
 )
-from scratch_slurm.domain.planner import Observation
+from scratch_slurm.domain.observation import Observation
 
 NAMES = ("a", "b", "c", "d")
 VERSIONS = (1, 2)

@@ -1,8 +1,8 @@
 """The planner: from what is observed to ordered actions, each with its reason. Pure: `now` never enters."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from scratch_slurm.domain.actions import (
     Action,
@@ -14,60 +14,13 @@ from scratch_slurm.domain.actions import (
     Replace,
     Retarget,
     Stage,
-    StagedImage,
     Unmount,
 )
 from scratch_slurm.domain.choice import Candidate, Wishes, wish
 from scratch_slurm.domain.errors import DaemonError, NotFoundError, PinnedError
-from scratch_slurm.domain.model import Backing, CachedImage, Catalog, MountedImage, Pin, SourceImage, Space
-from scratch_slurm.domain.sizes import format_bytes
-
-
-@dataclass(frozen=True)
-class Observation:
-    """Everything that a plan depends on."""
-
-    catalog: Catalog
-    mounted: Mapping[str, MountedImage]
-    cached: Sequence[CachedImage]
-    staged: Sequence[StagedImage]
-    pins: Sequence[Pin]
-    """In the order of asking."""
-    space: Space
-    last_used_at: Mapping[str, float] = field(default_factory=dict)
-    """Dataset -> epoch seconds of its latest read or pin; missing means never."""
-    busy: frozenset[str] = frozenset()
-    """Datasets with an operation under way: no other one may start."""
-    backing_off: frozenset[tuple[str, ActionKind]] = frozenset()
-    """(dataset, kind of action) that failed a moment ago and is tried again later."""
-    leaving_bytes: int = 0
-    """What evictions under way will free."""
-    leaving: frozenset[str] = frozenset()
-    """Datasets whose eviction is under way."""
-    bytes_per_s: Mapping[str, float] = field(default_factory=dict)
-    """Dataset -> its read rate while it is read, whatever its backing; missing means nobody reads it."""
-    read_for_s: Mapping[str, float] = field(default_factory=dict)
-    """Dataset -> for how long it has been read without a pause of a whole window."""
-    reading_bytes: Mapping[str, float] = field(default_factory=dict)
-    """Dataset -> what was read of it in that time; missing means it is not known."""
-    horizon_s: float = 1800.0
-    overhead_bytes: int = 0
-    """What a copy may take on the disk beyond its length: part of a block, and its journal."""
-    unwell: Mapping[str, str] = field(default_factory=dict)
-    """Dataset whose mount answers with an I/O error -> what it answers."""
-    bad_copies: Mapping[str, str] = field(default_factory=dict)
-    """Path of a cached image that cannot be mounted -> why."""
-    foreign: frozenset[str] = frozenset()
-    """Datasets whose mount point carries a mount that is not ours: it is left alone."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why a wish cannot be met now, for status and for the job that waits."""
-
-    text: str
-    waiting_helps: bool
-    """Whether it may mend itself soon, so that a job's start may wait for it."""
+from scratch_slurm.domain.model import Backing, CachedImage, SourceImage
+from scratch_slurm.domain.observation import Observation
+from scratch_slurm.domain.reasons import Problem, word_eviction, word_no_room, word_shrinking, word_staging
 
 
 @dataclass(frozen=True)
@@ -99,7 +52,7 @@ def plan_eviction(seen: Observation, dataset: str, reason: str) -> Evict:
         DaemonError: something else is under way with the dataset, or its source image cannot take over.
     """
     planner = _Planner(seen)
-    holders = [pin.holder for pin in seen.pins if pin.dataset == dataset]
+    holders = seen.holders(dataset)
     mounted = seen.mounted.get(dataset)
     read_path = mounted.backing_path if mounted else None
     copies = [copy for copy in seen.cached if copy.dataset == dataset]
@@ -293,7 +246,7 @@ class _Planner:
         copies: list[Stage] = []
         if room_bytes + leaving_bytes < 0:
             taken = _take_enough(victims, -(room_bytes + leaving_bytes), all_or_nothing=False)
-            evictions += [self.eviction(victim, self._word_shrinking(wishes, victim)) for victim in taken]
+            evictions += [self.eviction(victim, word_shrinking(self.seen.space, wishes, victim)) for victim in taken]
             leaving_bytes += sum(victim.size_bytes for victim in taken)
         for dataset in (*wishes.pinned, *wishes.chosen):
             image = self.wanted.get(dataset)
@@ -306,7 +259,7 @@ class _Planner:
             if need_bytes <= room_bytes:
                 room_bytes -= need_bytes
                 if self.may(dataset, ActionKind.STAGE) and dataset in self.seen.mounted and dataset not in touched:
-                    copies.append(Stage(image, self._word_staging(wishes, dataset), dataset in self.pinned))
+                    copies.append(Stage(image, word_staging(self.seen, wishes, dataset), dataset in self.pinned))
                 continue
             if need_bytes <= room_bytes + leaving_bytes:
                 leaving_bytes -= need_bytes - max(0, room_bytes)
@@ -315,10 +268,10 @@ class _Planner:
             chosen = _take_enough(victims, need_bytes - room_bytes - leaving_bytes, all_or_nothing=True)
             if not chosen:
                 if dataset in self.pinned:
-                    self.problems.setdefault(dataset, self._does_not_fit(image, room_bytes, victims))
+                    self.problems.setdefault(dataset, word_no_room(self.seen.space, image, room_bytes, victims))
                 continue
             for victim in chosen:
-                evictions.append(self.eviction(victim, self._word_eviction(wishes, victim, dataset)))
+                evictions.append(self.eviction(victim, word_eviction(self.seen, wishes, victim, dataset)))
             # Their room is seen, and staged into, only when they are gone.
             leaving_bytes += sum(victim.size_bytes for victim in chosen) + room_bytes - need_bytes
             room_bytes = 0
@@ -334,50 +287,11 @@ class _Planner:
             and (dataset not in self.seen.mounted or dataset in self.wanted)
         ]
 
-    def _word_staging(self, wishes: Wishes, dataset: str) -> str:
-        if dataset in self.pinned:
-            return "pinned by " + ", ".join(self._holders(dataset))
-        return wishes.verdicts[dataset].reason
-
-    def _word_eviction(self, wishes: Wishes, victim: CachedImage, needed_by: str) -> str:
-        by = f"{needed_by}, pinned by {self._holders(needed_by)[0]}" if needed_by in self.pinned else needed_by
-        return f"{self._word_worth(wishes, victim)}, its room is needed by {by}"
-
-    def _word_shrinking(self, wishes: Wishes, victim: CachedImage) -> str:
-        space = self.seen.space
-        if space.used_bytes > space.capacity_bytes:
-            return f"{self._word_worth(wishes, victim)}, the capacity is {format_bytes(space.capacity_bytes)}"
-        return (
-            f"{self._word_worth(wishes, victim)}, others fill the disk: {format_bytes(space.free_bytes)} free, "
-            f"{format_bytes(space.reserve_bytes)} must stay so"
-        )
-
-    def _word_worth(self, wishes: Wishes, victim: CachedImage) -> str:
-        verdict = wishes.verdicts[victim.dataset]
-        return verdict.saves if verdict.value_bytes > 0 else "nobody reads it"
-
     def eviction(self, copy: CachedImage, reason: str) -> Evict:
         mounted = self.seen.mounted.get(copy.dataset)
         image = self.seen.catalog.images.get(copy.dataset)
         reading = mounted is not None and mounted.backing_path == copy.path
         return Evict(copy, mounted.device if mounted and reading else None, image if reading else None, False, reason)
-
-    def _holders(self, dataset: str) -> list[str]:
-        return [pin.holder for pin in self.seen.pins if pin.dataset == dataset]
-
-    def _does_not_fit(self, image: SourceImage, room_bytes: int, victims: list[CachedImage]) -> Problem:
-        space = self.seen.space
-        could_bytes = max(0, room_bytes) + sum(victim.size_bytes for victim in victims)
-        if image.size_bytes > space.capacity_bytes:
-            return Problem(
-                f"does not fit: {format_bytes(image.size_bytes)}, the capacity is {format_bytes(space.capacity_bytes)}",
-                waiting_helps=False,
-            )
-        return Problem(
-            f"waits for room: needs {format_bytes(image.size_bytes)}, {format_bytes(could_bytes)} can be had now; "
-            "the rest is pinned, in use, or kept free",
-            waiting_helps=True,
-        )
 
 
 def _find_wanted(seen: Observation) -> dict[str, SourceImage]:

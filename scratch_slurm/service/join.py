@@ -6,7 +6,7 @@ from scratch_slurm.domain import access
 from scratch_slurm.domain.actions import Evict, StagedImage
 from scratch_slurm.domain.config import Config, resolve_size
 from scratch_slurm.domain.model import Catalog, MountedImage, Pin, Space
-from scratch_slurm.domain.planner import Observation
+from scratch_slurm.domain.observation import Observation
 from scratch_slurm.domain.throughput import ReadCounter, read_for, reading_bytes, reading_rates, usual_reading_s
 from scratch_slurm.service.memory import Memory
 from scratch_slurm.service.observe import Reading

@@ -15,7 +15,8 @@ from scratch_slurm.domain.config import Config, resolve_size
 from scratch_slurm.domain.errors import DaemonError, DeviceError, NotFoundError, PinnedError, ScratchError
 from scratch_slurm.domain.messages import PlanAnswer, PlanRequest
 from scratch_slurm.domain.model import Pin, job_holder
-from scratch_slurm.domain.planner import Observation, Plan
+from scratch_slurm.domain.observation import Observation
+from scratch_slurm.domain.planner import Plan
 from scratch_slurm.domain.throughput import reading_rates
 from scratch_slurm.node.cache import Cache
 from scratch_slurm.node.ledger import Ledger

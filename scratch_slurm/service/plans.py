@@ -1,7 +1,8 @@
 """A plan as the interface tells it. Pure."""
 
 from scratch_slurm.domain.messages import ActionAnswer, PlanAnswer, VerdictAnswer
-from scratch_slurm.domain.planner import Observation, Plan
+from scratch_slurm.domain.observation import Observation
+from scratch_slurm.domain.planner import Plan
 
 
 def answer_plan(seen: Observation, plan: Plan, period_s: float) -> PlanAnswer:

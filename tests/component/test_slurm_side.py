@@ -11,7 +11,7 @@ import pytest
 from scratch_slurm.domain.config import build_config
 from scratch_slurm.domain.features import NodeFeatures, format_extra
 from scratch_slurm.domain.model import ADMINISTRATOR, Backing
-from scratch_slurm.domain.planner import Observation
+from scratch_slurm.domain.observation import Observation
 from scratch_slurm.node.ledger import Ledger
 from scratch_slurm.service.features import FeatureTeller
 from scratch_slurm.service.presence import JOBS_AT_ONCE, PinJudge
