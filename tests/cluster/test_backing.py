@@ -76,6 +76,7 @@ def test_a_copy_that_arrives_later_is_switched_under_the_running_job(
     cluster: LocalCluster, make: Make, node: Nodes, gate: Gates
 ) -> None:
     d, n2, hold = make(image_bytes=60 * MB), node("n2"), gate()
+    n2.status(d.name)  # a job that does not wait may be quicker than the mount of what has just been published
     script = f"echo $SCRATCH_DATASETS_STATE\n{hold.lines}sha256sum $SCRATCH_DATASETS_DIR/{d.name}/data"
     job = cluster.sbatch(script, f"--datasets={d.name}", "--datasets-wait=0", "-wn2")
     hold.wait_reached("n2")
