@@ -224,8 +224,8 @@ local function is_array(job)
 end
 
 -- Slurm 24.11 and later tries the preference of a job first, and holds the job for ever (BadConstraints, priority 0) when
--- nodes have the features but could never run it: too few nodes, too small ones, others than it names. Seen on 24.11.5,
--- read in all sources up to 26.05: schedule() in job_scheduler.c. When no node at all has the features it goes on
+-- nodes have the features but could never run it: too few nodes, too small ones, others than it names. Seen on 24.11.5
+-- and 26.05.5; schedule() in job_scheduler.c. When no node at all has the features it goes on
 -- without them, from 24.11.4 on. A script is not told the release, but this error came with 24.11.
 local function can_hold()
     return slurm ~= nil and slurm.ESLURM_AUTH_EXPIRED ~= nil
