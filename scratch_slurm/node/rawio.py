@@ -3,13 +3,14 @@
 It knows descriptors and byte ranges, not images; its errors are OSErrors.
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import mmap
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 BLOCK_BYTES = 4096
@@ -91,6 +92,29 @@ def resident_map(descriptor: int, offset: int, length: int) -> bytes:
 _LOWEST_BIT = bytes(number & 1 for number in range(256))
 
 
+@contextlib.contextmanager
+def _long_read_ahead(descriptor: int) -> Iterator[None]:
+    """Let a FUSE file system have a read-ahead of 1 MiB for a moment, for what is asked of the descriptor meanwhile.
+
+    The kernel allows 12 plain reads of a FUSE file system under way (max_background), so what a distant one delivers
+    depends on their size: 256 KiB of the usual 128, and 1 MiB, which is the most that FUSE has, with this.
+    Where it cannot be set, it stays as it is. A process that is killed between the two writes leaves it at 1 MiB.
+    """
+    device = os.fstat(descriptor).st_dev
+    path = f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            if file_system_type(descriptor) == FUSE_TYPE:
+                file = stack.enter_context(open(path, "r+b", buffering=0))
+                # Else of two copies that begin the second would find, and put back, the first one's setting.
+                fcntl.flock(file, fcntl.LOCK_EX)
+                before = file.read()
+                if int(before) < 1024:
+                    stack.callback(os.pwrite, file.fileno(), before, 0)
+                    os.pwrite(file.fileno(), b"1024", 0)
+        yield
+
+
 class ColdReader:
     """Reads of one descriptor that leave nothing in the page cache, and take nothing out of it.
 
@@ -111,9 +135,11 @@ class ColdReader:
         self.descriptor = descriptor
         self.direct = direct and self._set_direct()
         if not self.direct:
-            # Requests of twice the size; then no read-ahead, which would make the neighbouring range look as if
-            # somebody else had wanted it. The second call keeps the first one's size (mm/fadvise.c).
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            # The first call sets the size of requests, to twice the file system's read-ahead, and the second keeps it
+            # (mm/fadvise.c). It ends read-ahead, which would make the neighbouring range look as if somebody else
+            # had wanted it.
+            with _long_read_ahead(descriptor):
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
     def _set_direct(self) -> bool:

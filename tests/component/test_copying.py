@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import mmap
 import os
 import random
 import shutil
@@ -27,7 +28,7 @@ from scratch_slurm.node import chunks
 from scratch_slurm.node.copying import CopyOptions, CopyResult, copy_image
 from scratch_slurm.node.progress import CopyPhase, CopyProgress
 from scratch_slurm.node.ranges import MEMORY_BYTES, MOST_PIECE_BYTES, PieceSize, Ranges, RateLimit
-from scratch_slurm.node.rawio import BLOCK_BYTES, resident_map
+from scratch_slurm.node.rawio import BLOCK_BYTES, ColdReader, resident_map
 from tests import sources
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -446,6 +447,23 @@ def test_each_byte_is_asked_of_the_source_once(copy: Copy, slow: sources.SlowSou
     copy.check_right(copy.run(options=options))
     # Direct I/O is tried on one block first.
     assert slow.counters()[copy.source.name].bytes <= len(copy.data) + RANGE
+
+
+@needs_fuse
+@pytest.mark.root
+def test_requests_are_large_and_the_source_s_read_ahead_stays(tmp_path: Path, slow: sources.SlowSource) -> None:
+    (tmp_path / "large").write_bytes(some_bytes(4 * MIB))
+    descriptor = os.open(slow.path / "large", os.O_RDONLY)
+    device = os.fstat(descriptor).st_dev
+    setting = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    if not os.access(setting, os.W_OK):
+        pytest.skip(f"{setting} cannot be written")
+    before = setting.read_text()
+    with mmap.mmap(-1, 4 * MIB) as memory, memoryview(memory) as view:
+        assert ColdReader(descriptor).read(view, 0, 4 * MIB) == 4 * MIB
+    os.close(descriptor)
+    assert slow.counters()["large"].requests == 4
+    assert setting.read_text() == before
 
 
 @needs_fuse
