@@ -94,6 +94,7 @@ class Wishes:
     unneeded: tuple[str, ...]
     """Cached, and neither pinned nor chosen; the first to go first."""
     verdicts: Mapping[str, Verdict]
+    """On each candidate."""
     knapsack: Choice
 
 

@@ -103,7 +103,9 @@ class _Planner:
         budget_bytes = seen.space.room_bytes + seen.leaving_bytes + sum(each.reserved_bytes for each in seen.staged)
         budget_bytes += sum(copy.size_bytes for copy in seen.cached if copy.dataset not in seen.leaving)
         candidates = []
-        for dataset in sorted(_all_datasets(seen)):
+        # All the others, on most nodes nearly all, are wanted by nobody.
+        concerned = {*self.current, *self.pinned, *seen.bytes_per_s, *(each.dataset for each in seen.staged)}
+        for dataset in sorted(concerned):
             image, copy = self.wanted.get(dataset), self.current.get(dataset)
             if copy is None and (image is None or not self._may_be_staged(dataset)):
                 continue

@@ -10,7 +10,6 @@
 One daemon a node writes here (it holds the lock in run_dir); a file enters or leaves the first level by rename only.
 """
 
-import contextlib
 import errno
 import os
 import re
@@ -93,17 +92,19 @@ class Cache:
         partials: list[PartialImage] = []
         used_bytes = 0
         for served, entry in _entries(self.dir, self.staging):
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 status = entry.stat(follow_symlinks=False)
-                size_bytes = status.st_blocks * 512
-                name = entry.name if served else _PART.sub(".image", entry.name)
-                named = parse_cached_file_name(name) if served or name != entry.name else None
-                if named and served and stat.S_ISREG(status.st_mode):
-                    size_bytes = max(size_bytes, status.st_size)
-                    images.append(CachedImage(*named, entry.path, size_bytes))
-                elif named and not served:
-                    partials.append(PartialImage(*named, size_bytes))
-                used_bytes += size_bytes
+            except FileNotFoundError:
+                continue
+            size_bytes = status.st_blocks * 512
+            name = entry.name if served else _PART.sub(".image", entry.name)
+            named = parse_cached_file_name(name) if served or name != entry.name else None
+            if named and served and stat.S_ISREG(status.st_mode):
+                size_bytes = max(size_bytes, status.st_size)
+                images.append(CachedImage(*named, entry.path, size_bytes))
+            elif named and not served:
+                partials.append(PartialImage(*named, size_bytes))
+            used_bytes += size_bytes
         disk = os.statvfs(self.dir)
         return CacheContents(
             tuple(images), tuple(partials), used_bytes, disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize

@@ -1,6 +1,7 @@
 """The bound loop devices as sysfs shows them. Must not open a device: nothing here blocks."""
 
 import errno
+import functools
 import os
 import resource
 from dataclasses import dataclass
@@ -123,6 +124,8 @@ def _read_backing_file(folder: int, name: str, files: dict[str, int], limit: int
         raise
 
 
+# Most devices show the same in each round of the daemon.
+@functools.lru_cache(maxsize=8192)
 def _parse_backing(shown: bytes) -> LoopBacking:
     # The attribute ends with one newline of its own; a path may hold more.
     path = os.fsdecode(shown.removesuffix(b"\n"))

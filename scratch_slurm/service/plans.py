@@ -6,7 +6,7 @@ from scratch_slurm.domain.planner import Plan
 
 
 def answer_plan(seen: Observation, plan: Plan, period_s: float) -> PlanAnswer:
-    """Tell what a plan would do and why; the verdicts by value, the greatest first."""
+    """Tell what a plan would do and why; verdicts on what is cached, pinned or read, the most valuable first."""
     wishes = plan.wishes
     verdicts = sorted(wishes.verdicts.values(), key=lambda each: (not each.wanted, -each.value_bytes, each.dataset))
     return PlanAnswer(
