@@ -31,21 +31,15 @@ from scratch_slurm.domain.pins import job_holder
 from scratch_slurm.node import daemon_client, mounts, users
 from tests.component.daemon import RunningDaemon
 from tests.component.datasets import make_version
-from tests.component.images import apart, clean_up, in_child, opened
+from tests.component.images import clean_up, in_child, opened
 from tests.component.people import reachable_directory
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
 MEMBER = pwd.getpwnam("games")
 STRANGER = pwd.getpwnam("nobody")
 GROUP = grp.getgrgid(MEMBER.pw_gid)
 NOBODY_AT_ALL = 3_999_999_999
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _namespace():
-    with apart():
-        yield
 
 
 @pytest.fixture

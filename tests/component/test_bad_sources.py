@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from scratch_slurm.node import diskstats, loopdev, loopsysfs, mountinfo, mounts
-from tests.component.images import CHANGED, MARK, apart, clean_up, copy_image, in_child, make_image, opened, wait_until
+from tests.component.images import CHANGED, MARK, copy_image, in_child, make_image, opened, wait_until
 
 pytest.importorskip("mfusepy", reason="mfusepy is not installed")
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
 SERVER = """
 import errno, os, sys
@@ -37,18 +37,6 @@ class Source(mfusepy.Operations):
 
 mfusepy.FUSE(Source(), sys.argv[2], foreground=True, attr_timeout=0, max_threads=4)
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _namespace():
-    with apart():
-        yield
-
-
-@pytest.fixture
-def folder(tmp_path):
-    yield tmp_path
-    clean_up(tmp_path)
 
 
 @pytest.fixture

@@ -8,21 +8,9 @@ import pytest
 from scratch_slurm.domain.messages import DatasetState
 from tests.component.daemon import RunningDaemon, read_held
 from tests.component.datasets import make_image_file, make_version
-from tests.component.images import apart, backings_below, clean_up, in_child, opened
+from tests.component.images import backings_below, in_child, opened
 
-pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _namespace():
-    with apart():
-        yield
-
-
-@pytest.fixture
-def folder(tmp_path):
-    yield tmp_path
-    clean_up(tmp_path)
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
 
 @pytest.fixture

@@ -7,23 +7,11 @@ import pytest
 
 from scratch_slurm.node import loopdev
 from scratch_slurm.node.diskstats import DiskReads, read_diskstats
-from tests.component.images import apart, clean_up, copy_image, opened
+from tests.component.images import copy_image, opened
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
 IMAGE_BYTES = 1 << 20
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _namespace():
-    with apart():
-        yield
-
-
-@pytest.fixture
-def folder(tmp_path):
-    yield tmp_path
-    clean_up(tmp_path)
 
 
 @pytest.fixture

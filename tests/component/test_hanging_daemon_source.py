@@ -9,28 +9,24 @@ import pytest
 from scratch_slurm.domain.messages import DatasetState
 from tests.component.daemon import RunningDaemon
 from tests.component.datasets import make_version
-from tests.component.images import apart, clean_up
 from tests.component.processes import children_of
 from tests.sources import SlowSource, why_not
 
-pytestmark = [pytest.mark.root, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+    pytest.mark.usefixtures("own_mounts"),
+]
 
 BOUND_S = 15.0
 """Far above what it takes, and far below what a hang takes."""
 TIMEOUT_S = 3.0
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _namespace():
-    with apart():
-        yield
-
-
 @pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "real").mkdir()
-    yield tmp_path
-    clean_up(tmp_path)
+def folder(folder):
+    (folder / "real").mkdir()
+    return folder
 
 
 @contextlib.contextmanager

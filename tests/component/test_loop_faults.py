@@ -15,29 +15,17 @@ from tests.component.daemon import RunningDaemon, read_held
 from tests.component.datasets import FILE_BYTES, make_image_file, make_version
 from tests.component.disks import small_disk
 from tests.component.diskuse import DiskWatch, disk_use
-from tests.component.images import apart, clean_up, in_child, opened
+from tests.component.images import clean_up, in_child, opened
 from tests.component.tracing import delayed
 from tests.sources import SlowSource, why_not
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 needs_fuse = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 _LOOP_SET_BLOCK_SIZE = 0x4C09
 
 OVERHEAD_BYTES = 32 * 1024
 """The staging directory and the journals of copies under way count as used, too."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _namespace():
-    with apart():
-        yield
-
-
-@pytest.fixture
-def folder(tmp_path):
-    yield tmp_path
-    clean_up(tmp_path)
 
 
 def holding(daemon, name):

@@ -18,9 +18,7 @@ from tests.component import seccomp
 from tests.component.images import (
     CHANGED,
     MARK,
-    apart,
     backings_below,
-    clean_up,
     copy_image,
     in_child,
     make_image,
@@ -30,23 +28,11 @@ from tests.component.images import (
     wait_until,
 )
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
 LOOP_CONFIGURE = 0x4C0A
 LOOP_CHANGE_FD = 0x4C06
 TAG = "scratch-slurm:0123456789abcdef"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _namespace():
-    with apart():
-        yield
-
-
-@pytest.fixture
-def folder(tmp_path):
-    yield tmp_path
-    clean_up(tmp_path)
 
 
 @pytest.fixture

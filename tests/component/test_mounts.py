@@ -14,9 +14,7 @@ from tests.component import seccomp
 from tests.component.images import (
     CHANGED,
     MARK,
-    apart,
     backings_below,
-    clean_up,
     copy_image,
     in_child,
     make_image,
@@ -26,21 +24,9 @@ from tests.component.images import (
     wait_until,
 )
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
 MOVE_MOUNT_BENEATH = 0x200
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _namespace():
-    with apart():
-        yield
-
-
-@pytest.fixture
-def folder(tmp_path):
-    yield tmp_path
-    clean_up(tmp_path)
 
 
 @pytest.fixture

@@ -11,22 +11,10 @@ from scratch_slurm.domain.messages import DatasetState
 from tests.component.daemon import RunningDaemon
 from tests.component.datasets import make_version
 from tests.component.disks import small_disk
-from tests.component.images import apart, backings_below, clean_up, make_image
+from tests.component.images import backings_below, make_image
 from tests.sources import SlowSource, why_not
 
-pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _namespace():
-    with apart():
-        yield
-
-
-@pytest.fixture
-def folder(tmp_path):
-    yield tmp_path
-    clean_up(tmp_path)
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
 
 def names_that_fail(directory: Path) -> int:
