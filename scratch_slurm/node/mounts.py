@@ -53,8 +53,9 @@ _BAD_IMAGE = frozenset(
 )
 
 _PROBE_ENTRIES = 64
-_PROBE_NAMES = 4096
-"""Of so many names of a folder, the first, some are chosen."""
+# At random, each may lie in another block of a slow source: fewer of them, from among so many names in all.
+_RANDOM_ENTRIES = 16
+_RANDOM_NAMES = 1024
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -171,38 +172,42 @@ def root_permissions(root_fd: int) -> Permissions:
     return Permissions(status.st_uid, status.st_gid, mode)
 
 
-def probe_root(root_fd: int) -> None:
-    """Read up to 64 inodes of a mounted image, any of them, breadth first, and look up a name that is not there.
+def probe_root(root_fd: int, *, at_random: bool = False) -> None:
+    """Read the first 64 inodes of a mounted image, breadth first, and look up a name that is not there.
 
     squashfs keeps an I/O error with the block of metadata it struck, even when the backing is well again; the
     error comes back for every name that needs the block and that the kernel had not in memory before.
-    A dataset whose error lies in none of these passes; the next probe looks at others.
+    A dataset whose error lies in none of these passes.
 
+    Args:
+        at_random: read 16 inodes, others each time.
     Raises: ImageError: the file system answers with an error.
     """
-    left = _PROBE_ENTRIES
+    left = _RANDOM_ENTRIES if at_random else _PROBE_ENTRIES
+    among = _RANDOM_NAMES if at_random else _PROBE_ENTRIES
     folders = deque(["."])
     while folders and left > 0:
         folder = folders.popleft()
         try:
-            names, below = _look_up(root_fd, folder, left)
+            seen, names, below = _look_up(root_fd, folder, left, max(left, among))
         except OSError as exc:
             raise ImageError(
                 f"{folder}: the mounted image cannot be read: {exc.strerror}",
                 hint="squashfs keeps an I/O error until the image is mounted anew on another loop device",
             ) from exc
         left -= names
+        among -= seen
         folders.extend(f"{folder}/{name}" for name in below)
 
 
 def probe_mount(mount_point: Path) -> None:
-    """Probe what is mounted at a path, as `probe_root` does.
+    """Probe what is mounted at a path, at random places, as `probe_root` does.
 
     Raises: ImageError: it cannot be read. DeviceError: the path is not a directory.
     """
     with _directory(mount_point) as root:
         try:
-            probe_root(root)
+            probe_root(root, at_random=True)
         except ImageError as exc:
             raise ImageError(f"{mount_point}: {exc.message}", hint=exc.hint) from exc
 
@@ -334,17 +339,20 @@ def _syscall(number: int, *arguments: int | bytes | None) -> int:
     return result
 
 
-def _look_up(root_fd: int, folder: str, limit: int) -> tuple[int, list[str]]:
-    """Read the inodes of `limit` names of a folder at most: how many, and those of them that are folders."""
+def _look_up(root_fd: int, folder: str, limit: int, among: int) -> tuple[int, int, list[str]]:
+    """Read the inodes of `limit` of the first `among` names of a folder.
+
+    Returns: how many names it has of these, how many inodes were read, and those of them that are folders.
+    """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
     try:
         with os.scandir(fd) as entries:
-            names = [entry.name for entry in itertools.islice(entries, _PROBE_NAMES)]
-        names = random.sample(names, min(limit, len(names)))
+            found = [entry.name for entry in itertools.islice(entries, among)]
+        names = found if len(found) <= limit else random.sample(found, limit)
         below = [name for name in names if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)]
         # A name never asked for before reaches the folder's own blocks: memory cannot answer it.
         with contextlib.suppress(FileNotFoundError):
             os.stat(f".probe-{os.urandom(8).hex()}", dir_fd=fd, follow_symlinks=False)
-        return len(names), below
+        return len(found), len(names), below
     finally:
         os.close(fd)

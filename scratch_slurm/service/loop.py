@@ -201,15 +201,16 @@ class Loop:
         seen = self._observe(reading)
         decided = planner.plan(seen)
         self.snapshot = Snapshot(seen, decided)
+        # At once: after any pause what was seen may be no more.
+        for action in decided.actions:
+            self._start(action)
+        for mount in self._health.choose((reading.mounted[name] for name in seen.mounted), time.monotonic()):
+            self._begin(mount.dataset, self._health.look(mount))
         if self._refused:
             try:
                 await asyncio.to_thread(self._take_back, self._refused)
             except ScratchError as exc:
                 log.warning("cannot take back pins problem=%r", str(exc))  # they do not count all the same
-        for action in decided.actions:
-            self._start(action)
-        for mount in self._health.choose((reading.mounted[name] for name in seen.mounted), time.monotonic()):
-            self._begin(mount.dataset, self._health.look(mount))
         if time.monotonic() - self._saved_at > max(_SAVE_EVERY_S, self.config.period_s / 10):
             await asyncio.to_thread(self._save_counters)
 
