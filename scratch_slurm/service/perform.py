@@ -95,7 +95,7 @@ class Performer:
             await self._record("refused", action.dataset, exc.message)
             return
         except ImageError as exc:
-            if mend and action.backing_path != action.image.path:
+            if action.backing_path != action.image.path:
                 self._memory.bad_copies[action.backing_path] = exc.message
             raise
         event = "mended" if mend else "replaced" if replace else "mounted"

@@ -146,10 +146,12 @@ def _probe_copy(path: str, device_bytes: int) -> None:
 
 
 def _open_backing(path: str, expected: Generation | None) -> int:
+    """Open an image in the source, which must be the expected generation, or, with none expected, a cached copy."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as exc:
-        raise ScratchError(f"{path}: cannot open: {exc.strerror}") from exc
+        kind = ImageError if expected is None else ScratchError
+        raise kind(f"{path}: cannot open: {exc.strerror}") from exc
     try:
         if expected is not None:
             catalog.check_generation(descriptor, expected, path)

@@ -79,6 +79,30 @@ def test_a_copy_that_cannot_be_read_goes_and_the_source_serves_until_there_is_an
         assert daemon.dataset("coco").holders == ("job:1",)
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda copy: os.truncate(copy, 4096), id="cut-short"),
+        pytest.param(lambda copy: copy.write_bytes(bytes(copy.stat().st_size)), id="zeroed"),
+    ],
+)
+def test_a_copy_that_cannot_be_mounted_does_not_keep_its_dataset_away(folder, spoil):
+    """As after a crash that the SSD did not survive whole: the copy is there, and nothing is mounted."""
+    version = make_version(folder, "coco")
+    with RunningDaemon(folder) as daemon:
+        version.image.rename(daemon.source_dir / "coco.squashfs")
+        daemon.pin(1, "coco")
+        daemon.until(lambda: daemon.is_cached("coco"))
+        daemon.kill()
+        subprocess.run(["umount", "-l", daemon.mount_dir / "coco"], check=True)
+        (copy,) = daemon.cached_files()
+        spoil(copy)
+        daemon.start()
+        daemon.until(lambda: daemon.logged("evicted dataset=coco"), "the bad copy goes")
+        daemon.until(lambda: daemon.is_cached("coco"), "a new one comes")
+        assert daemon.read("coco") == version.data
+
+
 def test_with_a_dead_ssd_everything_is_read_from_the_source(folder):
     versions = {}
     with small_disk(folder, folder / "cache", 16 << 20):
