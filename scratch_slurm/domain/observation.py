@@ -41,6 +41,8 @@ class Observation:
     """Dataset whose mount answers with an I/O error -> what it answers."""
     bad_copies: Mapping[str, str] = field(default_factory=dict)
     """Path of a cached image that cannot be mounted -> why."""
+    cache_problem: str = ""
+    """Why the cache directory cannot be read, and so holds nothing; empty when it can."""
     foreign: frozenset[str] = frozenset()
     """Datasets whose mount point carries a mount that is not ours: it is left alone."""
 

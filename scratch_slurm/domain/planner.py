@@ -270,7 +270,7 @@ class _Planner:
             chosen = _take_enough(victims, need_bytes - room_bytes - leaving_bytes, all_or_nothing=True)
             if not chosen:
                 if dataset in self.pinned:
-                    self.problems.setdefault(dataset, word_no_room(self.seen.space, image, room_bytes, victims))
+                    self.problems.setdefault(dataset, word_no_room(self.seen, image, room_bytes, victims))
                 continue
             for victim in chosen:
                 evictions.append(self.eviction(victim, word_eviction(self.seen, wishes, victim, dataset)))

@@ -41,13 +41,16 @@ def word_shrinking(space: Space, wishes: Wishes, victim: CachedImage) -> str:
     )
 
 
-def word_no_room(space: Space, image: SourceImage, room_bytes: int, victims: Sequence[CachedImage]) -> Problem:
+def word_no_room(seen: Observation, image: SourceImage, room_bytes: int, victims: Sequence[CachedImage]) -> Problem:
     """Say why a pinned dataset cannot be staged now.
 
     Args:
         room_bytes: what is left after what was asked for earlier.
         victims: cached images that could go.
     """
+    if seen.cache_problem:
+        return Problem(seen.cache_problem, waiting_helps=False)
+    space = seen.space
     if image.size_bytes > space.capacity_bytes:
         return Problem(
             f"does not fit: {format_bytes(image.size_bytes)}, the capacity is {format_bytes(space.capacity_bytes)}",

@@ -98,6 +98,7 @@ def join(
             if dataset in ours and reading.mounted[dataset].mount_id == mount_id
         },
         bad_copies=dict(memory.bad_copies),
+        cache_problem=reading.cache_problem,
         foreign=frozenset(reading.mounted.keys() - ours.keys()),
         leaving=frozenset(evictions),
         bytes_per_s=reading_rates(memory.counters, monotonic_s, config.period_s),

@@ -129,4 +129,6 @@ def test_with_a_dead_ssd_everything_is_read_from_the_source(folder):
             daemon.restart()
             daemon.until(lambda: daemon.is_mounted("coco", "idle", "new"))
             assert served("coco")
-            assert daemon.wait("coco").datasets[0].name == "coco"
+            answer = daemon.wait("coco", timeout_s=60)
+            assert answer.settled  # a job's start does not wait for a dead disk, and is told of it
+            assert "everything is read from the source" in answer.datasets[0].problem

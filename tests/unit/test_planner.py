@@ -707,3 +707,10 @@ def test_what_is_unwell_is_mounted_anew(bad, path):
     assert (type(mend), mend.backing_path) == (Mend, path)
     assert "EIO" in mend.reason
     assert make_plan(seen).problems["a"].waiting_helps
+
+
+def test_without_a_cache_directory_a_pinned_dataset_has_that_problem_and_no_wait():
+    seen = observation(*on_source("a"), pins=(pin("a"),), space=room(0), cache_problem="/cache: cannot read it")
+    decided = make_plan(seen)
+    assert decided.actions == ()
+    assert (decided.problems["a"].text, decided.problems["a"].waiting_helps) == ("/cache: cannot read it", False)
