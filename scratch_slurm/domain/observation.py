@@ -38,9 +38,9 @@ class Observation:
     overhead_bytes: int = 0
     """What a copy may take on the disk beyond its length: part of a block, and its journal."""
     unwell: Mapping[str, str] = field(default_factory=dict)
-    """Dataset whose mount answers with an I/O error -> what it answers."""
+    """Dataset whose mount, or the copy below it, cannot be read -> why."""
     bad_copies: Mapping[str, str] = field(default_factory=dict)
-    """Path of a cached image that cannot be mounted -> why."""
+    """Path of a cached image that cannot be read or mounted -> why."""
     cache_problem: str = ""
     """Why the cache directory cannot be read, and so holds nothing; empty when it can."""
     foreign: frozenset[str] = frozenset()

@@ -160,7 +160,7 @@ class _Planner:
                 elif self.may(dataset, ActionKind.REPLACE):
                     actions.append(Replace(image, self._best_path(image), "the source has a newer image"))
             elif image and dataset in self.seen.unwell:
-                reason = f"its mount answers with an I/O error: {self.seen.unwell[dataset]}"
+                reason = f"cannot be read and is mounted anew: {self.seen.unwell[dataset]}"
                 self.problems[dataset] = Problem(reason, waiting_helps=True)
                 if self.may(dataset, ActionKind.REPLACE):
                     actions.append(Mend(image, self._best_path(image), reason))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 
 from scratch_slurm.domain.config import Config
-from scratch_slurm.domain.errors import ImageError, ScratchError
+from scratch_slurm.domain.errors import DiskError, ImageError, ScratchError
 from scratch_slurm.domain.model import Backing
 from scratch_slurm.service import operations as op
 from scratch_slurm.service.memory import Memory, MountKey
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Health:
-    """Keeps `memory.unwell`."""
+    """Keeps `memory.unwell`, and tells `memory.bad_copies`."""
 
     def __init__(self, config: Config, memory: Memory, workers: Workers) -> None:
         self._config = config
@@ -50,7 +50,7 @@ class Health:
         return chosen
 
     async def look(self, mount: SeenMount) -> None:
-        """Look at one mount; what it says is in `memory.unwell` afterwards."""
+        """Look at one mount; what it says is in `memory.unwell` and `memory.bad_copies` afterwards."""
         dataset, memory = mount.dataset, self._memory
         key = _key(mount)
 
@@ -62,10 +62,12 @@ class Health:
         try:
             await self._workers.run(request, silence_s=self._config.source_timeout_s, on_hang=on_hang)
             memory.unwell.pop(key, None)
-        except ImageError as exc:
+        except (ImageError, DiskError) as exc:
             if key not in memory.unwell:
                 log.warning("unwell dataset=%s device=%s problem=%r", dataset, key[2], exc.message)
             memory.unwell[key] = exc.message
+            if isinstance(exc, DiskError):  # a mount of the same copy might look well, and serve what cannot be read
+                memory.bad_copies[copy_path] = exc.message
         except ScratchError as exc:
             log.warning("cannot look at dataset=%s problem=%r", dataset, exc.message)  # it may be gone, or hang
         finally:

@@ -68,7 +68,7 @@ class Memory:
     unwell: dict[MountKey, str] = field(default_factory=dict)
     """Mounts that answer with an I/O error -> what they answered."""
     bad_copies: dict[str, str] = field(default_factory=dict)
-    """Paths of cached images that could not be mounted anew -> why; they go."""
+    """Paths of cached images that cannot be read or mounted -> why; they go."""
     counters: dict[str, ReadCounter] = field(default_factory=dict)
     last_used_at: dict[str, float] = field(default_factory=dict)
     held_off: dict[str, float] = field(default_factory=dict)

@@ -60,7 +60,10 @@ class ReadTag(Request, frozen=True):
 
 
 class ProbeMount(Request, frozen=True):
-    """Look at a mounted image, and at the cached copy below it. Failed as ImageError: it answers with an I/O error."""
+    """Look at a mounted image, and at the cached copy below it.
+
+    Failed as ImageError: the mount answers with an I/O error. As DiskError: the copy itself cannot be read.
+    """
 
     device: str
     mount_point: str

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from scratch_slurm.domain.access import too_open, word_refusal
-from scratch_slurm.domain.errors import DeniedError, ImageError, ScratchError
+from scratch_slurm.domain.errors import DeniedError, DiskError, ImageError, ScratchError
 from scratch_slurm.domain.model import Generation, Permissions
 from scratch_slurm.node import catalog, loopdev, loopsysfs, mounts
 from scratch_slurm.service import operations as op
@@ -124,7 +124,10 @@ def _probe(request: op.ProbeMount) -> None:
 
 
 def _probe_copy(path: str, device_bytes: int) -> None:
-    """Read some blocks of a cached image from its disk: the first, the last, and any between."""
+    """Read some blocks of a cached image from its disk: the first, the last, and any between.
+
+    Raises: DiskError: it cannot be read, or is cut short. FileNotFoundError: it is gone.
+    """
     # Only this and copies need them.
     from scratch_slurm.node.rawio import BLOCK_BYTES, ColdReader
 
@@ -132,7 +135,7 @@ def _probe_copy(path: str, device_bytes: int) -> None:
         with open(path, "rb", buffering=0) as file, mmap.mmap(-1, BLOCK_BYTES) as block, memoryview(block) as view:
             size_bytes = os.fstat(file.fileno()).st_size
             if size_bytes // loopdev.SECTOR_BYTES * loopdev.SECTOR_BYTES != device_bytes:
-                raise ImageError(f"{path}: has {size_bytes} bytes now, its device {device_bytes}")
+                raise DiskError(f"{path}: has {size_bytes} bytes now, its device {device_bytes}")
             reader = ColdReader(file.fileno())
             blocks = -(-size_bytes // BLOCK_BYTES)
             between = random.sample(range(blocks), min(_PROBED_BLOCKS, blocks))
@@ -142,7 +145,7 @@ def _probe_copy(path: str, device_bytes: int) -> None:
     except FileNotFoundError:
         raise
     except OSError as exc:
-        raise ImageError(f"{path}: cannot be read: {exc.strerror}") from exc
+        raise DiskError(f"{path}: cannot be read: {exc.strerror}") from exc
 
 
 def _open_backing(path: str, expected: Generation | None) -> int:

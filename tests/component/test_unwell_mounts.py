@@ -46,7 +46,7 @@ def test_a_squashfs_that_remembers_an_error_is_mounted_anew_though_pinned(folder
 
         def mended() -> bool:
             # squashfs forgets an error when it needs the room of that block: then there is nothing to mend.
-            if "answers with an I/O error" not in daemon.dataset("many").problem:
+            if "is mounted anew" not in daemon.dataset("many").problem:
                 source.set(fail=True)
                 names_that_fail(directory)  # those that memory has do not
                 source.set(fail=False)
@@ -76,6 +76,7 @@ def test_a_copy_that_cannot_be_read_goes_and_the_source_serves_until_there_is_an
         daemon.until(lambda: daemon.logged("evicted dataset=coco"), "the bad copy goes")
         daemon.until(well_and_cached, "a new copy serves")
         assert daemon.logged("mended dataset=coco")
+        assert not daemon.logged("degraded dataset=coco"), "nobody tried the bad copy again"
         assert daemon.dataset("coco").holders == ("job:1",)
 
 
