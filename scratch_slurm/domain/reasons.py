@@ -59,7 +59,7 @@ def word_no_room(seen: Observation, image: SourceImage, room_bytes: int, victims
     could_bytes = max(0, room_bytes) + sum(victim.size_bytes for victim in victims)
     return Problem(
         f"waits for room: needs {format_bytes(image.size_bytes)}, {format_bytes(could_bytes)} can be had now; "
-        "the rest is pinned, in use, or kept free",
+        "the rest is pinned, in use, kept free, or taken by others",
         waiting_helps=True,
     )
 

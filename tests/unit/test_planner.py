@@ -436,7 +436,8 @@ PROBLEMS = [
     pytest.param(
         observation(*on_source("a", size=2 * GB), pins=(pin("a"),), space=room(GB, used=5 * GB)),
         (
-            "waits for room: needs 2.0 GB, 1.0 GB can be had now; the rest is pinned, in use, or kept free",
+            "waits for room: needs 2.0 GB, 1.0 GB can be had now; "
+            "the rest is pinned, in use, kept free, or taken by others",
             True,
         ),
         id="pinned-by-others-may-mend-itself",
