@@ -538,6 +538,24 @@ def test_killing_the_stubs_process_group_kills_the_hook_too(node):
         wait_until(lambda: not hooks_below(node.hook))
 
 
+@pytest.mark.parametrize("stub", [PROLOG, EPILOG], ids=["prolog", "epilog"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=["TERM", "INT", "HUP"])
+def test_a_stub_told_to_end_exits_0_at_once_whatever_its_hook_does(node, stub, number):
+    """Slurm sends SIGTERM when its own limit is over, leaves 10 ms, and drains the node of a stub that was killed."""
+    started, gate = node.folder / "started", node.folder / "gate"
+    os.mkfifo(gate)
+    node.hook.write_text(f"#!/bin/sh\ntrap '' TERM INT HUP\necho >{started}\nread _ <{gate}\n")
+    running = subprocess.Popen([stub], env=node.environment(SPANK_DATASETS="imagenet"), start_new_session=True)
+    try:
+        wait_until(started.exists)
+        os.kill(running.pid, number)
+        assert running.wait(30) == 0
+        assert hooks_below(node.hook), "the hook did not end first"
+    finally:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait(10)
+
+
 def hooks_below(hook: Path) -> list[str]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
