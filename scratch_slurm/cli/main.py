@@ -59,7 +59,12 @@ class _Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=_Commands, context_settings=CONTEXT_SETTINGS)
+@click.group(
+    cls=_Commands,
+    context_settings=CONTEXT_SETTINGS,
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+)
 @click.option(
     "--config",
     "config_path",
@@ -68,10 +73,13 @@ class _Commands(click.Group):
     help="The configuration, instead of $SCRATCH_SLURM_CONFIG or /etc/scratch-slurm/config.yaml.",
 )
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
-@click.pass_obj
-def cli(app: App, config_path: Path | None) -> None:
+@click.pass_context
+def cli(context: click.Context, config_path: Path | None) -> None:
     """The datasets of this node: what is cached on its SSD, for whom, and what is under way."""
-    app.config_path = config_path
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(UsageError.exit_code)
+    context.ensure_object(App).config_path = config_path
 
 
 def main() -> None:

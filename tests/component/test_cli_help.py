@@ -1,0 +1,53 @@
+"""What the command lines say when they are only looked at: as people read it, and nothing of the program's insides."""
+
+import subprocess
+import sys
+
+import pytest
+
+from scratch_slurm.cli.main import COMMANDS, run
+
+DAEMON = [sys.executable, "-m", "scratch_slurm.service.main"]
+
+
+def check_readable(text: str) -> None:
+    assert "Traceback" not in text
+    assert "\\" not in text, "an escape that nobody meant"
+    assert all(char.isprintable() or char == "\n" for char in text)
+    assert all(len(line) <= 100 for line in text.splitlines())
+
+
+@pytest.mark.parametrize("arguments", [[], ["--config", "/nonexistent"]], ids=["bare", "bare-with-a-configuration"])
+def test_without_a_command_the_help_is_shown_line_by_line_and_the_usage_is_wrong(arguments, capsys):
+    assert run(arguments) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    check_readable(told.err)
+    assert [line for line in told.err.splitlines() if line.split()[:1] == ["status"]]
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_help_is_readable(command, option, capsys):
+    assert run([*([command] if command else []), option]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert told.out.startswith("Usage: scratch-slurm")
+    check_readable(told.out)
+
+
+@pytest.mark.parametrize("command", [["preheat"], ["evict"], ["build"], ["build", "/tmp"], ["status", "--nonsense"]])
+def test_wrong_usage_is_two_readable_lines(command, capsys):
+    assert run(command) == 2
+    told = capsys.readouterr()
+    check_readable(told.err)
+    assert len(told.err.splitlines()) == 2
+    assert f"`scratch-slurm {command[0]} -h` tells" in told.err
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["--nonsense"], 2), (["--unmount", "x"], 2)])
+def test_the_daemons_help_is_readable(arguments, code):
+    told = subprocess.run([*DAEMON, *arguments], capture_output=True, text=True, check=False)
+    assert told.returncode == code
+    check_readable(told.stdout + told.stderr)
+    assert "usage: scratch-slurmd" in told.stdout + told.stderr
