@@ -19,7 +19,7 @@ class Observation:
     """In the order of asking."""
     space: Space
     last_used_at: Mapping[str, float] = field(default_factory=dict)
-    """Dataset -> epoch seconds of its latest read or pin; missing means never."""
+    """Dataset -> monotonic seconds of its latest read or pin; missing means never."""
     busy: frozenset[str] = frozenset()
     """Datasets with an operation under way: no other one may start."""
     backing_off: frozenset[tuple[str, ActionKind]] = frozenset()

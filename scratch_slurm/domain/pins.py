@@ -13,6 +13,9 @@ class Pin(NamedTuple):
     """`job:<id>` or `administrator`."""
     uid: int
     asked_at: float
+    """Epoch seconds, to be shown. The clock may jump: nothing is decided by it."""
+    asked_monotonic_s: float = 0.0
+    """By the clock that counts since the node booted; 0 for the administrator's, and where it is not known."""
 
     @property
     def job_id(self) -> int | None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from scratch_slurm.domain.errors import ConfigError, DiskError, NoSpaceError
 from scratch_slurm.domain.model import CachedImage
 from scratch_slurm.domain.names import cached_file_name, parse_cached_file_name
+from scratch_slurm.node.oswords import word_os_error
 
 # What a disk answers that is dead or failing, and not wrongly configured.
 _DEAD_DISK = (errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV, errno.ENOSPC, errno.ESHUTDOWN, errno.EUCLEAN)
@@ -81,7 +82,7 @@ class Cache:
                     path.unlink()
         except OSError as exc:
             kind = DiskError if exc.errno in _DEAD_DISK else ConfigError
-            raise kind(f"{self.dir}: cannot use as cache_dir: {exc.strerror}") from exc
+            raise kind(f"{self.dir}: cannot use as cache_dir: {word_os_error(exc, self.dir)}") from exc
 
     def read(self) -> CacheContents:
         """Read what is there; a file that vanishes meanwhile is not counted.
@@ -130,7 +131,7 @@ class Cache:
             _fsync_directory(self.staging)
             part.with_suffix(".journal").unlink(missing_ok=True)
         except OSError as exc:
-            raise NoSpaceError(f"{target}: cannot publish the copy: {exc.strerror}") from exc
+            raise NoSpaceError(f"{target}: cannot publish the copy: {word_os_error(exc, self.dir)}") from exc
         return target
 
     def withdraw(self, image: CachedImage) -> None:

@@ -5,6 +5,7 @@ with the boot anyway. The administrator's pins outlive the boot, so their transa
 """
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,16 +23,17 @@ EVENTS_KEPT = 5000
 _SCHEMA_VERSION = 1
 # A pin counts in the boot that made it; one with an empty boot_id, the administrator's, counts in every boot.
 _SCHEMA = """
-CREATE TABLE pins (
+CREATE TABLE IF NOT EXISTS pins (
     dataset TEXT NOT NULL,
     holder TEXT NOT NULL,
     boot_id TEXT NOT NULL,
     uid INTEGER NOT NULL,
     asked_at REAL NOT NULL,
+    asked_monotonic REAL NOT NULL DEFAULT 0,
     PRIMARY KEY (holder, dataset)
 );
-CREATE INDEX pins_by_dataset ON pins (dataset);
-CREATE TABLE events (
+CREATE INDEX IF NOT EXISTS pins_by_dataset ON pins (dataset);
+CREATE TABLE IF NOT EXISTS events (
     id INTEGER PRIMARY KEY,
     at REAL NOT NULL,
     event TEXT NOT NULL,
@@ -40,6 +42,8 @@ CREATE TABLE events (
     detail TEXT NOT NULL
 );
 """
+# What an earlier release of the same version did not have.
+_ADDED_COLUMNS = {"pins": {"asked_monotonic": "REAL NOT NULL DEFAULT 0"}, "events": {}}
 _EVERY_BOOT = ""
 
 
@@ -74,20 +78,38 @@ class Ledger:
     Args:
         path: the SQLite file; its directory is made if missing.
         boot_id: this boot, from `read_boot_id`.
-        now: epoch seconds.
+        now: epoch seconds, to be shown.
+        monotonic: seconds since the node booted.
         busy_timeout_s: the longest wait for another process's transaction, and for another thread's call.
-    Raises: LedgerError: the file cannot be opened or made, others may write there, or a newer release wrote it.
+        later: open the file with the first call, and try again with each that follows one that failed.
+    Raises: LedgerError: unless `later`: the file cannot be opened or made, others may write there, or a newer release
+        wrote it.
     """
 
     def __init__(
-        self, path: "str | Path", *, boot_id: str, now: Callable[[], float], busy_timeout_s: float = 5.0
+        self,
+        path: "str | Path",
+        *,
+        boot_id: str,
+        now: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
+        busy_timeout_s: float = 5.0,
+        later: bool = False,
     ) -> None:
         self.boot_id = boot_id
         self._now = now
+        self._monotonic = monotonic
         self._file = LedgerFile(
-            path, schema=_SCHEMA, version=_SCHEMA_VERSION, on_new=self._begin, busy_timeout_s=busy_timeout_s
+            path,
+            schema=_SCHEMA,
+            added_columns=_ADDED_COLUMNS,
+            version=_SCHEMA_VERSION,
+            on_new=self._begin,
+            on_mended=self._mended,
+            busy_timeout_s=busy_timeout_s,
         )
-        self._file.run(lambda db: None)
+        if not later:
+            self._file.run(lambda db: None)
 
     @property
     def moved_aside(self) -> "Path | None":
@@ -114,7 +136,7 @@ class Ledger:
             datasets: checked names, in the order of asking.
             uid: the user who asked.
         """
-        asked_at = self._now()
+        asked_at, asked_monotonic = self._now(), 0.0 if holder == ADMINISTRATOR else self._monotonic()
         boot_id = _EVERY_BOOT if holder == ADMINISTRATOR else self.boot_id
         names = list(datasets)
 
@@ -125,9 +147,9 @@ class Ledger:
                     "DELETE FROM pins WHERE holder = ? AND dataset = ? AND boot_id <> ?", (holder, dataset, boot_id)
                 )
                 added = db.execute(
-                    "INSERT INTO pins (dataset, holder, boot_id, uid, asked_at) VALUES (?, ?, ?, ?, ?)"
-                    " ON CONFLICT DO NOTHING",
-                    (dataset, holder, boot_id, uid, asked_at),
+                    "INSERT INTO pins (dataset, holder, boot_id, uid, asked_at, asked_monotonic)"
+                    " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                    (dataset, holder, boot_id, uid, asked_at, asked_monotonic),
                 )
                 if added.rowcount:
                     _add_event(db, Event(asked_at, "pinned", dataset, holder, f"uid={uid}"))
@@ -170,10 +192,11 @@ class Ledger:
 
         def read(db: sqlite3.Connection) -> list[Pin]:
             rows = db.execute(
-                "SELECT dataset, holder, uid, asked_at FROM pins WHERE boot_id IN (?, ?) ORDER BY asked_at, rowid",
+                "SELECT dataset, holder, uid, asked_at, asked_monotonic FROM pins"
+                " WHERE boot_id IN (?, ?) ORDER BY rowid",
                 (self.boot_id, _EVERY_BOOT),
             )
-            return [Pin(dataset=dataset, holder=holder, uid=uid, asked_at=at) for dataset, holder, uid, at in rows]
+            return [Pin(*row) for row in rows]
 
         return self._file.run(read)
 
@@ -232,6 +255,9 @@ class Ledger:
 
     def _begin(self, db: sqlite3.Connection, why: str) -> None:
         _add_event(db, Event(self._now(), "ledger-corrupt", "", "", why))
+
+    def _mended(self, db: sqlite3.Connection, tables: list[str]) -> None:
+        _add_event(db, Event(self._now(), "ledger-mended", "", "", f"made again: {', '.join(tables)}"))
 
 
 def _add_event(db: sqlite3.Connection, event: Event) -> None:

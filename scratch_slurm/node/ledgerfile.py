@@ -11,6 +11,7 @@ Durability: write-ahead log with synchronous=NORMAL: a killed process loses noth
 lose the newest transactions. Those that must not be lost are synced (`durable`).
 
 A file that is corrupt is moved aside and a new one begun: its pins are lost, but with it no job could pin at all.
+A table that somebody dropped is made again, empty.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from scratch_slurm.domain.errors import LedgerError
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 _CORRUPT_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _BUSY_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+# No room for the file itself, or for the log or the index beside it.
+_FULL_CODES = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
 _LOCK_PAUSE_S = 0.02
 
 _NO_FILE = (0, 0)
@@ -50,9 +53,11 @@ class LedgerFile:
 
     Args:
         path: the SQLite file; its directory is made if missing.
-        schema: the statements that make the tables.
+        schema: the statements that make the tables that are not there.
+        added_columns: each table -> columns that files of this version may lack -> their declaration.
         version: of the schema; a file with a greater one is refused.
         on_new: told the new file after a corrupt one was moved aside, and why.
+        on_mended: told the file after tables that were lost were made again, and which.
         busy_timeout_s: the longest wait for another process's transaction, and for another thread's call.
     """
 
@@ -64,15 +69,19 @@ class LedgerFile:
         path: "str | Path",
         *,
         schema: str,
+        added_columns: Mapping[str, Mapping[str, str]],
         version: int,
         on_new: Callable[[sqlite3.Connection, str], None],
+        on_mended: Callable[[sqlite3.Connection, list[str]], None],
         busy_timeout_s: float,
     ) -> None:
         self.path = os.fspath(path)
         self._directory = self.path.rpartition("/")[0] or "."
         self._schema = schema
+        self._added_columns = added_columns
         self._version = version
         self._on_new = on_new
+        self._on_mended = on_mended
         self._busy_timeout_s = busy_timeout_s
         self._turn = threading.Lock()
         self._db: sqlite3.Connection | None = None
@@ -104,7 +113,7 @@ class LedgerFile:
         return self.run(transact)
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do `work` in turn, once more on a new file if this one turns out to be corrupt."""
+        """Do `work` in turn, once more on a new file if this one turns out to be corrupt, or to lack a table."""
         if not self._turn.acquire(timeout=self._busy_timeout_s):
             raise LedgerError(f"{self.path}: another thread has been using it for {self._busy_timeout_s:g} s")
         try:
@@ -118,9 +127,44 @@ class LedgerFile:
 
     def _attempt(self, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
-            return work(self._connection())
+            db = self._connection()
+            try:
+                return work(db)
+            except sqlite3.OperationalError as exc:
+                if exc.sqlite_errorcode != sqlite3.SQLITE_ERROR or not self._mend(db):
+                    raise
+                return work(db)
         except sqlite3.Error as exc:
             raise self._ledger_error(exc) from exc
+
+    def _mend(self, db: sqlite3.Connection) -> bool:
+        """Make the tables and columns that are missing; returns whether there were any."""
+
+        def missing() -> tuple[list[str], list[tuple[str, str]]]:
+            columns = {table: _read_columns(db, table) for table in self._added_columns}
+            lost = [table for table, there in columns.items() if not there]
+            wanted = [(table, column) for table, added in self._added_columns.items() for column in added]
+            return lost, [(table, column) for table, column in wanted if column not in columns[table]]
+
+        if missing() == ([], []):
+            return False
+        with self._locked_directory():
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                lost, lacking = missing()
+                for table, column in lacking:
+                    if table not in lost:
+                        db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {self._added_columns[table][column]}")
+                for statement in filter(str.strip, self._schema.split(";")):
+                    db.execute(statement)
+                if lost:
+                    self._on_mended(db, lost)
+                db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")
+                raise
+        return True
 
     def _connection(self) -> sqlite3.Connection:
         """The connection to the file that has the name now: another process may have moved a corrupt one aside."""
@@ -133,7 +177,7 @@ class LedgerFile:
         except BaseException as exc:
             self.close()  # it may be half made
             if isinstance(exc, OSError):
-                raise LedgerError(f"{exc.filename or self.path}: {exc.strerror}") from exc
+                raise self._os_error(exc) from exc
             raise
 
     def _file_identity(self) -> tuple[int, int]:
@@ -200,6 +244,21 @@ class LedgerFile:
         finally:
             os.close(fd)
 
+    @contextlib.contextmanager
+    def _locked_directory(self) -> Iterator[None]:
+        """Hold the lock for work that raises no OSError of its own."""
+        try:
+            with self._directory_lock():
+                yield
+        except OSError as exc:
+            raise self._os_error(exc) from exc
+
+    def _os_error(self, exc: OSError) -> LedgerError:
+        # Only when something fails: every hook imports this module.
+        from scratch_slurm.node.oswords import word_os_error
+
+        return LedgerError(f"{exc.filename or self.path}: {word_os_error(exc, self._directory)}")
+
     def _begin_anew(self, fault: _CorruptError) -> None:
         """Move the corrupt file aside, unless another process has done so already."""
         corrupt = self._identity
@@ -235,13 +294,23 @@ class LedgerFile:
                 f"{self.path}: another process has been writing for {self._busy_timeout_s:g} s",
                 hint=f"see who has it open: fuser {self.path}",
             )
-        if code == sqlite3.SQLITE_FULL:
-            return LedgerError(f"{self.path}: no space left", hint="make room on its file system")
-        return LedgerError(f"{self.path}: {exc}", hint="see that its file system is there and can be written")
+        hint = "see that its file system is there and can be written"
+        if code in _FULL_CODES:
+            # Only when something fails: every hook imports this module.
+            from scratch_slurm.node.oswords import word_full
+
+            full = word_full(self._directory)
+            if full or code == sqlite3.SQLITE_FULL:
+                return LedgerError(f"{self.path}: {full or 'no space left'}", hint="make room on its file system")
+        return LedgerError(f"{self.path}: {exc}", hint=hint)
 
 
 def _read_version(db: sqlite3.Connection) -> int:
     return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _read_columns(db: sqlite3.Connection, table: str) -> set[str]:
+    return {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
 
 
 def _try_lock(fd: int) -> bool:

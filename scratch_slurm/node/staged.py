@@ -15,8 +15,10 @@ from typing import Self
 from scratch_slurm.domain.errors import ConfigError, ImageError, NoSpaceError
 from scratch_slurm.domain.sizes import format_bytes
 from scratch_slurm.node.chunks import Chunk, CopyHeader, Journal, JournalContents, journal_path, read_journal
+from scratch_slurm.node.oswords import word_os_error
 from scratch_slurm.node.rawio import ColdReader, drop_written, reserve_blocks, start_writeback
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RANGES_BEHIND = 8
 """Ranges being written by the kernel before somebody waits for the oldest one."""
 
@@ -68,17 +70,20 @@ class StagedFile:
 
     def _reserve(self) -> None:
         size_bytes = self._header.size_bytes
-        try:
-            with _cache_errors(self.path, "reserve space in"):
+        with _cache_errors(self.path, "reserve space in"):
+            try:
                 reserve_blocks(self._descriptor, size_bytes)
-        except NoSpaceError as exc:
-            # fallocate(2) keeps what it got.
-            os.ftruncate(self._descriptor, 0)
-            disk = os.fstatvfs(self._descriptor)
-            raise NoSpaceError(
-                f"{self.path.parent}: cannot reserve {format_bytes(size_bytes)} for {self.path.name!r}:"
-                f" {format_bytes(disk.f_bavail * disk.f_frsize)} are free"
-            ) from exc
+            except OSError as exc:
+                if exc.errno not in _NO_ROOM:
+                    raise
+                why = word_os_error(exc, self._descriptor)
+                # fallocate(2) keeps what it got.
+                os.ftruncate(self._descriptor, 0)
+                disk = os.fstatvfs(self._descriptor)
+                raise NoSpaceError(
+                    f"{self.path.parent}: cannot reserve {format_bytes(size_bytes)} for {self.path.name!r}:"
+                    f" {why}; {format_bytes(disk.f_bavail * disk.f_frsize)} are free"
+                ) from exc
 
     def reader(self) -> tuple[int, ColdReader]:
         """Open the file once more, for reads from the disk itself; returns the descriptor to close, and its reader."""
@@ -164,8 +169,8 @@ def _cache_errors(path: Path, action: str) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        what = f"{path}: cannot {action} the cached copy: {exc.strerror}"
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        what = f"{path}: cannot {action} the cached copy: {word_os_error(exc, path)}"
+        if exc.errno in _NO_ROOM:
             raise NoSpaceError(what) from exc
         if exc.errno == errno.EOPNOTSUPP:
             raise ConfigError(

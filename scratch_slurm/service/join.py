@@ -28,14 +28,11 @@ def find_ours(reading: Reading, memory: Memory) -> dict[str, MountedImage]:
     return ours
 
 
-def count_reads(
-    memory: Memory, reading: Reading, ours: dict[str, MountedImage], period_s: float, now: float, monotonic_s: float
-) -> None:
+def count_reads(memory: Memory, reading: Reading, ours: dict[str, MountedImage], period_s: float, now: float) -> None:
     """Take the devices' counters into the memory.
 
     Args:
-        now: epoch seconds.
-        monotonic_s: monotonic seconds of the reading.
+        now: monotonic seconds of the reading.
     """
     counters = memory.counters
     for dataset, mounted in ours.items():
@@ -44,7 +41,7 @@ def count_reads(
             counter = counters[dataset] = ReadCounter(period_s)
         seen = reading.mounted[dataset]
         # A device's counter goes on when it is bound anew, so the mount is part of its name.
-        if counter.sample(monotonic_s, f"{mounted.device}@{seen.mount_id}", seen.read_bytes, mounted.backing):
+        if counter.sample(now, f"{mounted.device}@{seen.mount_id}", seen.read_bytes, mounted.backing):
             memory.last_used_at[dataset] = now
     for gone in counters.keys() - ours.keys():
         del counters[gone]
@@ -69,7 +66,6 @@ def join(
     pins: tuple[Pin, ...],
     busy: Set[str],
     now: float,
-    monotonic_s: float,
 ) -> Observation:
     """Make the observation of one round.
 
@@ -77,8 +73,7 @@ def join(
         catalog: as `screen` gives it.
         pins: those that count, in the order of asking.
         busy: datasets with something under way.
-        now: epoch seconds.
-        monotonic_s: monotonic seconds, as the samples of `memory.counters` have them.
+        now: monotonic seconds, as the samples of `memory.counters` have them.
     """
     evictions = {name: action for name, action in memory.running.items() if isinstance(action, Evict)}
     largest_bytes = max((image.size_bytes for image in catalog.images.values()), default=0)
@@ -101,10 +96,10 @@ def join(
         cache_problem=reading.cache_problem,
         foreign=frozenset(reading.mounted.keys() - ours.keys()),
         leaving=frozenset(evictions),
-        bytes_per_s=reading_rates(memory.counters, monotonic_s, config.period_s),
-        read_for_s=read_for(memory.counters, monotonic_s),
-        reading_bytes=reading_bytes(memory.counters, monotonic_s),
-        horizon_s=usual_reading_s(memory.counters, monotonic_s, config.horizon_s),
+        bytes_per_s=reading_rates(memory.counters, now, config.period_s),
+        read_for_s=read_for(memory.counters, now),
+        reading_bytes=reading_bytes(memory.counters, now),
+        horizon_s=usual_reading_s(memory.counters, now, config.horizon_s),
         overhead_bytes=_OVERHEAD_BYTES + _journal_bytes(largest_bytes),
         # What hangs frees nothing that could be foreseen: nobody waits for its room.
         leaving_bytes=sum(

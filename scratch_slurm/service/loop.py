@@ -133,7 +133,7 @@ class Loop:
         # Not what the next round sees: a dataset that is read a lot may be copied again by then.
         if dataset in self._kept:
             raise PinnedError(f"{dataset}: was pinned while its eviction began")
-        self.memory.held_off[dataset] = time.time() + self.config.period_s
+        self.memory.held_off[dataset] = time.monotonic() + self.config.period_s
         return action.image.size_bytes
 
     def release_early(self, job_id: int, datasets: list[str] | None, uid: int) -> tuple[str, ...]:
@@ -169,7 +169,7 @@ class Loop:
         return self.snapshot.seen
 
     async def _pause(self) -> None:
-        now = time.time()
+        now = time.monotonic()
         wake_ats = [failure.retry_at for failure in self.memory.failures.values() if failure.retry_at > now]
         pause_s = max(0.05, min([now + self.config.interval_s, *wake_ats]) - now)
         with contextlib.suppress(TimeoutError):
@@ -255,7 +255,7 @@ class Loop:
             return
         self.memory.running[dataset] = action
         if isinstance(action, actions.Stage):
-            self.memory.copies[dataset] = Copy(action.image, time.time())
+            self.memory.copies[dataset] = Copy(action.image)
         task = asyncio.create_task(self._perform(action))
         self._tasks[dataset] = task
 
@@ -269,7 +269,7 @@ class Loop:
             log.info("kept dataset=%s reason=%r", dataset, exc.message)
         except (ScratchError, OSError) as exc:
             about = action.image.generation.id if isinstance(action, actions.Mount | actions.Stage) else None
-            failure = memory.fail(dataset, action.kind, str(exc).partition("\n")[0], time.time(), about)
+            failure = memory.fail(dataset, action.kind, str(exc).partition("\n")[0], time.monotonic(), about)
             log.warning(
                 "degraded dataset=%s action=%s attempt=%d problem=%r",
                 dataset, action.kind, failure.attempts, failure.message,
@@ -279,7 +279,7 @@ class Loop:
             raise
         except Exception:
             log.exception("bug dataset=%s action=%s", dataset, action.kind)
-            memory.fail(dataset, action.kind, "an error in scratch-slurm itself; see its log", time.time())
+            memory.fail(dataset, action.kind, "an error in scratch-slurm itself; see its log", time.monotonic())
         finally:
             if isinstance(action, actions.Mount | actions.Unmount):
                 self._identifier.forget(dataset)
@@ -310,16 +310,16 @@ class Loop:
 
     def _observe(self, reading: Reading) -> Observation:
         """Join what was read with what is remembered."""
-        memory, now, monotonic_s = self.memory, time.time(), time.monotonic()
+        memory, now = self.memory, time.monotonic()
         ours = find_ours(reading, memory)
         catalog = screen(self.source.catalog, ours, memory)
-        count_reads(memory, reading, ours, self.config.period_s, now, monotonic_s)
+        count_reads(memory, reading, ours, self.config.period_s, now)
         pins = self._admit(reading.pins)
         for pin in pins:
             memory.last_used_at[pin.dataset] = now
         return join(
             reading, catalog, ours, memory, self.config,
-            pins=pins, busy=self._tasks.keys(), now=now, monotonic_s=monotonic_s,
+            pins=pins, busy=self._tasks.keys(), now=now,
         )  # fmt: skip
 
     def _admit(self, pins: tuple[Pin, ...]) -> tuple[Pin, ...]:

@@ -20,7 +20,6 @@ class Copy:
     """A copy under way, or waiting for its turn."""
 
     image: SourceImage
-    asked_at: float
     started_at: float | None = None
     """Monotonic seconds; None while it waits."""
     bytes_done: int = 0
@@ -47,7 +46,7 @@ class Failure:
     message: str
     attempts: int
     retry_at: float
-    """Epoch seconds."""
+    """Monotonic seconds."""
     generation_id: str | None = None
     """Of the source's image that it was about; None when it was about none."""
 
@@ -71,8 +70,9 @@ class Memory:
     """Paths of cached images that cannot be read or mounted -> why; they go."""
     counters: dict[str, ReadCounter] = field(default_factory=dict)
     last_used_at: dict[str, float] = field(default_factory=dict)
+    """Monotonic seconds."""
     held_off: dict[str, float] = field(default_factory=dict)
-    """Dataset that the administrator evicted -> epoch seconds until when its throughput does not bring it back."""
+    """Dataset that the administrator evicted -> monotonic seconds until when its throughput does not bring it back."""
     roots: dict[str, Permissions] = field(default_factory=dict)
     """Generation id -> the root directory of its mount."""
     private: dict[str, Permissions] = field(default_factory=dict)
@@ -81,7 +81,11 @@ class Memory:
     def fail(
         self, dataset: str, kind: ActionKind, message: str, now: float, generation_id: str | None = None
     ) -> Failure:
-        """Remember a failure; the next try is twice as far away as this one was, ten minutes at most."""
+        """Remember a failure; the next try is twice as far away as this one was, ten minutes at most.
+
+        Args:
+            now: monotonic seconds.
+        """
         old = self.failures.get((dataset, kind))
         attempts = old.attempts + 1 if old else 1
         pause_s = min(_LAST_RETRY_S, _FIRST_RETRY_S * 2 ** min(attempts - 1, 16))
@@ -98,6 +102,9 @@ class Memory:
         """What is not tried now: what failed a moment ago, and copies that the administrator would not see come back.
 
         A pin asks anew for what was evicted.
+
+        Args:
+            now: monotonic seconds.
         """
         failed = {key for key, failure in self.failures.items() if failure.retry_at > now}
         held_off = {(name, ActionKind.STAGE) for name, until in self.held_off.items() if until > now}
@@ -121,7 +128,11 @@ class Memory:
             self.roots = {key: root for key, root in self.roots.items() if key in current}
 
     def problem(self, dataset: str, now: float) -> str:
-        """Word the failures of a dataset for people; empty without any."""
+        """Word the failures of a dataset for people; empty without any.
+
+        Args:
+            now: monotonic seconds.
+        """
         texts = []
         for (name, kind), failure in self.failures.items():
             if name == dataset:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Callable
 
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import LedgerError
@@ -24,8 +25,16 @@ JOBS_AT_ONCE = 8
 class PinJudge:
     """Asks Slurm about the jobs that pin something here, at the start and once a `reconcile_interval`."""
 
-    def __init__(self, config: Config, calls: SlurmCalls, loop: Loop, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        config: Config,
+        calls: SlurmCalls,
+        loop: Loop,
+        ledger: Ledger,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._config = config
+        self._monotonic = monotonic
         self._calls = calls
         self._loop = loop
         self._ledger = ledger
@@ -46,7 +55,7 @@ class PinJudge:
                 return
             presence = await self._calls.job_presence(jobs, self._config.node_name)
             for job_id in jobs:
-                self._asked_at[job_id] = time.monotonic()
+                self._asked_at[job_id] = self._monotonic()
                 if presence[job_id] is Presence.GONE:
                     await asyncio.to_thread(self._release, job_id)
         except LedgerError as exc:
@@ -55,9 +64,9 @@ class PinJudge:
     def _choose(self, pins: list[Pin]) -> list[int]:
         """Choose the jobs to ask about: none with a young pin, those first that were not asked about for longest."""
         # They come in the order of asking: of a job's pins the newest counts.
-        newest = {pin.job_id: pin.asked_at for pin in pins if pin.job_id is not None}
+        newest = {pin.job_id: pin.asked_monotonic_s for pin in pins if pin.job_id is not None}
         self._asked_at = {job_id: at for job_id, at in self._asked_at.items() if job_id in newest}
-        old = [job_id for job_id, asked_at in newest.items() if time.time() - asked_at >= GRACE_S]
+        old = [job_id for job_id, asked_s in newest.items() if self._monotonic() - asked_s >= GRACE_S]
         return sorted(old, key=lambda job_id: (self._asked_at.get(job_id, 0.0), job_id))[:JOBS_AT_ONCE]
 
     def _release(self, job_id: int) -> None:

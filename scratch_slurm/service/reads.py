@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from scratch_slurm.domain.throughput import ReadCounter
+from scratch_slurm.node.oswords import word_os_error
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def save_counters(path: Path, counters: Mapping[str, ReadCounter], boot_id: str)
         new.write_bytes(msgspec.json.encode(_Saved(boot_id, read)))
         new.replace(path)
     except OSError as exc:
-        log.warning("cannot save the read counters file=%s problem=%r", path, exc.strerror)
+        log.warning("cannot save the read counters file=%s problem=%r", path, word_os_error(exc, path))
 
 
 def load_counters(path: Path, boot_id: str, period_s: float) -> dict[str, ReadCounter]:

@@ -33,6 +33,9 @@ class SlurmCalls:
         self._slurm = slurm
         self._turn = asyncio.Lock()
         self._silent_since: float | None = None
+        """Epoch seconds, to be shown."""
+        self._silent_from_s = 0.0
+        """The same in monotonic seconds."""
         self._was_heard = False
         self._unclear: frozenset[int] = frozenset()
 
@@ -72,13 +75,13 @@ class SlurmCalls:
             answer = await self._call(ask)
         except SlurmError as exc:
             if self._silent_since is None:
-                self._silent_since = time.time()
+                self._silent_since, self._silent_from_s = time.time(), time.monotonic()
                 # One that never answered may be none: commands that are installed and not configured.
                 level = logging.WARNING if self._was_heard else logging.INFO
                 log.log(level, "slurm-silent problem=%r", exc.message)
             raise
         if self._silent_since is not None:
-            log.info("slurm-answers after_s=%.0f", time.time() - self._silent_since)
+            log.info("slurm-answers after_s=%.0f", time.monotonic() - self._silent_from_s)
         self._silent_since, self._was_heard = None, True
         return answer
 

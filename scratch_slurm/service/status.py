@@ -20,16 +20,14 @@ class StatusView:
     """The statuses of datasets at one moment.
 
     Args:
-        now: epoch seconds.
         monotonic: monotonic seconds.
     """
 
-    def __init__(self, config: Config, memory: Memory, snapshot: Snapshot, *, now: float, monotonic: float) -> None:
+    def __init__(self, config: Config, memory: Memory, snapshot: Snapshot, *, monotonic: float) -> None:
         self._config = config
         self._memory = memory
         self._seen = snapshot.seen
         self._plan = snapshot.plan
-        self._now = now
         self._monotonic = monotonic
         self._rates = rates(memory.counters, monotonic, RECENT_S)
         self._pins: dict[str, list[Pin]] = {}
@@ -99,7 +97,7 @@ class StatusView:
         return DatasetState.QUEUED if queued else DatasetState.SOURCE
 
     def _problem(self, name: str) -> str:
-        texts = [self._memory.problem(name, self._now)]
+        texts = [self._memory.problem(name, self._monotonic)]
         if name in self._memory.hanging_since:
             since = time.strftime("%H:%M:%S", time.localtime(self._memory.hanging_since[name]))
             texts.append(f"gives no answer since {since}")
@@ -138,7 +136,7 @@ def view(loop: Loop) -> StatusView | None:
     """Look at the latest round; None before the first one."""
     if loop.snapshot is None:
         return None
-    return StatusView(loop.config, loop.memory, loop.snapshot, now=time.time(), monotonic=time.monotonic())
+    return StatusView(loop.config, loop.memory, loop.snapshot, monotonic=time.monotonic())
 
 
 def node_status(loop: Loop, pid: int, may_read: Judge, *, slurm: str) -> NodeStatus:

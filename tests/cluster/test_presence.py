@@ -23,7 +23,8 @@ def age(view: NodeView, *job_ids: int) -> None:
     """Make the pins of jobs old enough to be judged."""
     with contextlib.closing(sqlite3.connect(view.path("state_dir") / "ledger.sqlite", timeout=5)) as database:
         for job_id in job_ids:
-            database.execute("UPDATE pins SET asked_at = asked_at - 600 WHERE holder = ?", (f"job:{job_id}",))
+            older = "UPDATE pins SET asked_monotonic = asked_monotonic - 600 WHERE holder = ?"
+            database.execute(older, (f"job:{job_id}",))
         database.commit()
 
 

@@ -75,6 +75,65 @@ def test_pins_are_in_the_order_of_asking(ledger):
     assert [(pin.uid, pin.job_id) for pin in ledger.pins()] == [(1000, 2), (1000, 2), (1001, 1)]
 
 
+def test_the_order_of_asking_is_kept_by_a_clock_that_jumps_back_and_forth(path):
+    wall = iter([2e9, 1.0, 1e9])
+    with Ledger(path, boot_id=BOOT, now=lambda: next(wall, 5.0)) as ledger:
+        for holder in ("job:9", "job:1", "job:5"):
+            ledger.pin(holder, ["coco"], uid=1)
+        assert [pin.holder for pin in ledger.pins()] == ["job:9", "job:1", "job:5"]
+
+
+def test_the_age_of_a_jobs_pin_is_told_by_the_clock_of_the_boot(path):
+    with Ledger(path, boot_id=BOOT, now=lambda: 3e9, monotonic=lambda: 77.0) as ledger:
+        ledger.pin("job:1", ["coco"], uid=1)
+        ledger.pin(ADMINISTRATOR, ["coco"], uid=0)
+        assert [(pin.asked_at, pin.asked_monotonic_s) for pin in ledger.pins()] == [(3e9, 77.0), (3e9, 0.0)]
+
+
+def test_a_ledger_of_an_earlier_release_keeps_its_pins_and_takes_new_ones(path):
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executescript(
+            """
+            PRAGMA journal_mode = WAL;
+            CREATE TABLE pins (dataset TEXT NOT NULL, holder TEXT NOT NULL, boot_id TEXT NOT NULL,
+                uid INTEGER NOT NULL, asked_at REAL NOT NULL, PRIMARY KEY (holder, dataset));
+            CREATE INDEX pins_by_dataset ON pins (dataset);
+            CREATE TABLE events (id INTEGER PRIMARY KEY, at REAL NOT NULL, event TEXT NOT NULL,
+                dataset TEXT NOT NULL, holder TEXT NOT NULL, detail TEXT NOT NULL);
+            PRAGMA user_version = 1;
+            """
+        )
+        database.execute("INSERT INTO pins VALUES ('coco', 'job:1', ?, 1000, 5.0)", (BOOT,))
+        database.commit()
+    with Ledger(path, boot_id=BOOT, now=lambda: 6.0, monotonic=lambda: 7.0) as ledger:
+        assert held(ledger) == [("job:1", "coco")]
+        ledger.pin("job:2", ["coco"], uid=1000)
+        assert [pin.asked_monotonic_s for pin in ledger.pins()] == [0.0, 7.0]
+        assert [event.event for event in ledger.events(9)] == ["pinned"]  # nothing was lost
+
+
+@pytest.mark.parametrize("table", ["pins", "events"])
+def test_a_table_that_was_dropped_is_made_again_and_that_is_told(ledger, path, table):
+    ledger.pin("job:1", ["coco"], uid=1)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute(f"DROP TABLE {table}")
+    ledger.pin("job:2", ["audio"], uid=1)
+    assert held(ledger) == ([("job:2", "audio")] if table == "pins" else [("job:1", "coco"), ("job:2", "audio")])
+    assert ("ledger-mended", f"made again: {table}") in [(each.event, each.detail) for each in ledger.events(9)]
+
+
+def test_a_ledger_that_is_opened_later_is_used_as_soon_as_it_can_be(path):
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    os.mkfifo(path)
+    with Ledger(path, boot_id=BOOT, now=lambda: 1.0, later=True) as ledger:
+        with pytest.raises(LedgerError):
+            ledger.pins()
+        path.unlink()
+        ledger.pin("job:1", ["coco"], uid=1)
+        assert held(ledger) == [("job:1", "coco")]
+
+
 def test_pinning_again_changes_nothing(ledger):
     ledger.pin("job:1", ["coco"], uid=1000)
     before = ledger.pins()

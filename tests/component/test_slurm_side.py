@@ -193,15 +193,17 @@ def test_an_extra_of_the_administrators_is_left_alone_and_said_once(caplog):
     assert caplog.text.count("extra-left-alone node=n1") == 1
 
 
-@pytest.fixture
-def clock():
-    return SimpleNamespace(at=time.time())
+@pytest.fixture(params=[0.0, -1e9, 1e9], ids=["a-clock-that-is-right", "thirty-years-back", "thirty-years-ahead"])
+def clock(request):
+    """When pins are asked for: by the clock that counts since the boot, and by the wall clock, which says anything."""
+    return SimpleNamespace(at=time.monotonic(), wall=time.time() + request.param)
 
 
 @pytest.fixture
 def ledger(tmp_path, clock):
     tmp_path.chmod(0o700)
-    with Ledger(tmp_path / "state" / "ledger.sqlite", boot_id="boot", now=lambda: clock.at) as opened:
+    path = tmp_path / "state" / "ledger.sqlite"
+    with Ledger(path, boot_id="boot", now=lambda: clock.wall, monotonic=lambda: clock.at) as opened:
         yield opened
 
 
@@ -227,10 +229,10 @@ def holders(ledger):
 
 
 def pin(ledger, clock, age_s, *job_ids):
-    clock.at = time.time() - age_s
+    clock.at = time.monotonic() - age_s
     for job_id in job_ids:
         ledger.pin(f"job:{job_id}", ["a"], uid=0)
-    clock.at = time.time()
+    clock.at = time.monotonic()
 
 
 def test_only_what_is_certainly_gone_is_released(ledger, clock):

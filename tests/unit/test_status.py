@@ -20,13 +20,13 @@ CACHE = Backing.CACHE
 
 def view_of(seen, memory=None):
     snapshot = Snapshot(seen, make_plan(seen))
-    return StatusView(CONFIG, memory or Memory(), snapshot, now=NOW, monotonic=MONOTONIC)
+    return StatusView(CONFIG, memory or Memory(), snapshot, monotonic=MONOTONIC)
 
 
 def copying(*, started=True, size=1000, done=0):
     """A memory with a copy of `a` under way, or waiting for its turn; it began ten seconds ago."""
     memory = Memory()
-    copy = Copy(image("a", size), asked_at=NOW, started_at=MONOTONIC - 10 if started else None)
+    copy = Copy(image("a", size), started_at=MONOTONIC - 10 if started else None)
     copy.progress(0, "copying")
     copy.progress(done, "copying")
     memory.copies["a"] = copy
@@ -35,7 +35,7 @@ def copying(*, started=True, size=1000, done=0):
 
 def failed(kind=ActionKind.STAGE):
     memory = Memory()
-    memory.fail("a", kind, "disk full", NOW)
+    memory.fail("a", kind, "disk full", MONOTONIC)
     return memory
 
 
