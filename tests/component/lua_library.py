@@ -23,7 +23,7 @@ local function quote(text)
     end) .. '"'
 end
 messages = {}
-slurm = { SUCCESS = 0 }
+slurm = { SUCCESS = 0, ERROR = -1 }
 for _, level in ipairs({ "error", "info", "debug", "user" }) do
     slurm["log_" .. level] = function(format, ...)
         messages[#messages + 1] = level .. ": " .. string.format(format, ...)
@@ -31,7 +31,7 @@ for _, level in ipairs({ "error", "info", "debug", "user" }) do
 end
 function show(code, job)
     io.write("{\"code\": ", tostring(code))
-    for _, key in ipairs({ "features", "prefer" }) do
+    for _, key in ipairs({ "features", "prefer", "admin_comment" }) do
         io.write(", ", quote(key), ": ", job[key] == nil and "null" or quote(job[key]))
     end
     io.write(", \"messages\": [")
@@ -50,6 +50,7 @@ class Outcome:
     code: int
     features: str | None
     prefer: str | None
+    admin_comment: str | None
     messages: tuple[str, ...]
 
     @property
@@ -64,12 +65,19 @@ class Script:
     Args:
         conf: the text of slurm.conf; None is no such file.
         settings: Lua that runs when the script is loaded.
+        before: Lua that runs before that.
     """
 
     def __init__(
-        self, interpreter: str, directory: Path, conf: str | None = VALIDATION_OFF, settings: str = ""
+        self,
+        interpreter: str,
+        directory: Path,
+        conf: str | None = VALIDATION_OFF,
+        settings: str = "",
+        before: str = "",
     ) -> None:
         self._settings = settings
+        self._before = before
         found = shutil.which(interpreter)
         assert found is not None
         self._interpreter = found
@@ -82,34 +90,42 @@ class Script:
         """Load the script and run Lua that ends with `show(code, job)`."""
         program = self._directory / "case.lua"
         load = f"script = dofile({quoted(str(SCRIPT))})"
-        program.write_text(f"{_HARNESS}\n{load}\n{self._settings}\n{code}\n", encoding="utf-8")
+        program.write_text(f"{_HARNESS}\n{self._before}\n{load}\n{self._settings}\n{code}\n", encoding="utf-8")
         env = {"SLURM_CONF": str(self._conf), "PATH": os.defpath}
         words = [self._interpreter, str(program)]
         done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=20, check=False)
         assert done.returncode == 0, done.stderr
         values = json.loads(done.stdout)
-        latin = {key: values[key] and values[key].encode("latin-1").decode() for key in ("features", "prefer")}
+        keys = ("features", "prefer", "admin_comment")
+        latin = {key: values[key] and values[key].encode("latin-1").decode() for key in keys}
         return Outcome(values["code"], messages=tuple(values["messages"]), **latin)
 
-    def submit(self, job: Mapping[str, str | int | Sequence[str]]) -> Outcome:
+    def submit(self, job: "Table", partitions: "Table | None" = None) -> Outcome:
         """Run slurm_job_submit() on a job description; `spank_job_env` begins at 0, as slurmctld's does."""
-        return self.run(f"job = {table(job)}\nshow(slurm_job_submit(job, {{}}, 1000), job)")
+        return self.run(f"job = {table(job)}\nshow(slurm_job_submit(job, {table(partitions or {})}, 1000), job)")
 
-    def modify(self, job: Mapping[str, str | int], record: Mapping[str, str | int | Sequence[str]]) -> Outcome:
+    def modify(self, job: "Table", record: "Table", partitions: "Table | None" = None) -> Outcome:
         """Run slurm_job_modify()."""
-        return self.run(f"job = {table(job)}\nshow(slurm_job_modify(job, {table(record)}, {{}}, 1000), job)")
+        words = f"job, {table(record)}, {table(partitions or {})}, 1000"
+        return self.run(f"job = {table(job)}\nshow(slurm_job_modify({words}), job)")
 
 
-def table(values: Mapping[str, str | int | Sequence[str]]) -> str:
+Table = Mapping[str, "str | int | Sequence[str] | Table"]
+
+
+def table(values: Table) -> str:
     """Write a Lua table."""
     fields = []
     for key, value in values.items():
         if isinstance(value, int):
-            fields.append(f"{key} = {value}")
+            written = str(value)
         elif isinstance(value, str):
-            fields.append(f"{key} = {quoted(value)}")
+            written = quoted(value)
+        elif isinstance(value, Mapping):
+            written = table(value)
         else:
-            fields.append(f"{key} = {{" + ", ".join(f"[{i}] = {quoted(text)}" for i, text in enumerate(value)) + "}")
+            written = "{" + ", ".join(f"[{i}] = {quoted(text)}" for i, text in enumerate(value)) + "}"
+        fields.append(f"[{quoted(key)}] = {written}")
     return "{" + ", ".join(fields) + "}"
 
 

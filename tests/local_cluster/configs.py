@@ -86,9 +86,9 @@ def plugstack_conf(layout: Layout, *, plugin_exists: bool) -> str:
 
 
 def job_submit_lua(layout: Layout) -> str:
-    """Write job_submit.lua: ours, which makes a job prefer the nodes that have its datasets."""
-    script = json.dumps(str(layout.job_submit_script))
-    return f"scratch_slurm = dofile({script})\nscratch_slurm.nodes_are_alike = true\n"
+    """Write job_submit.lua as sites are told to: it loads ours."""
+    example = layout.job_submit_script.with_name("job_submit.lua").read_text()
+    return example.replace("/usr/local/lib/scratch-slurm/scratch_slurm.lua", str(layout.job_submit_script))
 
 
 def config_yaml(settings: Mapping[str, Any], indent: str = "") -> str:
