@@ -88,7 +88,7 @@ class FakeNode:
         size_bytes = round(min(2**41, max(2**28, rng.lognormvariate(24.5, 1.3))))
         generation = Generation(inode=1000 + number, size_bytes=size_bytes, mtime_ns=1_700_000_000_000_000_000 + number)
         path = f"{self.root}/source/dataset-{number:04}.squashfs"
-        return SourceImage(f"dataset-{number:04}", path, generation, "squashfs", None)
+        return SourceImage(f"dataset-{number:04}", path, generation, "squashfs")
 
     def _make_device(self, number: int, image: SourceImage) -> None:
         cached = number < len(self.cached)

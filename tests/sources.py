@@ -6,9 +6,9 @@
         source.set(fail=True, only=("coco.squashfs",), fail_from=1 << 20)
         source.counters()["coco.squashfs"].requests
 
-Read-only. It shows the inodes, sizes and times of the files below, so a generation is the same through the mount, and
-the kernel caches no attributes. Other users may look (allow_other). O_DIRECT works: such a read reaches the server in
-requests of 1 MiB, a plain one in requests of 128 KiB, read ahead, at most 12 at once.
+Read-only. It shows the inodes (unless told to shift them), sizes and times of the files below, so a generation is the
+same through the mount, and the kernel caches no attributes. Other users may look (allow_other). O_DIRECT works: such a
+read reaches the server in requests of 1 MiB, a plain one in requests of 128 KiB, read ahead, at most 12 at once.
 
 SIGKILL ends a process that hangs in a plain read here, but not one that hangs in a direct read, in stat or in open: the
 kernel waits for the server's answer to those. They end when the server answers or is killed.
@@ -52,6 +52,8 @@ class Knobs:
     """Reads answer EIO."""
     fail_from: int = 0
     """Only reads that reach to this offset or beyond fail."""
+    inode_shift: int = 0
+    """Added to all inode numbers, as a file system has others that invents them."""
     only: tuple[str, ...] = ()
     """File names that `hang`, `hang_open` and `fail` are about; none means all."""
 
@@ -254,14 +256,16 @@ def _serve(root: str, mount_point: str) -> None:
             status = os.lstat(server.root + path) if fh is None else os.fstat(fh)
             names = ("st_ino", "st_mode", "st_nlink", "st_uid", "st_gid", "st_size", "st_blocks")
             times = ("st_atime", "st_mtime", "st_ctime")
-            return {name: getattr(status, name) for name in names} | {
+            shown = {name: getattr(status, name) for name in names} | {
                 name: getattr(status, f"{name}_ns") for name in times
             }
+            return shown | {"st_ino": status.st_ino + server.knobs.inode_shift}
 
         def readdir(self, path: str, fh: int) -> list[tuple[str, dict[str, int], int]]:
             server.meet(path, reading=False)
             # With use_ino, a name without its inode number has 0, and readdir(3) leaves it out.
-            return [(entry.name, {"st_ino": entry.inode()}, 0) for entry in os.scandir(server.root + path)]
+            shift = server.knobs.inode_shift
+            return [(entry.name, {"st_ino": entry.inode() + shift}, 0) for entry in os.scandir(server.root + path)]
 
         def readlink(self, path: str) -> str:
             server.meet(path, reading=False)

@@ -31,7 +31,7 @@ def generation(size=10, version=1):
 
 
 def image(dataset, size=10, version=1):
-    return SourceImage(dataset, f"/source/{dataset}.squashfs", generation(size, version), "squashfs", None)
+    return SourceImage(dataset, f"/source/{dataset}.squashfs", generation(size, version), "squashfs")
 
 
 def cached(dataset, size=10, version=1):

@@ -109,7 +109,7 @@ class _Build:
             )
             watch = self.packing(publication) if self.bar.moves else None
             mksquashfs.run_mksquashfs(program, self.source, publication.path, options, watch)
-            size_bytes, digest = publication.seal(
+            size_bytes, digest, ends = publication.seal(
                 lambda done, total: self.show("checksum", done, total, format_bytes(done))
             )
             manifest = Manifest(
@@ -121,6 +121,7 @@ class _Build:
                 compression=self.compression,
                 built_at=int(time.time()),
                 built_by=f"scratch-slurm {__version__}",
+                ends_blake2b=ends,
             )
             image, manifest_path = publication.publish(manifest)
         return BuildAnswer(str(image), str(manifest_path), round(time.monotonic() - self.started, 3), manifest)

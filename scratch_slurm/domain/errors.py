@@ -71,6 +71,10 @@ class ImageError(ScratchError):
     exit_code = 8
 
 
+class DigestError(ImageError):
+    """An image is not the one that its manifest tells of: no other try can mend that."""
+
+
 class SourceError(ScratchError):
     """The slow storage fails or hangs."""
 

@@ -5,6 +5,7 @@ Everything here touches the slow storage and may block for ever: call it only in
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -20,6 +21,8 @@ from scratch_slurm.domain.model import Generation, Permissions, SkippedImage, So
 from scratch_slurm.domain.names import MANIFEST_SUFFIX, parse_image_name
 
 _MANIFEST_LIMIT_BYTES = 64 * 1024
+_MANIFEST_KEYS = ("size_bytes", "blake3")
+_END_BYTES = 64 * 1024
 _HEAD_BYTES = 2048
 _SECTOR_BYTES = 512
 
@@ -34,6 +37,8 @@ class Entry:
     image: SourceImage | None = None
     skipped: SkippedImage | None = None
     """Neither: the file is as it was when it had this stamp."""
+    note: str = ""
+    """What is odd about the file and keeps nobody from serving it."""
 
 
 @dataclass(frozen=True)
@@ -119,14 +124,18 @@ def _read_entry(source_dir: Path, file_name: str, old_stamp: str | None, trust: 
             permissions = _permissions(status)
             _check_trust(permissions, trust)
             check_image_head(file.read(_HEAD_BYTES), fs_type, status.st_size)
-        digest = _read_manifest_digest(manifest_path, status.st_size)
+            manifest, note = _read_manifest(manifest_path, status.st_size, trust)
+            if manifest.ends and manifest.ends != digest_ends(file.fileno(), status.st_size):
+                raise ImageError(
+                    f"its manifest {manifest_path.name} is of another image: not with these first and last bytes"
+                )
     except OSError as exc:
         return _skipped(file_name, "", f"cannot read: {exc.strerror}", permissions)
     except ImageError as exc:
         return _skipped(file_name, stamp, exc.message, permissions)
-    generation = Generation(status.st_ino, status.st_size, status.st_mtime_ns)
-    image = SourceImage(dataset, str(path), generation, fs_type, digest, permissions)
-    return Entry(file_name, stamp, image=image)
+    generation = Generation.of(status.st_ino, status.st_size, status.st_mtime_ns, manifest.digest)
+    image = SourceImage(dataset, str(path), generation, fs_type, permissions)
+    return Entry(file_name, stamp, image=image, note=note)
 
 
 def _check_trust(permissions: Permissions, trust: Trust) -> None:
@@ -191,9 +200,8 @@ def check_generation(descriptor: int, expected: Generation, path: str) -> Permis
     Raises: ImageError: another file took its place, or it was rewritten.
     """
     status = os.fstat(descriptor)
-    found = Generation(status.st_ino, status.st_size, status.st_mtime_ns)
-    if found != expected:
-        raise ImageError(f"{path}: is another image now: {found.size_bytes} bytes, planned {expected.size_bytes}")
+    if not expected.is_of(status.st_ino, status.st_size, status.st_mtime_ns):
+        raise ImageError(f"{path}: is another image now: {status.st_size} bytes, planned {expected.size_bytes}")
     return _permissions(status)
 
 
@@ -215,19 +223,72 @@ def _manifest_stamp(path: Path) -> str:
         return "-"
 
 
-def _read_manifest_digest(path: Path, image_size_bytes: int) -> str | None:
+@dataclass(frozen=True)
+class _Manifest:
+    """What a manifest promises; nothing where there is none."""
+
+    digest: str | None = None
+    """BLAKE3 of the whole image in hexadecimal."""
+    ends: str | None = None
+    """See `digest_ends`; manifests of earlier releases have none."""
+
+
+def digest_ends(descriptor: int, size_bytes: int) -> str:
+    """Digest an image's first and last 64 KiB: what tells it from another one of its size without reading it.
+
+    Returns: BLAKE2b of 256 bits in hexadecimal, as `(head -c 65536 FILE; tail -c 65536 FILE) | b2sum -l 256` gives it.
+    Raises: OSError: the file cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=32)
+    for start in (0, max(0, size_bytes - _END_BYTES)):
+        at, end = start, min(start + _END_BYTES, size_bytes)
+        while at < end and (piece := os.pread(descriptor, end - at, at)):
+            digest.update(piece)
+            at += len(piece)
+    return digest.hexdigest()
+
+
+def _read_manifest(path: Path, image_size_bytes: int, trust: Trust) -> tuple[_Manifest, str]:
+    """Read the manifest beside an image. What is there and is none of ours, or a stranger's, is not obeyed.
+
+    Ours is known by its keys. A text that cannot be parsed is ours if it names both.
+
+    Returns: what it promises, and what is odd about it.
+    Raises: OSError; ImageError: it is ours, and no good.
+    """
     try:
-        with _open_regular(path, f"its manifest {path.name} ") as file:
+        with _open_regular(path, "") as file:
+            stranger = distrust_file(_permissions(os.fstat(file.fileno())), trust.directory, trust.owners)
             text = file.read(_MANIFEST_LIMIT_BYTES + 1)
     except FileNotFoundError:
-        return None
+        return _Manifest(), ""
+    except ImageError as exc:
+        return _Manifest(), f"{path.name} {exc.message} and is taken for no manifest"
+    if stranger:
+        return _Manifest(), f"{path.name} {stranger}; it is taken for no manifest"
+    if not _is_ours(text):
+        return _Manifest(), f"{path.name} has not the keys of a manifest (size_bytes and blake3) and is taken for none"
     try:
-        manifest = json.loads(text)
-        digest, size_bytes = str(manifest["blake3"]), int(manifest["size_bytes"])
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as exc:
+        body = json.loads(text)
+        digest, size_bytes, ends = str(body["blake3"]), int(body["size_bytes"]), body.get("ends_blake2b")
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as exc:
         raise ImageError(f"its manifest {path.name} is not readable: needs size_bytes and blake3") from exc
-    if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+    if not _is_digest(digest):
         raise ImageError(f"its manifest {path.name} has no BLAKE3 digest of 64 hexadecimal digits")
+    if ends is not None and not _is_digest(str(ends)):
+        raise ImageError(f"its manifest {path.name} has in ends_blake2b no digest of 64 hexadecimal digits")
     if size_bytes != image_size_bytes:
         raise ImageError(f"its manifest {path.name} is for {size_bytes} bytes, the image has {image_size_bytes}")
-    return digest
+    return _Manifest(digest, ends and str(ends)), ""
+
+
+def _is_ours(text: bytes) -> bool:
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        return all(f'"{key}"'.encode() in text for key in _MANIFEST_KEYS)
+    return isinstance(body, dict) and all(key in body for key in _MANIFEST_KEYS)
+
+
+def _is_digest(text: str) -> bool:
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from scratch_slurm.domain.errors import ImageError, NoSpaceError, SourceError
+from scratch_slurm.domain.errors import DigestError, ImageError, NoSpaceError, SourceError
 from scratch_slurm.domain.model import Generation
 from scratch_slurm.node.chunks import Chunk, CopyHeader
 from scratch_slurm.node.progress import CopyPhase, CopyProgress, Reporter
@@ -91,7 +91,8 @@ def copy_image(
         now: seconds, monotonic.
     Raises:
         SourceError: the source cannot be read.
-        ImageError: the image is empty, has changed, or has another digest; or the cache's disk failed.
+        DigestError: the image has another digest than promised.
+        ImageError: the image is empty or has changed; or the cache's disk failed.
         NoSpaceError: the cache's file system is full.
         ConfigError: the cache's file system cannot reserve space.
     """
@@ -145,8 +146,8 @@ def _check_unchanged(source: Path, opened: int, expected: Generation) -> None:
 
 def _check_generation(source: Path, status: os.stat_result, expected: Generation, otherwise: str) -> None:
     found = (status.st_ino, status.st_size, status.st_mtime_ns)
-    wanted = (expected.inode, expected.size_bytes, expected.mtime_ns)
-    if found != wanted or not stat.S_ISREG(status.st_mode):
+    if not expected.is_of(*found) or not stat.S_ISREG(status.st_mode):
+        wanted = (expected.inode or status.st_ino, expected.size_bytes, expected.mtime_ns)
         names = ("inode", "size in bytes", "mtime in ns")
         told = [f"{name} {b}, was {a}" for name, a, b in zip(names, wanted, found, strict=True) if a != b]
         raise ImageError(f"{source}: {otherwise}: {', '.join(told) or 'not a regular file'}")
@@ -223,9 +224,9 @@ class _Copy:
         """Compare with the manifest; without one, compare what the disk holds."""
         if promised is not None:
             if digest != promised.lower():
-                raise ImageError(
+                raise DigestError(
                     f"{self.source}: BLAKE3 is {digest[:16]}..., the manifest says {promised[:16]}...",
-                    hint="the image or its manifest is damaged: write both anew",
+                    hint="the image or its manifest is damaged, or of another version: write both anew",
                 )
             return
         hasher = blake3()

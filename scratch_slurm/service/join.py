@@ -1,6 +1,9 @@
 """Join what was read now with what is remembered: the observation that a plan is made from. No I/O, no clock."""
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
+from dataclasses import replace
+
+from msgspec import structs
 
 from scratch_slurm.domain import access
 from scratch_slurm.domain.actions import Evict, StagedImage
@@ -15,12 +18,47 @@ _OVERHEAD_BYTES = 3 * 4096
 """The rest of an image's last block, the first block of its journal, and one of the file system's own."""
 
 
-def find_ours(reading: Reading, memory: Memory) -> dict[str, MountedImage]:
-    """Find the mounts that are ours, or whose devices have not told yet."""
+FormerIds = Mapping[tuple[str, str], str]
+"""(dataset, the id that its image had before it had a manifest) -> the one that it has now."""
+
+
+def former_ids(catalog: Catalog) -> FormerIds:
+    """Find the images whose manifest may be younger than what was made of them."""
+    generations = {dataset: image.generation for dataset, image in catalog.images.items()}
+    return {(name, each.former_id): each.id for name, each in generations.items() if each.former_id}
+
+
+def take_over(reading: Reading, former: FormerIds) -> Reading:
+    """Let the copies of images that have a manifest since count as copies of these images.
+
+    Args:
+        former: as `former_ids` gives it.
+    """
+    keys = [(copy.dataset, copy.generation_id) for copy in reading.cache.images]
+    if not any(key in former for key in keys):
+        return reading
+    images = tuple(
+        structs.replace(copy, generation_id=former.get(key, copy.generation_id))
+        for copy, key in zip(reading.cache.images, keys, strict=True)
+    )
+    return replace(reading, cache=replace(reading.cache, images=images))
+
+
+def find_ours(reading: Reading, memory: Memory, former: FormerIds) -> dict[str, MountedImage]:
+    """Find the mounts that are ours, or whose devices have not told yet.
+
+    Args:
+        former: as `former_ids` gives it.
+    """
     ours, generations = {}, memory.generations
     for mount in reading.mounted.values():
         if mount.device is not None:
             generation_id = generations.get((mount.dataset, mount.mount_id, mount.device), "")
+            new_id = former.get((mount.dataset, generation_id)) if generation_id else None
+            if generation_id and new_id:
+                if generation_id in memory.roots:
+                    memory.roots.setdefault(new_id, memory.roots[generation_id])
+                generation_id = new_id
             if generation_id is not None:
                 ours[mount.dataset] = MountedImage(
                     mount.dataset, mount.device, mount.backing, mount.backing_path, generation_id or None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from scratch_slurm.domain import actions, planner
 from scratch_slurm.domain.actions import ActionKind
 from scratch_slurm.domain.config import Config, resolve_size
-from scratch_slurm.domain.errors import DaemonError, DeviceError, NotFoundError, PinnedError, ScratchError
+from scratch_slurm.domain.errors import DaemonError, DeviceError, DigestError, NotFoundError, PinnedError, ScratchError
 from scratch_slurm.domain.messages import PlanAnswer, PlanRequest
 from scratch_slurm.domain.model import Pin, job_holder
 from scratch_slurm.domain.observation import Observation
@@ -22,7 +22,7 @@ from scratch_slurm.node.cache import Cache
 from scratch_slurm.node.ledger import Ledger
 from scratch_slurm.service.health import Health
 from scratch_slurm.service.identify import Identifier
-from scratch_slurm.service.join import count_reads, find_ours, join, screen
+from scratch_slurm.service.join import count_reads, find_ours, former_ids, join, screen, take_over
 from scratch_slurm.service.memory import Copy, Memory
 from scratch_slurm.service.observe import Reading, SeenMount, read_node
 from scratch_slurm.service.people import People
@@ -269,7 +269,10 @@ class Loop:
             log.info("kept dataset=%s reason=%r", dataset, exc.message)
         except (ScratchError, OSError) as exc:
             about = action.image.generation.id if isinstance(action, actions.Mount | actions.Stage) else None
-            failure = memory.fail(dataset, action.kind, str(exc).partition("\n")[0], time.monotonic(), about)
+            failure = memory.fail(
+                dataset, action.kind, str(exc).partition("\n")[0], time.monotonic(), about,
+                for_good=isinstance(exc, DigestError),
+            )  # fmt: skip
             log.warning(
                 "degraded dataset=%s action=%s attempt=%d problem=%r",
                 dataset, action.kind, failure.attempts, failure.message,
@@ -311,7 +314,9 @@ class Loop:
     def _observe(self, reading: Reading) -> Observation:
         """Join what was read with what is remembered."""
         memory, now = self.memory, time.monotonic()
-        ours = find_ours(reading, memory)
+        former = former_ids(self.source.catalog)
+        reading = take_over(reading, former)
+        ours = find_ours(reading, memory, former)
         catalog = screen(self.source.catalog, ours, memory)
         count_reads(memory, reading, ours, self.config.period_s, now)
         pins = self._admit(reading.pins)

@@ -1,5 +1,6 @@
 """What the daemon remembers between rounds: nothing that must survive it."""
 
+import math
 import time
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
@@ -46,9 +47,14 @@ class Failure:
     message: str
     attempts: int
     retry_at: float
-    """Monotonic seconds."""
+    """Monotonic seconds; infinite: not before another image or manifest is in the source."""
     generation_id: str | None = None
     """Of the source's image that it was about; None when it was about none."""
+
+    @property
+    def is_for_good(self) -> bool:
+        """Whether no other try with this generation can succeed."""
+        return math.isinf(self.retry_at)
 
 
 @dataclass
@@ -79,16 +85,24 @@ class Memory:
     """Dataset that not everybody may read -> its image's file; as of the latest round."""
 
     def fail(
-        self, dataset: str, kind: ActionKind, message: str, now: float, generation_id: str | None = None
+        self,
+        dataset: str,
+        kind: ActionKind,
+        message: str,
+        now: float,
+        generation_id: str | None = None,
+        *,
+        for_good: bool = False,
     ) -> Failure:
         """Remember a failure; the next try is twice as far away as this one was, ten minutes at most.
 
         Args:
             now: monotonic seconds.
+            for_good: no other try with this generation can succeed.
         """
         old = self.failures.get((dataset, kind))
         attempts = old.attempts + 1 if old else 1
-        pause_s = min(_LAST_RETRY_S, _FIRST_RETRY_S * 2 ** min(attempts - 1, 16))
+        pause_s = min(_LAST_RETRY_S, _FIRST_RETRY_S * 2 ** min(attempts - 1, 16)) if not for_good else math.inf
         failure = Failure(message, attempts, now + pause_s, generation_id)
         self.failures[dataset, kind] = failure
         return failure
@@ -137,5 +151,8 @@ class Memory:
         for (name, kind), failure in self.failures.items():
             if name == dataset:
                 wait_s = max(0.0, failure.retry_at - now)
-                texts.append(f"{kind} failed: {failure.message}; next try in {wait_s:.0f} s")
+                again = f"next try in {wait_s:.0f} s"
+                if failure.is_for_good:
+                    again = "not tried again before the image or its manifest is another one"
+                texts.append(f"{kind} failed: {failure.message}; {again}")
         return "; ".join(texts)

@@ -102,6 +102,8 @@ class Scanned(Line, frozen=True):
     stamp: str = ""
     image: SourceImage | None = None
     skipped: SkippedImage | None = None
+    note: str = ""
+    """What is odd about the file and keeps nobody from serving it."""
 
 
 class Tag(Line, frozen=True):

@@ -111,6 +111,8 @@ class Source:
             self._entries[scanned.file_name] = scanned
             if scanned.skipped and (old is None or old.skipped != scanned.skipped):
                 log.warning("skipped file=%s reason=%r", scanned.file_name, scanned.skipped.reason)
+            if scanned.note and (old is None or old.note != scanned.note):
+                log.info("served file=%s note=%r", scanned.file_name, scanned.note)
 
     def keep_only(self, file_names: tuple[str, ...]) -> None:
         """Forget the files that a complete listing does not show any more."""

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 from scratch_slurm import __version__
+from scratch_slurm.domain.actions import ActionKind
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.messages import DatasetState, DatasetStatus, NodeStatus
 from scratch_slurm.domain.model import Backing, Permissions, Pin
@@ -124,7 +125,8 @@ class StatusView:
 
     def _is_hopeless(self, name: str) -> bool:
         problem = self._plan.problems.get(name)
-        return problem is not None and not problem.waiting_helps
+        stage = self._memory.failures.get((name, ActionKind.STAGE))
+        return (problem is not None and not problem.waiting_helps) or (stage is not None and stage.is_for_good)
 
     def is_changing_hands(self, name: str) -> bool:
         """Whether its mount is being made, replaced or taken away: a job must not start reading now."""

@@ -94,7 +94,7 @@ def _scan(request: op.Scan, say: Say) -> None:
         if entry is None:
             say(op.Scanned(name, there=False))
         else:
-            say(op.Scanned(name, True, entry.stamp, entry.image, entry.skipped))
+            say(op.Scanned(name, True, entry.stamp, entry.image, entry.skipped, entry.note))
 
 
 def _read_owners(users: tuple[str | int, ...]) -> tuple[int, ...]:
@@ -220,7 +220,7 @@ def _copy(request: op.CopyImage, say: Say) -> None:
         Path(request.image.path),
         Path(request.staging_path),
         expected=request.image.generation,
-        promised=request.image.digest,
+        promised=request.image.generation.digest,
         options=copying.CopyOptions(workers=request.readers, bandwidth_bytes_per_s=request.bandwidth_bytes_per_s),
         report=lambda progress: say(op.Copied(progress.bytes_done, progress.phase)),
         now=time.monotonic,

@@ -1,16 +1,18 @@
 """The source directory: real images, and everything else that a user may put there."""
 
+import hashlib
 import json
 import os
 import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
 
 from scratch_slurm.domain.errors import ImageError, SourceError
-from scratch_slurm.domain.model import Generation, SkippedImage
+from scratch_slurm.domain.model import Generation, Permissions, SkippedImage
 from scratch_slurm.node import catalog
 from tests.component.images import in_child, make_image
 
@@ -103,12 +105,12 @@ def test_a_real_image_is_taken(source, made, suffix, name, fs_type):
     assert entry.skipped is None
     assert (entry.image.dataset, entry.image.path, entry.image.fs_type) == ("coco", str(source / name), fs_type)
     assert entry.image.generation == Generation(status.st_ino, status.st_size, status.st_mtime_ns)
-    assert entry.image.digest is None
+    assert (entry.image.generation.digest, entry.note) == (None, "")
 
 
 def test_a_manifest_gives_the_digest(source, squashfs):
     write_manifest(squashfs)
-    assert scan_one(source, squashfs.name).image.digest == blake3(squashfs.read_bytes()).hexdigest()
+    assert scan_one(source, squashfs.name).image.generation.digest == blake3(squashfs.read_bytes()).hexdigest()
 
 
 def test_a_file_that_is_not_there_is_no_entry(source, squashfs):
@@ -220,50 +222,116 @@ def test_what_takes_a_file_s_place_between_stat_and_open_is_skipped(source, squa
     assert reason(entry) == message
 
 
-MANIFESTS = [
-    pytest.param("", "is not readable", id="empty"),
-    pytest.param("{", "is not readable", id="torn"),
-    pytest.param("[1]", "is not readable", id="a-list"),
-    pytest.param("null", "is not readable", id="null"),
-    pytest.param("{}", "is not readable", id="no-keys"),
+BAD_MANIFESTS = [
     pytest.param('{"size_bytes": "many", "blake3": "00"}', "is not readable", id="size-in-words"),
     pytest.param('{"size_bytes": 1e999, "blake3": "00"}', "is not readable", id="endless-size"),
     pytest.param('{"size_bytes": null, "blake3": "00"}', "is not readable", id="no-size"),
-    pytest.param('{"size_bytes": ' + "9" * 5000 + "}", "is not readable", id="size-of-5000-digits"),
-    pytest.param("[" * 60_000, "is not readable", id="nested-beyond-the-stack"),
-    pytest.param('{"a":' * 12_000, "is not readable", id="keys-nested-beyond-the-stack"),
-    pytest.param("\ud800".encode("utf-8", "surrogatepass"), "is not readable", id="no-text"),
-    pytest.param(b" " * 70_000 + b"{}", "is not readable", id="larger-than-the-limit"),
+    pytest.param('{"blake3": "0", "size_bytes": ' + "9" * 5000 + "}", "is not readable", id="size-of-5000-digits"),
+    pytest.param('{"size_bytes": 1, "blake3": "', "is not readable", id="torn"),
+    pytest.param('{"size_bytes": 1, "blake3": "00"' + " " * 70_000 + "}", "is not readable", id="beyond-the-limit"),
     pytest.param('{"size_bytes": 1, "blake3": "00"}', "no BLAKE3 digest", id="short-digest"),
     pytest.param('{"size_bytes": 1, "blake3": "' + "G" * 64 + '"}', "no BLAKE3 digest", id="digest-of-other-letters"),
     pytest.param(
         '{"size_bytes": 1, "blake3": "' + "0" * 64 + '"}', "is for 1 bytes, the image has", id="of-another-size"
     ),
+    pytest.param(
+        '{"size_bytes": 1, "blake3": "' + "0" * 64 + '", "ends_blake2b": [7]}', "in ends_blake2b", id="ends-no-digest"
+    ),
 ]
 
 
-@pytest.mark.parametrize(("body", "message"), MANIFESTS)
+@pytest.mark.parametrize(("body", "message"), BAD_MANIFESTS)
 def test_a_bad_manifest_keeps_only_its_own_image_out(source, squashfs, made, body, message):
-    squashfs.with_suffix(".json").write_bytes(body if isinstance(body, bytes) else body.encode())
+    squashfs.with_suffix(".json").write_text(body)
     shutil.copy(made[".squashfs"], source / "next.squashfs")
     entry, after = scan(source, squashfs.name, "next.squashfs")
     assert message in reason(entry) and "coco.json" in reason(entry)
     assert after.image.dataset == "next"
 
 
+FOREIGN = [
+    pytest.param(b"", id="empty"),
+    pytest.param(b"{", id="torn"),
+    pytest.param(b"[1]", id="a-list"),
+    pytest.param(b'["size_bytes", "blake3"]', id="a-list-of-our-words"),
+    pytest.param(b"null", id="null"),
+    pytest.param(b"{}", id="no-keys"),
+    pytest.param(b'{"info": {"description": "annotations"}, "images": []}', id="annotations"),
+    pytest.param(b'{"size_bytes": 1}', id="half-of-our-keys"),
+    pytest.param(b'{"files": {"size_bytes": 1, "blake3": "00"}}', id="our-keys-deeper"),
+    pytest.param(b"[" * 60_000, id="nested-beyond-the-stack"),
+    pytest.param(b'{"a":' * 12_000, id="keys-nested-beyond-the-stack"),
+    pytest.param("\ud800".encode("utf-8", "surrogatepass"), id="no-text"),
+    pytest.param(b"[" + b"1," * 40_000 + b"1]", id="larger-than-any-manifest"),
+]
+
+
+@pytest.mark.parametrize("body", FOREIGN)
+def test_a_json_file_without_the_keys_of_a_manifest_is_none(source, squashfs, body):
+    squashfs.with_suffix(".json").write_bytes(body)
+    entry = scan_one(source, squashfs.name)
+    assert entry.image is not None and entry.image.generation.digest is None
+    assert entry.note == "coco.json has not the keys of a manifest (size_bytes and blake3) and is taken for none"
+
+
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "what"),
     [
-        pytest.param(os.mkfifo, "its manifest coco.json is not a regular file", id="fifo"),
-        pytest.param(Path.mkdir, "its manifest coco.json is not a regular file", id="directory"),
-        pytest.param(
-            lambda path: path.symlink_to("/etc/passwd"), "its manifest coco.json is a symbolic link", id="symlink"
-        ),
+        pytest.param(os.mkfifo, "is not a regular file", id="fifo"),
+        pytest.param(Path.mkdir, "is not a regular file", id="directory"),
+        pytest.param(lambda path: path.symlink_to("/etc/passwd"), "is a symbolic link", id="symlink"),
     ],
 )
-def test_a_manifest_that_is_no_regular_file_is_refused(source, squashfs, make, message):
+def test_what_is_no_regular_file_is_no_manifest(source, squashfs, make, what):
     make(squashfs.with_suffix(".json"))
-    assert reason(scan_one(source, squashfs.name)) == message
+    entry = scan_one(source, squashfs.name)
+    assert entry.image is not None
+    assert entry.note == f"coco.json {what} and is taken for no manifest"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        pytest.param(lambda path: os.chown(path, 4711, 0), "belongs to user 4711", id="a-stranger-s"),
+        pytest.param(lambda path: path.chmod(0o666), "may be written by everybody", id="open-to-all"),
+        pytest.param(lambda path: path.chmod(0o664), "may be written by group", id="open-to-a-group"),
+    ],
+)
+def test_a_manifest_that_others_may_have_written_is_not_obeyed(source, squashfs, change, why):
+    change(write_manifest(squashfs, blake3="0" * 64))
+    entry = scan_one(source, squashfs.name)
+    assert entry.image is not None and entry.image.generation.digest is None
+    assert why in entry.note and entry.note.endswith("; it is taken for no manifest")
+
+
+@pytest.mark.root
+def test_a_manifest_of_a_trusted_owner_counts(source, squashfs):
+    manifest = write_manifest(squashfs)
+    os.chown(manifest, 4711, 0)
+    trust = catalog.Trust(Permissions(4711, 0, 0o755), (4711,))
+    (entry,) = in_child(lambda: list(catalog.read_entries(source, [squashfs.name], {}, trust)))
+    assert entry.image.generation.digest == blake3(squashfs.read_bytes()).hexdigest()
+
+
+def test_a_manifest_with_the_digest_of_the_ends_is_taken_for_its_image_alone(source, squashfs):
+    body = squashfs.read_bytes()
+    ends = hashlib.blake2b(body[:65536] + body[-65536:], digest_size=32).hexdigest()
+    write_manifest(squashfs, ends_blake2b=ends)
+    assert scan_one(source, squashfs.name).image is not None
+    for at in (5000, len(body) - 1):
+        squashfs.write_bytes(body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :])
+        assert reason(scan_one(source, squashfs.name)).startswith("its manifest coco.json is of another image")
+
+
+@pytest.mark.parametrize("size", [1, 1000, 65_536, 100_000, 131_072, 300_000])
+def test_the_digest_of_the_ends_is_that_of_head_and_tail(tmp_path, size):
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(size))
+    command = ["sh", "-c", '(head -c 65536 "$1"; tail -c 65536 "$1") | b2sum -l 256', "sh", path]
+    expected = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0]
+    with path.open("rb") as file:
+        assert catalog.digest_ends(file.fileno(), size) == expected
 
 
 # Stamps.
@@ -330,9 +398,9 @@ def test_a_changed_or_removed_manifest_is_noticed(source, squashfs):
     write_manifest(squashfs, blake3="0" * 64, size_bytes=squashfs.stat().st_size)
     os.utime(manifest, ns=(0, 1))
     changed = scan_one(source, squashfs.name, stamp)
-    assert changed.image.digest == "0" * 64
+    assert changed.image.generation.digest == "0" * 64
     manifest.unlink()
-    assert scan_one(source, squashfs.name, changed.stamp).image.digest is None
+    assert scan_one(source, squashfs.name, changed.stamp).image.generation.digest is None
 
 
 def test_a_mended_image_is_taken_at_the_next_scan(source, squashfs):
@@ -374,6 +442,51 @@ def test_an_open_file_of_the_planned_generation_passes(source, squashfs):
 
 @pytest.mark.parametrize("change", [replace, touch, lambda image: os.truncate(image, 512)])
 def test_an_open_file_of_another_generation_does_not(source, squashfs, change):
+    image = scan_one(source, squashfs.name).image
+    change(squashfs)
+    with squashfs.open("rb") as file, pytest.raises(ImageError, match="is another image now"):
+        catalog.check_generation(file.fileno(), image.generation, image.path)
+
+
+def other_inode(image):
+    """The same bytes, size and time, as a file system shows them that invents its inode numbers."""
+    replace(image)
+
+
+def test_with_a_manifest_the_inode_makes_no_other_generation(source, squashfs):
+    write_manifest(squashfs)
+    first = scan_one(source, squashfs.name).image
+    other_inode(squashfs)
+    second = scan_one(source, squashfs.name).image
+    assert (first.generation, first.generation.id) == (second.generation, second.generation.id)
+    with squashfs.open("rb") as file:
+        catalog.check_generation(file.fileno(), first.generation, first.path)
+
+
+def test_without_a_manifest_the_inode_makes_another_generation(source, squashfs):
+    first = scan_one(source, squashfs.name).image
+    other_inode(squashfs)
+    assert scan_one(source, squashfs.name).image.generation.id != first.generation.id
+
+
+def test_another_digest_in_the_manifest_is_another_generation(source, squashfs):
+    write_manifest(squashfs)
+    first = scan_one(source, squashfs.name).image
+    write_manifest(squashfs, blake3="0" * 64)
+    assert scan_one(source, squashfs.name).image.generation.id != first.generation.id
+
+
+def test_a_manifest_that_comes_later_tells_what_the_image_was_called_before(source, squashfs):
+    before = scan_one(source, squashfs.name).image.generation
+    write_manifest(squashfs)
+    after = scan_one(source, squashfs.name).image.generation
+    assert (before.former_id, after.former_id) == (None, before.id)
+    assert after.id != before.id
+
+
+@pytest.mark.parametrize("change", [touch, lambda image: os.truncate(image, 512)])
+def test_an_open_file_of_another_time_or_size_is_another_image_whatever_the_manifest_says(source, squashfs, change):
+    write_manifest(squashfs)
     image = scan_one(source, squashfs.name).image
     change(squashfs)
     with squashfs.open("rb") as file, pytest.raises(ImageError, match="is another image now"):

@@ -86,7 +86,7 @@ def test_an_image_and_its_manifest_agree(content, where, capsys):
 def test_the_nodes_catalog_takes_image_and_digest(content, where):
     assert build(content, "coco", "--to", where) == 0
     (entry,) = catalog.read_entries(where, catalog.list_source(where), {})
-    assert entry.image.digest == read_manifest(where, "coco")["blake3"]
+    assert entry.image.generation.digest == read_manifest(where, "coco")["blake3"]
 
 
 def test_json_tells_the_manifest_and_the_paths(content, where, capsys):
@@ -166,7 +166,7 @@ def test_a_name_that_is_taken_is_refused_at_once_and_nothing_is_lost(content, wh
 def publish_some_bytes(where: Path) -> None:
     with publish.Publication(where, "coco") as publication:
         publication.path.write_bytes(b"hsqs" * 1000)
-        size_bytes, digest = publication.seal(lambda _done, _total: None)
+        size_bytes, digest, _ends = publication.seal(lambda _done, _total: None)
         publication.publish(publish.Manifest("coco", size_bytes, digest, 1, 1, "zstd", 0, "test"))
 
 

@@ -408,7 +408,7 @@ def test_a_copy_from_a_slow_source_is_not_silent_until_the_source_hangs(source_d
     status = image.stat()
     generation = Generation(status.st_ino, status.st_size, status.st_mtime_ns)
     request = op.CopyImage(
-        SourceImage("coco", str(image), generation, "squashfs", None), str(tmp_path / "coco.part"), 16, None
+        SourceImage("coco", str(image), generation, "squashfs"), str(tmp_path / "coco.part"), 16, None
     )
 
     async def story():

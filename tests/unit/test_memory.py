@@ -21,6 +21,19 @@ def test_a_thousand_failures_are_still_ten_minutes_apart():
     assert (failures[-1].retry_at, failures[-1].attempts) == (600.0, 2000)
 
 
+def test_a_failure_for_good_is_not_tried_again_before_the_source_has_another_image():
+    memory = Memory()
+    memory.fail("a", STAGE, "no", 0.0, image("a").generation.id, for_good=True)
+    assert memory.backing_off(1e12, set()) == {("a", STAGE)}
+    assert memory.problem("a", 1.0) == (
+        "stage failed: no; not tried again before the image or its manifest is another one"
+    )
+    memory.forget_other_images({"a": image("a")})
+    assert memory.failures
+    memory.forget_other_images({"a": image("a", version=2)})
+    assert not memory.failures
+
+
 def test_a_success_begins_anew():
     memory = Memory()
     for _ in range(4):
