@@ -1,5 +1,7 @@
 """What the commands ask of the node daemon, as values."""
 
+import os
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -71,11 +73,18 @@ def _ask(
     config: Config, method: str, path: str, request: msgspec.Struct | None, kind: type[Answer], timeout_s: float
 ) -> Answer:
     body = None if request is None else msgspec.json.encode(request)
-    answer = daemon_client.request(config.socket_path, method, path, body, timeout_s)
+    socket_path = _choose_socket(config)
+    answer = daemon_client.request(socket_path, method, path, body, timeout_s)
     try:
         return msgspec.json.decode(answer, type=kind)
     except msgspec.DecodeError as exc:
         raise DaemonError(
-            f"{config.socket_path}: the daemon's answer is not understood: {exc}",
+            f"{socket_path}: the daemon's answer is not understood: {exc}",
             hint="command and daemon are of different versions: restart the daemon",
         ) from exc
+
+
+def _choose_socket(config: Config) -> Path:
+    """Choose the daemon's socket: root has one of its own, which strangers cannot fill."""
+    own = config.root_socket_path
+    return own if os.geteuid() == 0 and own.is_socket() else config.socket_path

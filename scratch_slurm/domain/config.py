@@ -102,6 +102,11 @@ class Config(msgspec.Struct, frozen=True):
         return self.run_dir / "daemon.sock"
 
     @property
+    def root_socket_path(self) -> Path:
+        """For root alone: strangers can neither connect to it nor fill it."""
+        return self.run_dir / "root.sock"
+
+    @property
     def lock_path(self) -> Path:
         return self.run_dir / "daemon.lock"
 

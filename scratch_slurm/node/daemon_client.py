@@ -1,9 +1,13 @@
-"""Talk to the node daemon over its socket: one request, one connection. Must not decide what to ask, or ask again.
+"""Talk to the node daemon over its socket: one request, one connection. Must not decide what to ask.
+
+What waits here waits to be heard: for a place in the kernel's queue, and, where too many connections of the caller's
+user are open, for one of them to end. What the daemon has heard is never asked again.
 
 Not http.client, which costs a hook 20 ms to import: HTTP/1.0 asks for one answer and then the end of the connection,
 so neither chunks nor keep-alive can come back.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -18,6 +22,9 @@ if TYPE_CHECKING:  # the hooks do without pathlib
 
 _MAX_ANSWER_BYTES = 64 * 2**20
 _READ_BYTES = 2**16
+_TURNED_AWAY = 503
+_PAUSE_S = 0.1
+_QUEUE_PAUSE_S = 0.01
 _PEER = struct.Struct("=iII")  # struct ucred: pid, uid, gid; unix(7)
 
 
@@ -34,14 +41,29 @@ def request(socket_path: "str | Path", method: str, path: str, body: bytes | Non
         ScratchError: what the daemon answered instead, in its class.
     """
     give_up_at = time.monotonic() + timeout_s
+    while True:
+        status, content = _ask_once(socket_path, method, path, body, timeout_s, give_up_at)
+        if status != _TURNED_AWAY or time.monotonic() + _PAUSE_S >= give_up_at:
+            break
+        time.sleep(_PAUSE_S)
+    if status >= 400:
+        raise _told_error(status, content, socket_path)
+    return content
+
+
+def _ask_once(
+    socket_path: "str | Path", method: str, path: str, body: bytes | None, timeout_s: float, give_up_at: float
+) -> tuple[int, bytes]:
+    """Ask over a new connection. Returns: the status, and the answer's body."""
     head = f"{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     head += f"Content-Length: {len(body or b'')}\r\n\r\n"
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
-            _limit(connection, give_up_at)
-            connection.connect(str(socket_path))
+            _connect(connection, str(socket_path), give_up_at)
             _check_peer(connection, socket_path)
-            connection.sendall(head.encode("ascii") + (body or b""))
+            # A caller that is turned away is told so before anything is read of it.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(head.encode("ascii") + (body or b""))
             answer = _read_to_end(connection, give_up_at)
     except TimeoutError as exc:
         raise DaemonError(
@@ -53,10 +75,19 @@ def request(socket_path: "str | Path", method: str, path: str, body: bytes | Non
         ) from exc
     except OSError as exc:
         raise DaemonError(f"{socket_path}: cannot talk to the daemon: {exc.strerror or exc}") from exc
-    status, content = _parse_answer(answer, socket_path)
-    if status >= 400:
-        raise _told_error(status, content, socket_path)
-    return content
+    return _parse_answer(answer, socket_path)
+
+
+def _connect(connection: socket.socket, path: str, give_up_at: float) -> None:
+    """Connect; a full queue of the kernel's is waited out. Source: EAGAIN in connect(2)."""
+    while True:
+        _limit(connection, give_up_at)
+        try:
+            connection.connect(path)
+        except BlockingIOError:
+            time.sleep(_QUEUE_PAUSE_S)
+        else:
+            return
 
 
 def _limit(connection: socket.socket, give_up_at: float) -> None:
@@ -77,7 +108,10 @@ def _read_to_end(connection: socket.socket, give_up_at: float) -> bytes:
     answer = bytearray()
     while True:
         _limit(connection, give_up_at)
-        piece = connection.recv(_READ_BYTES)
+        try:
+            piece = connection.recv(_READ_BYTES)
+        except ConnectionResetError:  # it did not read all of what was sent; all that it sent has come
+            piece = b""
         if not piece:
             return bytes(answer)
         answer += piece

@@ -43,7 +43,9 @@ class HookConfig(NamedTuple):
 
     @property
     def socket_path(self) -> str:
-        return f"{self.run_dir}/daemon.sock"
+        """Root's own socket, which strangers cannot fill; everybody's where the daemon has only that."""
+        own = f"{self.run_dir}/root.sock"
+        return own if os.path.lexists(own) else f"{self.run_dir}/daemon.sock"
 
     @property
     def ledger_path(self) -> str:

@@ -4,27 +4,25 @@ Anybody on the node may connect: whatever a caller says is hostile until it is c
 """
 
 import asyncio
-import logging
 import os
-import socket
-import struct
+import resource
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-from aiohttp import web
 
-from scratch_slurm.domain.access import Person, may_read
-from scratch_slurm.domain.errors import DeniedError, NotFoundError, PinnedError, ScratchError, UsageError
+from scratch_slurm.domain.access import ROOT, Person, may_read
+from scratch_slurm.domain.errors import DeniedError, UsageError
 from scratch_slurm.domain.messages import (
     DatasetState,
     DatasetStatus,
-    ErrorAnswer,
     EvictAnswer,
     EvictRequest,
+    PlanAnswer,
     PlanRequest,
     ReleaseAnswer,
     ReleaseRequest,
@@ -33,80 +31,101 @@ from scratch_slurm.domain.messages import (
 )
 from scratch_slurm.domain.names import MAX_DATASETS_PER_JOB, parse_dataset_name
 from scratch_slurm.service import status
+from scratch_slurm.service.door import Door, Limits, Make
+from scratch_slurm.service.http import RefusedError, Request
 from scratch_slurm.service.loop import Loop
+from scratch_slurm.service.paced import Paced
+from scratch_slurm.service.people import People
 from scratch_slurm.service.slurm_side import SlurmSide
+from scratch_slurm.service.workers import Workers
 
-log = logging.getLogger(__name__)
-
-_BODY_LIMIT_BYTES = 64 * 1024
 _WAIT_LIMIT_S = 60.0
 _MOUNT_PATIENCE_S = 5.0
 _LOOK_PATIENCE_S = 5.0
-_PEER = struct.Struct("iII")
-_SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h
-_GROUPS_BYTES = 1024  # the most that Python's getsockopt takes
+_STRANGERS_PAUSE_S = 1.0
+"""The least time between two rounds that strangers ask for."""
+_CALLERS_KNOWN = 256
+"""Callers in more groups than the kernel tells of, whose groups are remembered."""
+_MOST_CONNECTIONS = 256
+_MOST_FOR_ROOT = 1024
+_MOST_OF_A_USER = 32
+_DESCRIPTORS_SHARE = 8
+"""One of so many descriptors may be a stranger's connection: the rounds need theirs."""
+_ROOT_ANSWER_S = 3600.0
+"""An eviction waits for whatever is under way with its dataset."""
 
 Shape = TypeVar("Shape", bound=msgspec.Struct)
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_Answer = Callable[[Request, Person], Coroutine[None, None, Make]]
 
 
 class Interface:
     """The requests that the daemon answers; `domain.messages` tells their shapes."""
 
-    def __init__(self, loop: Loop, slurm: SlurmSide) -> None:
+    def __init__(self, loop: Loop, slurm: SlurmSide, workers: Workers) -> None:
         self._loop = loop
         self._slurm = slurm
-        self._runner: web.AppRunner | None = None
-
-    async def start(self, socket_path: Path) -> None:
-        """Listen; a socket left by an earlier daemon is replaced."""
-        app = web.Application(client_max_size=_BODY_LIMIT_BYTES, middlewares=[_errors_as_answers])
-        app.add_routes(
-            [
-                web.get("/v1/status", self._status),
-                web.post("/v1/wait", self._wait),
-                web.post("/v1/evict", self._evict),
-                web.post("/v1/plan", self._plan),
-                web.post("/v1/release", self._release),
-            ]
+        self._strangers_round = Paced(loop.after_next_round, _STRANGERS_PAUSE_S)
+        # Not the loop's own: however many callers come, the groups of users with pins stay known.
+        self._callers = People(workers, on_news=self._strangers_round.ask, most=_CALLERS_KNOWN)
+        self._releasing = asyncio.Semaphore()
+        self._routes: dict[str, tuple[str, _Answer]] = {
+            "/v1/status": ("GET", self._status),
+            "/v1/wait": ("POST", self._wait),
+            "/v1/evict": ("POST", self._evict),
+            "/v1/plan": ("POST", self._plan),
+            "/v1/release": ("POST", self._release),
+        }
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        share = max(1, descriptors // _DESCRIPTORS_SHARE)
+        self._door = Door(self._route, Limits(min(_MOST_CONNECTIONS, share), _MOST_OF_A_USER))
+        self._root_door = Door(
+            self._route, Limits(min(_MOST_FOR_ROOT, share), _MOST_OF_A_USER, answer_s=_ROOT_ANSWER_S)
         )
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
-        await self._runner.setup()
-        # A private name first, then rename: nobody ever meets a socket that does not listen or has other permissions.
-        private = socket_path.with_name(socket_path.name + ".new")
-        private.unlink(missing_ok=True)
-        await web.UnixSite(self._runner, str(private)).start()
-        private.chmod(0o666)
-        private.rename(socket_path)
+
+    def start(self, socket_path: Path, root_socket_path: Path) -> None:
+        """Listen; sockets left by an earlier daemon are replaced.
+
+        Args:
+            socket_path: for everybody.
+            root_socket_path: for root alone, so that hooks get through whatever everybody else does.
+        Raises: OSError: a socket cannot be made.
+        """
+        self._door.open(socket_path, mode=0o666)
+        self._root_door.open(root_socket_path, mode=0o600)
 
     async def stop(self) -> None:
         """Stop listening, and end the requests under way."""
-        if self._runner is not None:
-            await self._runner.cleanup()
+        await self._door.close()
+        await self._root_door.close()
+        self._callers.close()
 
-    async def _status(self, request: web.Request) -> web.Response:
-        may_see = self._judge(peer(request))
-        return _answer(status.node_status(self._loop, os.getpid(), may_see, slurm=self._slurm.describe()))
+    async def _route(self, request: Request, caller: Person) -> Make:
+        method, answer = self._routes.get(request.path, ("", None))
+        if answer is None:
+            raise RefusedError(404, f"{request.path}: no such path")
+        if request.method != method:
+            raise RefusedError(405, f"{request.path}: takes {method}")
+        return await answer(request, caller)
 
-    async def _wait(self, request: web.Request) -> web.Response:
-        asked = await _body(request, WaitRequest)
+    async def _status(self, request: Request, caller: Person) -> Make:
+        judge = self._audience(caller).judge
+        return lambda: status.node_status(self._loop, os.getpid(), judge, slurm=self._slurm.describe())
+
+    async def _wait(self, request: Request, caller: Person) -> Make:
+        asked = _body(request, WaitRequest)
         if len(asked.datasets) > MAX_DATASETS_PER_JOB:
             raise UsageError(f"wait: {len(asked.datasets)} datasets, at most {MAX_DATASETS_PER_JOB} at once")
         names = [parse_dataset_name(name) for name in asked.datasets]
         began = time.monotonic()
-        caller = peer(request)
         await self._look_for_new(names, caller.uid)
-        if caller.uid == 0 and asked.uid is not None:
-            caller = Person(asked.uid, None)
-        judge = self._judge(caller)
-        await self._loop.after_next_round()
+        audience = self._audience(caller, asked.uid)
+        judge = audience.judge
+        await self._see_round(caller)
         deadline = began + min(max(0.0, asked.timeout_s), _WAIT_LIMIT_S)
         while True:
             view = status.view(self._loop)
             permitted = [name for name in names if view and view.permits(name, judge)]
-            untold = not self._loop.people.problem(caller.uid) and any(
-                view.permits(name, judge) is None for name in names if view
-            )
+            untold = not audience.problem() and any(view.permits(name, judge) is None for name in names if view)
             settled = view is not None and not untold and all(view.is_settled(name) for name in permitted)
             changing = untold or (view is not None and any(view.is_changing_hands(name) for name in permitted))
             now = time.monotonic()
@@ -115,81 +134,95 @@ class Interface:
                 break
             await _within(self._loop.wait_for_change(), until - now)
         view = status.view(self._loop)
-        found = tuple(self._explain(view, name, judge, caller.uid) for name in names) if view else ()
-        return _answer(WaitAnswer(found, settled))
+        found = tuple(_explain(view, name, audience) for name in names) if view else ()
+        return lambda: WaitAnswer(found, settled)
 
-    def _judge(self, person: Person) -> status.Judge:
-        """Make the function that tells what a person may read; without his groups the name service is asked."""
-        if person.gids is None:
-            return partial(self._loop.people.judge, person.uid)
-        return partial(may_read, person)
+    def _audience(self, caller: Person, asked_uid: int | None = None) -> "_Audience":
+        """Find out for whom an answer is, and what may be told: root may ask for somebody else."""
+        if caller.uid == ROOT and asked_uid is not None:
+            return _Audience.known_by_name(asked_uid, self._loop.people)
+        if caller.gids is None:
+            return _Audience.known_by_name(caller.uid, self._callers)
+        return _Audience(caller.uid, partial(may_read, caller), lambda: "")
 
-    def _explain(self, view: status.StatusView, name: str, judge: status.Judge, uid: int) -> DatasetStatus:
-        """Tell one dataset's status, and of a private one why no more is told."""
-        told = view.dataset_for(name, judge)
-        if told.state is not DatasetState.PRIVATE:
-            return told
-        why = f"user {uid} may not read its image"
-        if view.permits(name, judge) is None:
-            problem = self._loop.people.problem(uid)
-            why = f"whether user {uid} may read it is not known" + (f": {problem}" if problem else " yet")
-        return msgspec.structs.replace(told, problem=why)
+    async def _see_round(self, caller: Person) -> None:
+        """Return when a round that began after this call has ended; strangers share theirs."""
+        await (self._loop.after_next_round() if caller.uid == ROOT else self._strangers_round.done())
 
     async def _look_for_new(self, names: list[str], uid: int) -> None:
         """Look for datasets that are newer than the latest listing; only for root, as it costs the slow storage."""
         known = self._loop.source.catalog
         new = [name for name in names if name not in known.images and name not in known.skipped]
-        if new and uid == 0:
+        if new and uid == ROOT:
             await _within(self._loop.source.look(new), _LOOK_PATIENCE_S)
 
-    async def _evict(self, request: web.Request) -> web.Response:
-        uid = peer(request).uid
-        if uid != os.geteuid():
-            raise DeniedError(f"evict: only root may, you are uid {uid}")
-        asked = await _body(request, EvictRequest)
-        freed_bytes = await self._loop.evict(parse_dataset_name(asked.dataset))
-        return _answer(EvictAnswer(freed_bytes))
+    async def _evict(self, request: Request, caller: Person) -> Make:
+        if caller.uid != ROOT:
+            raise DeniedError(f"evict: only root may, you are uid {caller.uid}")
+        asked = _body(request, EvictRequest)
+        # Whether or not the caller waits for its end: what the loop keeps in mind of it comes then.
+        evicting = asyncio.create_task(self._loop.evict(parse_dataset_name(asked.dataset)))
+        evicting.add_done_callback(lambda done: done.cancelled() or done.exception())
+        freed_bytes = await asyncio.shield(evicting)
+        return lambda: EvictAnswer(freed_bytes)
 
-    async def _plan(self, request: web.Request) -> web.Response:
-        asked = await _body(request, PlanRequest)
+    async def _plan(self, request: Request, caller: Person) -> Make:
+        asked = _body(request, PlanRequest)
         if not (0 <= asked.period_s < 1e9 and 0 <= asked.horizon_s < 1e9):
             raise UsageError("plan: period and horizon are from 0 to 1e9 seconds")
-        may_see = self._judge(peer(request))
-        await self._loop.after_next_round()
-        private = self._loop.memory.private
-        hidden = {name for name, permissions in private.items() if not may_see(permissions)}
-        plan = self._loop.what_if(asked)
-        return _answer(
-            msgspec.structs.replace(
+        may_see = self._audience(caller).judge
+        await self._see_round(caller)
+
+        def make() -> PlanAnswer:
+            private = self._loop.memory.private
+            hidden = {name for name, permissions in private.items() if not may_see(permissions)}
+            plan = self._loop.what_if(asked)
+            return msgspec.structs.replace(
                 plan,
                 actions=tuple(action for action in plan.actions if action.dataset not in hidden),
                 verdicts=tuple(verdict for verdict in plan.verdicts if verdict.name not in hidden),
             )
-        )
 
-    async def _release(self, request: web.Request) -> web.Response:
+        return make
+
+    async def _release(self, request: Request, caller: Person) -> Make:
         """A job gives pins back early: the word of the pins' own user, or of root, is enough."""
-        caller = peer(request)
-        asked = await _body(request, ReleaseRequest)
+        asked = _body(request, ReleaseRequest)
         if not 0 < asked.job_id < 2**32:
             raise UsageError(f"release: {asked.job_id} is not a job id")
         names = [parse_dataset_name(name) for name in asked.datasets]
-        released = await asyncio.to_thread(self._loop.release_early, asked.job_id, names or None, caller.uid)
-        await _within(self._loop.after_next_round(), _LOOK_PATIENCE_S)
-        return _answer(ReleaseAnswer(released))
+        # One at a time: threads that wait for the ledger are threads that the rounds do not have.
+        async with self._releasing:
+            released = await asyncio.to_thread(self._loop.release_early, asked.job_id, names or None, caller.uid)
+        await _within(self._see_round(caller), _LOOK_PATIENCE_S)
+        return lambda: ReleaseAnswer(released)
 
 
-def peer(request: web.Request) -> Person:
-    """Tell who is at the other end, by the kernel's word. Source: SO_PEERCRED and SO_PEERGROUPS in unix(7)."""
-    connection = request.transport.get_extra_info("socket") if request.transport else None
-    if connection is None:
-        raise DeniedError("the caller is gone")
-    _, uid, gid = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-    try:
-        groups = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_BYTES)
-    except OSError:  # ERANGE: more groups than Python has room for; ENOPROTOOPT before Linux 4.13
-        return Person(uid, None)
-    return Person(uid, frozenset((gid, *(number for (number,) in struct.iter_unpack("I", groups)))))
+@dataclass(frozen=True)
+class _Audience:
+    """For whom an answer is."""
+
+    uid: int
+    judge: status.Judge
+    problem: Callable[[], str]
+    """Why the user's groups cannot be told; empty when they are known, or nothing has gone wrong yet."""
+
+    @classmethod
+    def known_by_name(cls, uid: int, people: People) -> "_Audience":
+        """Of a user whose groups the name service must tell."""
+        return cls(uid, partial(people.judge, uid), partial(people.problem, uid))
+
+
+def _explain(view: status.StatusView, name: str, audience: _Audience) -> DatasetStatus:
+    """Tell one dataset's status, and of a private one why no more is told."""
+    told = view.dataset_for(name, audience.judge)
+    if told.state is not DatasetState.PRIVATE:
+        return told
+    why = f"user {audience.uid} may not read its image"
+    if view.permits(name, audience.judge) is None:
+        problem = audience.problem()
+        why = f"whether user {audience.uid} may read it is not known" + (f": {problem}" if problem else " yet")
+    return msgspec.structs.replace(told, problem=why)
 
 
 async def _within(work: Awaitable[None], limit_s: float) -> None:
@@ -200,27 +233,13 @@ async def _within(work: Awaitable[None], limit_s: float) -> None:
         return
 
 
-async def _body(request: web.Request, shape: type[Shape]) -> Shape:
+def _body(request: Request, shape: type[Shape]) -> Shape:
+    """Read a request's body.
+
+    Raises: UsageError: whatever is wrong with it. Bytes that are no text and what is nested too deep are ValueErrors
+        and RecursionErrors of msgspec's.
+    """
     try:
-        return msgspec.json.decode(await request.read(), type=shape)
-    except (msgspec.ValidationError, msgspec.DecodeError) as exc:
+        return msgspec.json.decode(request.body, type=shape)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
         raise UsageError(f"{request.path}: {exc}") from exc
-
-
-def _answer(value: msgspec.Struct, code: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), status=code, content_type="application/json")
-
-
-@web.middleware
-async def _errors_as_answers(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn exceptions into answers: the one place."""
-    try:
-        return await handler(request)
-    except ScratchError as exc:
-        codes = {DeniedError: 403, NotFoundError: 404, PinnedError: 409, UsageError: 400}
-        return _answer(ErrorAnswer(type(exc).__name__, exc.message, exc.hint), codes.get(type(exc), 500))
-    except web.HTTPException as exc:
-        return _answer(ErrorAnswer("UsageError", f"{request.path}: {exc.reason}"), exc.status)
-    except Exception:
-        log.exception("bug path=%s", request.path)
-        return _answer(ErrorAnswer("ScratchError", "an error in the daemon itself; see its log"), 500)

@@ -153,14 +153,14 @@ async def _serve(config: Config) -> None:
     source = Source(config.source_dir, workers, silence_s=config.source_timeout_s, owners=config.source_owners)
     loop = Loop(config, Cache(config.cache_dir), ledger, workers, source)
     slurm = SlurmSide(config, loop, ledger)
-    interface = Interface(loop, slurm)
+    interface = Interface(loop, slurm, workers)
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     end = asyncio.create_task(ended.wait())
     rounds = asyncio.create_task(loop.run())
     try:
-        await interface.start(config.socket_path)
+        interface.start(config.socket_path, config.root_socket_path)
         await _first(loop.after_next_round(), end, rounds)
         notify("READY=1")
         log.info("serving socket=%s capacity=%s", config.socket_path, _capacity(loop))

@@ -18,7 +18,7 @@ FRESH_S = 300.0
 _RETRY_S = 30.0
 _SILENCE_S = 10.0
 _ASKED_AT_ONCE = 2
-_REMEMBERED = 4096
+_MOST = 4096
 
 
 class People:
@@ -26,6 +26,7 @@ class People:
 
     Args:
         silence_s: how long the name service may take.
+        most: users that are remembered, and that may wait to be asked about; others are not asked about.
         on_news: called when something became known, or cannot be told.
         monotonic: seconds.
     """
@@ -34,13 +35,15 @@ class People:
         self,
         workers: Workers,
         *,
-        on_news: Callable[[], None],
+        on_news: Callable[[], object],
         silence_s: float = _SILENCE_S,
+        most: int = _MOST,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._workers = workers
         self._on_news = on_news
         self._silence_s = silence_s
+        self._most = most
         self._monotonic = monotonic
         self._slots = asyncio.Semaphore(_ASKED_AT_ONCE)
         self._groups: dict[int, frozenset[int]] = {}
@@ -57,7 +60,8 @@ class People:
         verdict = may_read(Person(uid, None), permissions)
         if verdict is not None:
             return verdict
-        if uid not in self._asking and self._monotonic() >= self._ask_at.get(uid, 0.0):
+        due = uid not in self._asking and self._monotonic() >= self._ask_at.get(uid, 0.0)
+        if due and len(self._asking) < self._most:
             self._asking[uid] = asyncio.create_task(self._ask(uid))
         return may_read(Person(uid, self._groups.get(uid)), permissions)
 
@@ -97,7 +101,7 @@ class People:
 
     def _forget(self) -> None:
         """Keep the newest answers only: whoever can connect to the socket could fill the memory."""
-        while len(self._ask_at) > _REMEMBERED:
+        while len(self._ask_at) > self._most:
             oldest = next(iter(self._ask_at))
             for known in (self._ask_at, self._groups, self._problems):
                 known.pop(oldest, None)

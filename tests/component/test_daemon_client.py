@@ -2,6 +2,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -80,6 +81,64 @@ def test_a_daemon_that_trickles_does_not_stretch_the_limit(path):
         assert time.monotonic() - began_at < 5
         trickler.kill()
         trickler.wait()
+
+
+def test_a_full_queue_of_the_kernel_is_waited_out(path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(0)
+        with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+            first.connect(str(path))
+            second.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                second.connect(str(path))
+            with pytest.raises(DaemonError, match=r"no answer within 0\.2 s"):
+                ask(path, timeout_s=0.2)
+            asking = threading.Thread(target=lambda: answers.append(ask(path)))
+            answers: list[bytes] = []
+            asking.start()
+            listener.accept()[0].close()
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(http({"all": "well"}))
+            asking.join(10)
+            assert answers == [b'{"all": "well"}']
+
+
+BUSY = {"error": "DaemonError", "message": "user 7 has 3 connections open, which is the most", "hint": "try again"}
+
+
+def test_a_caller_that_was_turned_away_comes_again(path):
+    answers = [http(BUSY, 503), http(BUSY, 503), http({"all": "well"})]
+    with FakeDaemon(path, lambda _: answers.pop(0)):
+        assert ask(path) == b'{"all": "well"}'
+    assert not answers
+
+
+def test_a_caller_that_is_turned_away_until_the_time_is_over_is_told_why(path):
+    with FakeDaemon(path, lambda _: http(BUSY, 503)), pytest.raises(DaemonError, match="3 connections open"):
+        ask(path, timeout_s=0.4)
+
+
+def test_a_caller_that_is_turned_away_before_anything_is_read_comes_again(path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def turn_away_and_answer():
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(http(BUSY, 503))
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(http({"all": "well"}))
+
+        door = threading.Thread(target=turn_away_and_answer)
+        door.start()
+        assert request(path, "POST", "/v1/wait", b"x" * 500_000, 10.0) == b'{"all": "well"}'
+        door.join(10)
 
 
 def test_nobody_there(path):

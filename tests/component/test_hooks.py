@@ -103,6 +103,14 @@ def node(tmp_path):
     return Node(tmp_path)
 
 
+def test_hooks_ask_at_the_socket_that_is_root_s_alone_where_there_is_one(node):
+    with FakeDaemon(node.socket_path, states(CACHED)) as everybody_s:
+        with FakeDaemon(node.run_dir / "root.sock", states(CACHED)) as root_s:
+            node.run_stub(PROLOG, SPANK_DATASETS="imagenet")
+            node.run_stub(EPILOG, SPANK_DATASETS="imagenet")
+        assert (len(root_s.requests), len(everybody_s.requests)) == (2, 0)
+
+
 def test_a_job_with_everything_cached(node):
     both = [CACHED, {"name": "coco", "state": "cached"}]
     with FakeDaemon(node.socket_path, states(*both)) as daemon:

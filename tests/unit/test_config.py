@@ -72,6 +72,7 @@ def test_all_keys_are_taken():
 def test_files_lie_where_they_belong():
     config = build()
     assert config.socket_path == Path("/run/scratch-slurm/daemon.sock")
+    assert config.root_socket_path == Path("/run/scratch-slurm/root.sock")
     assert config.lock_path.parent == config.jobs_dir.parent == config.run_dir
     assert config.ledger_path.parent == config.state_dir
     assert config.staging_dir == Path("/ssd/cache/.staging")
