@@ -33,6 +33,7 @@ from scratch_slurm.service import loop as loop_module
 from scratch_slurm.service import observe, operations, status
 from scratch_slurm.service.loop import Loop
 from scratch_slurm.service.source import Source
+from scratch_slurm.service.supervise import Supervisor
 from scratch_slurm.service.workers import Workers
 
 SIZES = (10, 100, 1000, 5000)
@@ -139,7 +140,7 @@ async def _run_rounds(node: FakeNode, config, ledger: Ledger, rounds: int) -> co
     for image in node.images:
         name = Path(image.path).name
         source.take(operations.Scanned(name, there=True, stamp=image.generation.id, image=image))
-    loop = Loop(config, node.cache, ledger, workers, source)
+    loop = Loop(config, node.cache, ledger, workers, source, Supervisor())
     node.go_on(1)
     await loop._run_round()
     await asyncio.sleep(0.1)  # the devices are identified

@@ -30,11 +30,14 @@ from scratch_slurm.service.perform import Performer
 from scratch_slurm.service.plans import answer_plan
 from scratch_slurm.service.reads import load_counters, save_counters
 from scratch_slurm.service.source import Source
+from scratch_slurm.service.supervise import Supervisor
 from scratch_slurm.service.workers import Workers
 
 log = logging.getLogger(__name__)
 
 _GATHER_S = 0.02
+_ROUND_LIMIT_S = 60.0
+"""No step of a round takes so long."""
 _SAVE_EVERY_S = 30.0
 
 
@@ -49,8 +52,17 @@ class Snapshot:
 class Loop:
     """Runs rounds: at each interval, when something it started has ended, and when somebody nudges it."""
 
-    def __init__(self, config: Config, cache: Cache, ledger: Ledger, workers: Workers, source: Source) -> None:
+    def __init__(
+        self,
+        config: Config,
+        cache: Cache,
+        ledger: Ledger,
+        workers: Workers,
+        source: Source,
+        supervisor: Supervisor,
+    ) -> None:
         self.config = config
+        self.supervisor = supervisor
         self.memory = Memory()
         self.source = source
         self.snapshot: Snapshot | None = None
@@ -77,6 +89,10 @@ class Loop:
         self._begun = 0
         self._ended = 0
         self._rested_at = 0.0
+        self._sign_due = time.monotonic() + _ROUND_LIMIT_S
+        """By when the rounds give the next sign that they go on, monotonic seconds."""
+        self._scan_due = time.monotonic() + _ROUND_LIMIT_S
+        """By when the scanner does."""
         self._round_ended = asyncio.Condition()
 
     def nudge(self) -> None:
@@ -97,17 +113,9 @@ class Loop:
 
     async def run(self) -> None:
         """Run rounds for ever; ends only when cancelled, and then leaves all mounts serving."""
-        scanner = asyncio.create_task(self._scan_for_ever())
+        scanner = asyncio.create_task(self.supervisor.keep("the listing of the source", self._scan_for_ever))
         try:
-            while True:
-                await self._pause()
-                self._nudged.clear()
-                self._begun += 1
-                await self._run_round()
-                self._ended = self._begun
-                self._rested_at = time.monotonic() + _GATHER_S
-                async with self._round_ended:
-                    self._round_ended.notify_all()
+            await self.supervisor.keep("the rounds", self._run_rounds)
         finally:
             tasks = [scanner, *self._tasks.values()]
             for task in tasks:
@@ -116,6 +124,26 @@ class Loop:
             self.source.close()
             self.people.close()
             self._save_counters()
+
+    async def _run_rounds(self) -> None:
+        while True:
+            await self._pause()
+            self._nudged.clear()
+            self._begun += 1
+            await self._run_round()
+            self._ended = self._begun
+            self._rested_at = time.monotonic() + _GATHER_S
+            async with self._round_ended:
+                self._round_ended.notify_all()
+
+    def stalled(self) -> str:
+        """Tell what does not go on although it should; empty when all does."""
+        now = time.monotonic()
+        if now > self._sign_due:
+            return f"no round goes on since {now - self._sign_due:.0f} s"
+        if now > max(self._scan_due, self.source.sign_at + self.config.source_timeout_s + _ROUND_LIMIT_S):
+            return "the listing of the source does not go on"
+        return ""
 
     async def evict(self, dataset: str) -> int:
         """Evict a dataset because the administrator says so; returns the bytes freed.
@@ -172,6 +200,7 @@ class Loop:
         now = time.monotonic()
         wake_ats = [failure.retry_at for failure in self.memory.failures.values() if failure.retry_at > now]
         pause_s = max(0.05, min([now + self.config.interval_s, *wake_ats]) - now)
+        self._sign_due = now + pause_s + _ROUND_LIMIT_S
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._nudged.wait(), pause_s)
             # What ends or is asked for at nearly the same moment shares a round; what comes alone waits for nothing.
@@ -182,7 +211,9 @@ class Loop:
             await self.source.scan()
             self.nudge()
             # Jitter: thousands of nodes share the source.
-            await asyncio.sleep(self.config.interval_s * random.uniform(0.9, 1.1))  # noqa: S311 # not a secret
+            pause_s = self.config.interval_s * random.uniform(0.9, 1.1)  # noqa: S311 # not a secret
+            self._scan_due = time.monotonic() + pause_s + _ROUND_LIMIT_S
+            await asyncio.sleep(pause_s)
 
     async def _run_round(self) -> None:
         try:
@@ -190,6 +221,7 @@ class Loop:
             # Else what was read may be of a mount that is another one by now, or of a copy that is one no more.
             while ended != self._actions_ended:
                 ended = self._actions_ended
+                self._sign_due = time.monotonic() + _ROUND_LIMIT_S
                 reading = await asyncio.to_thread(
                     read_node, self.config.mount_dir, self._cache, self._ledger, self._kept_files
                 )
@@ -253,11 +285,11 @@ class Loop:
             return
         if running is not None:
             return
+        # Without memory for a task it is not begun: then nothing may say that it is.
+        self._tasks[dataset] = asyncio.create_task(self._perform(action))
         self.memory.running[dataset] = action
         if isinstance(action, actions.Stage):
             self.memory.copies[dataset] = Copy(action.image)
-        task = asyncio.create_task(self._perform(action))
-        self._tasks[dataset] = task
 
     async def _perform(self, action: actions.Action) -> None:
         dataset, memory = action.dataset, self.memory

@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,23 @@ from scratch_slurm.node.cache import Cache
 from scratch_slurm.node.configfile import load_config
 from scratch_slurm.node.hookconfig import save_hook_config
 from scratch_slurm.node.ledger import Ledger, read_boot_id
+from scratch_slurm.service.calls import start_executor
+from scratch_slurm.service.children import children_of_this_process, reap, watch_children
 from scratch_slurm.service.interface import Interface
 from scratch_slurm.service.loop import Loop
-from scratch_slurm.service.notify import notify
+from scratch_slurm.service.notify import keep_watchdog, notify, notify_reloading, watchdog_s
 from scratch_slurm.service.slurm_calls import take_features_back
 from scratch_slurm.service.slurm_side import SlurmSide
 from scratch_slurm.service.source import Source
+from scratch_slurm.service.supervise import Supervisor
 from scratch_slurm.service.unmount import unmount_all
 from scratch_slurm.service.workers import Workers
 
 log = logging.getLogger(__name__)
 
 _LAST_WORDS_S = 2.0
+_THREADS = 6
+"""For what is done with `asyncio.to_thread`; what may hang has a thread of its own."""
 
 # scratch_manager's options: all it takes to run without Slurm and without a file.
 _OPTIONS = {
@@ -49,6 +55,7 @@ _OPTIONS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `scratch-slurmd`; ends the process with the error's exit code."""
     options = _parser().parse_args(arguments)
+    again = False
     try:
         config = load_config(options.config, _given(options))
         if options.check_config:
@@ -57,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.geteuid() != 0:
             raise DeniedError("scratch-slurmd: must run as root: it mounts images")
         logging.basicConfig(level=config.log_level, format="%(levelname)s %(message)s", stream=sys.stderr)
+        if not options.unmount:
+            # Its default would end the daemon; whoever asks for a reload before this one serves has its way anyway.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         config = _prepare_directories(config)
         with _only_daemon(config):
             if options.unmount:
@@ -64,10 +74,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     print(line)
             else:
                 _prepare_hooks(options)
-                asyncio.run(_serve(config))
+                again = asyncio.run(_serve(config, lambda: _check_again(options)))
+        if again:
+            _begin_again()
     except ScratchError as exc:
         print(f"scratch-slurmd: {exc}", file=sys.stderr)
         sys.exit(exc.exit_code)
+
+
+def _check_again(options: argparse.Namespace) -> None:
+    """See whether a daemon could start with the configuration as it is now.
+
+    Raises: ScratchError: it could not.
+    """
+    _prepare_directories(load_config(options.config, _given(options)))
+
+
+def _begin_again() -> None:
+    """Run this program anew in this process: systemd goes on watching it, and nobody else can be served in between."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # stays so through execve(2)
+    try:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell is meant
+    except OSError as exc:
+        raise DaemonError(f"{sys.executable}: cannot be started again: {exc.strerror}") from exc
 
 
 def _prepare_hooks(options: argparse.Namespace) -> None:
@@ -142,7 +171,16 @@ def _only_daemon(config: Config) -> filelock.BaseFileLock:
     return lock
 
 
-async def _serve(config: Config) -> None:
+async def _serve(config: Config, check_again: Callable[[], None]) -> bool:
+    """Serve until told to end.
+
+    Args:
+        check_again: raises ScratchError where a reload would fail.
+    Returns: whether to begin again, with the configuration as it is now.
+    """
+    inherited = children_of_this_process()
+    watch_children()
+    asyncio.get_running_loop().set_default_executor(start_executor(_THREADS))
     log.info("starting version=%s node=%s source_dir=%s", __version__, config.node_name, config.source_dir)
     if not mountinfo.same_mount_namespace_as_init():
         log.warning("this daemon has a mount namespace of its own: jobs elsewhere on this node do not see its mounts")
@@ -151,32 +189,65 @@ async def _serve(config: Config) -> None:
         log.info("forgot pin holder=%s dataset=%s reason=%r", holder, dataset, "the node has booted since")
     workers = Workers()
     source = Source(config.source_dir, workers, silence_s=config.source_timeout_s, owners=config.source_owners)
-    loop = Loop(config, Cache(config.cache_dir), ledger, workers, source)
-    slurm = SlurmSide(config, loop, ledger)
+    supervisor = Supervisor()
+    loop = Loop(config, Cache(config.cache_dir), ledger, workers, source, supervisor)
+    slurm = SlurmSide(config, loop, ledger, supervisor)
     interface = Interface(loop, slurm, workers)
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    hangups: asyncio.Queue[None] = asyncio.Queue()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangups.put_nowait, None)
     end = asyncio.create_task(ended.wait())
     rounds = asyncio.create_task(loop.run())
+    reload = asyncio.create_task(_await_reload(hangups, check_again))
+    beside = [asyncio.create_task(supervisor.keep("the reaping of processes", partial(reap, inherited)))]
+    every_s = watchdog_s(os.environ)
+    if every_s is not None:
+        beside.append(
+            asyncio.create_task(
+                supervisor.keep("the word to the watchdog", partial(keep_watchdog, every_s, loop.stalled))
+            )
+        )
+    again = False
     try:
         interface.start(config.socket_path, config.root_socket_path)
         await _first(loop.after_next_round(), end, rounds)
         notify("READY=1")
         log.info("serving socket=%s capacity=%s", config.socket_path, _capacity(loop))
         slurm.start()
-        await asyncio.wait([end, rounds], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([end, rounds, reload], return_when=asyncio.FIRST_COMPLETED)
         if rounds.done():
             rounds.result()
+        again = reload.done() and not end.done()
+        return again
     finally:
-        notify("STOPPING=1")
+        if again:
+            notify_reloading()
+        else:
+            notify("STOPPING=1")
+        for task in (reload, *beside):
+            task.cancel()
         await slurm.stop()
         rounds.cancel()
         await asyncio.wait([rounds], timeout=2 * _LAST_WORDS_S)
         await interface.stop()
         await workers.close(patience_s=_LAST_WORDS_S)
         ledger.close()
-        log.info("ended; all mounts go on serving")
+        log.info("ended%s; all mounts go on serving", ", to begin again" if again else "")
+
+
+async def _await_reload(hangups: "asyncio.Queue[None]", check_again: Callable[[], None]) -> None:
+    """Return when a reload was asked for that will go well; one that would not is refused, and nothing changes."""
+    while True:
+        await hangups.get()
+        try:
+            await asyncio.to_thread(check_again)
+            return
+        except ScratchError as exc:
+            log.error("reload refused: everything stays as it is problem=%r", str(exc))
+        except Exception:
+            log.exception("reload refused: everything stays as it is")
 
 
 async def _first(work: Coroutine[Any, Any, object], *others: asyncio.Future[Any]) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
 
 from scratch_slurm.domain.config import Config
 from scratch_slurm.node.ledger import Ledger
@@ -11,19 +10,20 @@ from scratch_slurm.service.features import FeatureTeller
 from scratch_slurm.service.loop import Loop
 from scratch_slurm.service.presence import PinJudge
 from scratch_slurm.service.slurm_calls import SlurmCalls
+from scratch_slurm.service.supervise import Supervisor
 from scratch_slurm.slurm.choose import choose_slurm
 
 log = logging.getLogger(__name__)
 
-_AFTER_BUG_S = 600.0
 _LAST_WORDS_S = 2.0
 
 
 class SlurmSide:
     """Keeps features and pins true. What fails here never touches the loop."""
 
-    def __init__(self, config: Config, loop: Loop, ledger: Ledger) -> None:
+    def __init__(self, config: Config, loop: Loop, ledger: Ledger, supervisor: Supervisor) -> None:
         self._config = config
+        self._supervisor = supervisor
         self._loop = loop
         self._ledger = ledger
         self._calls: SlurmCalls | None = None
@@ -36,7 +36,7 @@ class SlurmSide:
 
     def start(self) -> None:
         """Find Slurm, and start what keeps in touch with it."""
-        self._task = asyncio.create_task(self._run())
+        self._task = asyncio.create_task(self._supervisor.keep("the side to Slurm", self._run))
 
     async def stop(self) -> None:
         """End it; features stay as they are, for the next daemon."""
@@ -51,20 +51,13 @@ class SlurmSide:
         if slurm is None:
             self._description = "no Slurm"
             log.info("no-slurm reason=%r", "its commands are not on this daemon's PATH")
+            await asyncio.Event().wait()
             return
         calls = self._calls = SlurmCalls(slurm)
         log.info("slurm name=%r node=%s features=%s", calls.describe(), self._config.node_name, self._config.features)
         async with asyncio.TaskGroup() as group:
-            group.create_task(_go_on(PinJudge(self._config, calls, self._loop, self._ledger).run))
+            judge = PinJudge(self._config, calls, self._loop, self._ledger)
+            group.create_task(self._supervisor.keep("the question who is gone", judge.run))
             if self._config.features:
-                group.create_task(_go_on(FeatureTeller(self._config, calls, self._loop).run))
-
-
-async def _go_on(run: Callable[[], Awaitable[None]]) -> None:
-    """Run a task for ever, even over an error in it."""
-    while True:
-        try:
-            await run()
-        except Exception:
-            log.exception("bug task=%r", run.__qualname__)
-            await asyncio.sleep(_AFTER_BUG_S)
+                teller = FeatureTeller(self._config, calls, self._loop)
+                group.create_task(self._supervisor.keep("the telling of features", teller.run))

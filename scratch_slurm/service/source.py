@@ -30,6 +30,8 @@ class Source:
         """What is wrong with the source as a whole; empty when the latest listing went well."""
         self.hanging: dict[str, float] = {}
         """File name -> epoch seconds since when it gives no answer."""
+        self.sign_at = time.monotonic()
+        """When a scan last went on, monotonic seconds."""
         self._dir = source_dir
         self._workers = workers
         self._silence_s = silence_s
@@ -131,6 +133,7 @@ class _Reading:
 
     async def run_once(self) -> None:
         source = self.source
+        source.sign_at = time.monotonic()
         names = tuple(self.pending) if self.pending is not None else self.wanted
         stamps = {name: entry.stamp for name, entry in source._entries.items()}
         request = op.Scan(str(source._dir), names, tuple(source.hanging), stamps, source._owners)
@@ -157,6 +160,7 @@ class _Reading:
             self._give_up(task)
 
     def _on_line(self, line: op.Line) -> None:
+        self.source.sign_at = time.monotonic()
         match line:
             case op.Listed():
                 self.pending = [name for name in line.file_names if name not in self.source.hanging]

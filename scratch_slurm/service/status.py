@@ -158,7 +158,7 @@ def node_status(loop: Loop, pid: int, may_read: Judge, *, slurm: str) -> NodeSta
         free_bytes=space.free_bytes if space else 0,
         source_read_bytes=sum(counter.source_bytes for counter in loop.memory.counters.values()),
         cache_read_bytes=sum(counter.cache_bytes for counter in loop.memory.counters.values()),
-        problem="; ".join(text for text in (loop.problem, loop.source.problem) if text),
+        problem="; ".join(text for text in (loop.problem, loop.source.problem, loop.supervisor.problem) if text),
         datasets=tuple(now_view.dataset_for(name, may_read) for name in now_view.names()) if now_view else (),
         slurm=slurm,
     )

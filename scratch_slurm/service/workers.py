@@ -6,14 +6,17 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
 from scratch_slurm.domain.errors import ScratchError, SourceError, error_by_name
+from scratch_slurm.node.oswords import word_os_error
 from scratch_slurm.service import operations as op
 
 log = logging.getLogger(__name__)
 
+_LOOK_S = 10.0
 _LINE_LIMIT_BYTES = 16 * 1024 * 1024
 _COMMAND = (sys.executable, "-I", "-m", "scratch_slurm.service.worker")
 
@@ -69,7 +72,7 @@ class Workers:
         except _GivenUpError as exc:
             if on_hang:
                 on_hang()
-            await exc.process.wait()
+            await _ended(exc.process)
             raise SourceError(f"no sign of life for {silence_s:.0f} s in {_describe(request)}") from exc
 
     async def _run_in_process(
@@ -89,7 +92,7 @@ class Workers:
         except BaseException:
             # Cancelled, or nonsense was answered: what it does now, or says next, nobody waits for.
             _kill(process)
-            await process.wait()
+            await _ended(process)
             raise
         else:
             self._keep(process)
@@ -122,11 +125,11 @@ class Workers:
                 line = msgspec.json.decode(text, type=op.AnyLine) if text else None
             except (ValueError, msgspec.DecodeError) as exc:
                 _kill(process)
-                await process.wait()
+                await _ended(process)
                 raise SourceError(f"the worker process answered nonsense in {_describe(request)}") from exc
             if line is None:
-                code = await process.wait()
-                raise SourceError(f"the worker process ended with {code} in {_describe(request)}")
+                await _ended(process)
+                raise SourceError(f"the worker process ended with {process.returncode} in {_describe(request)}")
             if isinstance(line, op.Done):
                 return
             if isinstance(line, op.Failed):
@@ -149,7 +152,11 @@ class Workers:
                 limit=_LINE_LIMIT_BYTES,
             )
         except OSError as exc:
-            raise ScratchError(f"cannot start a worker process: {exc.strerror}") from exc
+            raise ScratchError(f"cannot start a worker process: {word_os_error(exc)}") from exc
+        except MemoryError as exc:
+            raise ScratchError("cannot start a worker process: no memory") from exc
+        except RuntimeError as exc:  # "can't start new thread", before Linux 5.3
+            raise ScratchError(f"cannot start a worker process: {exc}") from exc
 
     def _keep(self, process: asyncio.subprocess.Process) -> None:
         if len(self._idle) >= self._max_idle:
@@ -183,6 +190,28 @@ def _describe(request: op.Request) -> str:
             return f"asking the name service for the groups of user {request.uid}"
         case _:
             return type(request).__name__
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """Wait until the kernel has let go of a process.
+
+    The event loop tells, unless it had no memory for it at that moment: so the kernel is asked as well.
+    """
+    while process.returncode is None:
+        try:
+            await asyncio.wait_for(process.wait(), _LOOK_S)
+        except TimeoutError:
+            if not _is_child(process.pid):
+                return
+
+
+def _is_child(pid: int) -> bool:
+    """Whether a process of this one's runs still: the number may be another one's by now."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return False
+    return state not in "ZX" and int(parent) == os.getpid()
 
 
 def _dismiss(process: asyncio.subprocess.Process) -> None:

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,11 +49,13 @@ class RunningDaemon:
 
     Args:
         folder: everything lies below it: source, cache, datasets (the mounts), state, run.
+        environment: more variables for the daemon.
         config: keys of the configuration file; rounds are short unless it says otherwise.
     """
 
-    def __init__(self, folder: Path, **config: Any) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None, **config: Any) -> None:
         self.folder = folder
+        self._environment = {**os.environ, **(environment or {})}
         self.source_dir = folder / "source"
         self.cache_dir = folder / "cache"
         self.mount_dir = folder / "datasets"
@@ -97,12 +99,25 @@ class RunningDaemon:
         before = len(self.log())
         command = [sys.executable, "-m", "scratch_slurm.service.main", "--config", str(self._config)]
         with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment
+            )
         try:
             self.until(lambda: any("serving socket=" in line for line in self.log()[before:]), "the daemon serves")
         except BaseException:
             self.kill()
             raise
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The keys of its configuration file."""
+        return dict(self._values)
+
+    def reload(self, config: Mapping[str, Any]) -> None:
+        """Write another configuration file, and tell the daemon as systemctl does; it is answered in its time."""
+        self._values = dict(config)
+        self._config.write_text(json.dumps(self._values))  # which is YAML as well
+        os.kill(self.pid, signal.SIGHUP)
 
     def started(self, **config: Any) -> Self:
         """Say more of the configuration; for `with`."""
@@ -120,6 +135,15 @@ class RunningDaemon:
     def restart(self) -> None:
         self.stop()
         self.start()
+
+    def has_ended(self) -> bool:
+        """Whether the process has ended by itself."""
+        return self._process is not None and self._process.poll() is not None
+
+    def forget(self) -> None:
+        """Let go of a process that has ended by itself."""
+        assert self.has_ended()
+        self._process = None
 
     def kill_if_running(self) -> None:
         if self._process is not None:
