@@ -7,6 +7,7 @@ static const struct arguments defaults = {
 	.run_dir = "/run/scratch-slurm",
 	.source_dir = NULL,
 	.unknown = UNKNOWN_REFUSE,
+	.hooks = NULL,
 };
 
 static int set_directory(const char **directory, const char *path, const char *argument, log_f *log)
@@ -58,11 +59,13 @@ int arguments_read(struct arguments *arguments, int ac, char **av, log_f *log)
 			rv |= set_directory(&arguments->run_dir, value, av[i], log);
 		} else if ((value = value_of(av[i], "source_dir")) != NULL) {
 			rv |= set_directory(&arguments->source_dir, value, av[i], log);
+		} else if ((value = value_of(av[i], "hooks")) != NULL) {
+			rv |= set_directory(&arguments->hooks, value, av[i], log);
 		} else if ((value = value_of(av[i], "unknown")) != NULL) {
 			rv |= set_policy(&arguments->unknown, value, av[i], log);
 		} else {
 			log("scratch-slurm: plugstack.conf: cannot use '%.80s': the arguments are mount_dir=PATH, "
-			    "run_dir=PATH, source_dir=PATH and unknown=refuse|warn|ignore",
+			    "run_dir=PATH, hooks=PATH, source_dir=PATH and unknown=refuse|warn|ignore",
 			    av[i]);
 			rv = -1;
 		}

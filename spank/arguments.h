@@ -11,6 +11,8 @@ struct arguments {
 	/* NULL: a submit host does not look. */
 	const char *source_dir;
 	enum unknown_policy unknown;
+	/* Where prolog.d and epilog.d are; NULL: the plugin runs no hooks. */
+	const char *hooks;
 };
 
 /* How to log: slurm_error where a person looks, slurm_info where it would end in a job's output. */

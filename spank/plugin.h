@@ -1,4 +1,4 @@
-/* The two halves of the plugin: where a job is asked for, and where it runs. */
+/* The parts of the plugin: where a job is asked for, where it runs, and its hooks. */
 #ifndef SCRATCH_SLURM_PLUGIN_H
 #define SCRATCH_SLURM_PLUGIN_H
 
@@ -26,6 +26,7 @@
 #define DATASETS_IN_JOB "SLURM_SPANK_DATASETS"
 #define WAIT_IN_JOB "SLURM_SPANK_DATASETS_WAIT"
 #define REQUIRED_IN_JOB "SLURM_SPANK_DATASETS_REQUIRED"
+#define DATASETS_IN_HOOK "SPANK_DATASETS"
 /* Set in the steps of a job that was told that the prolog left no word; SLURM_ variables survive --export=NONE. */
 #define TOLD_IN_JOB "SLURM_SPANK_DATASETS_TOLD"
 
@@ -47,5 +48,10 @@ void client_local_user_init(spank_t sp);
 void stepd_on_datasets(const char *arg);
 void stepd_init_post_opt(spank_t sp, const struct arguments *arguments);
 void stepd_task_init(spank_t sp);
+
+/* jobscript.c: slurmstepd as `spank prolog|epilog`, as root. Nothing here can fail a job or drain a node. */
+void jobscript_run(spank_t sp, const char *hook, const struct arguments *arguments);
+/* In slurmd: tell where Slurm will not call it. */
+void jobscript_check(const struct arguments *arguments);
 
 #endif

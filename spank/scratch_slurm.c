@@ -65,6 +65,10 @@ int slurm_spank_init(spank_t sp, int ac, char **av)
 	spank_err_t err;
 	int rv;
 
+	if (context == S_CTX_SLURMD) {
+		(void)arguments_read(&arguments, ac, av, slurm_info);
+		jobscript_check(&arguments);
+	}
 	if (context != S_CTX_LOCAL && context != S_CTX_ALLOCATOR && context != S_CTX_REMOTE)
 		return 0;
 
@@ -114,5 +118,20 @@ int slurm_spank_task_init(spank_t sp, int ac, char **av)
 	(void)ac;
 	(void)av;
 	stepd_task_init(sp);
+	return 0;
+}
+
+/* The context of these two has no init of its own. */
+int slurm_spank_job_prolog(spank_t sp, int ac, char **av)
+{
+	(void)arguments_read(&arguments, ac, av, slurm_info);
+	jobscript_run(sp, "prolog", &arguments);
+	return 0;
+}
+
+int slurm_spank_job_epilog(spank_t sp, int ac, char **av)
+{
+	(void)arguments_read(&arguments, ac, av, slurm_info);
+	jobscript_run(sp, "epilog", &arguments);
 	return 0;
 }

@@ -10,8 +10,8 @@ from scratch_slurm.hooks import hooklog
 
 USAGE = """usage: scratch-slurm-hook prolog|epilog
 
-Slurm's Prolog and Epilog run it, through prolog.d/50-scratch-slurm and epilog.d/50-scratch-slurm. It reads
-SLURM_JOB_ID, SLURM_JOB_UID, SPANK_DATASETS and SPANK_DATASETS_WAIT; by hand, as root:
+The SPANK plugin runs it, or Slurm's Prolog and Epilog, through prolog.d/50-scratch-slurm and epilog.d/50-scratch-slurm.
+It reads SLURM_JOB_ID, SLURM_JOB_UID, SPANK_DATASETS and SPANK_DATASETS_WAIT; by hand, as root:
   SLURM_JOB_ID=1 SLURM_JOB_UID=1000 SPANK_DATASETS=imagenet scratch-slurm-hook prolog
 """
 

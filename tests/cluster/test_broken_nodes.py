@@ -142,14 +142,9 @@ def test_a_job_that_asks_for_nothing_starts_no_python_in_the_hooks(
     def hooks(programs: list[str]) -> list[str]:
         return [program for program in programs if "50-scratch-slurm" in program or "scratch-slurm-hook" in program]
 
-    wrapper_and_stub = [
-        f"{root}/{hook}.d/50-scratch-slurm"
-        for hook in ("prolog", "epilog")
-        for root in (cluster.directory, cluster.layout.repository)
-    ]
-    assert hooks(asks_for_nothing) == wrapper_and_stub
+    assert hooks(asks_for_nothing) == []
     assert [program for program in asks_for_nothing if "python" in program or "/timeout" in program] == []
-    assert len(hooks(asks)) > len(wrapper_and_stub), "a hook that runs can be seen"
+    assert len(hooks(asks)) > 4, "a hook that runs can be seen: wrapper, stub and Python, twice"
 
 
 def executed_by_slurmd(view: NodeView, work: Callable[[], object]) -> list[str]:

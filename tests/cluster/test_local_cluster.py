@@ -32,7 +32,7 @@ with LocalCluster(nodes=2, directory=sys.argv[1], daemons=False) as cluster:
 @pytest.fixture(scope="module")
 def pair() -> Iterator[LocalCluster]:
     """Two nodes without node daemons, for tests that change nothing for good."""
-    with LocalCluster(nodes=2, daemons=False) as running:
+    with LocalCluster(nodes=2, daemons=False, slurm_runs_hooks=True) as running:
         yield running
 
 

@@ -80,9 +80,9 @@ def test_a_completing_a_suspended_and_a_requeued_job_keep_their_pins(
     cluster: LocalCluster, make: Make, node: Nodes, gate: Gates
 ) -> None:
     d, n1, hold = make(), node("n1"), gate()
-    script = cluster.directory / "epilog.d" / "90-slow"
-    script.write_text(f"#!/bin/sh\n{hold.lines}")
-    script.chmod(0o755)
+    epilog = cluster.directory / "epilog.d" / "50-scratch-slurm"
+    quick = epilog.read_text()
+    epilog.write_text(f"#!/bin/sh\n{hold.lines}{quick}")
     asked = [f"--datasets={d.name}", "-wn1"]
     try:
         suspended = cluster.sbatch("exec sleep 600", *asked)
@@ -96,7 +96,7 @@ def test_a_completing_a_suspended_and_a_requeued_job_keep_their_pins(
         until(lambda: UNHEARD_OF not in holders(n1), "the job that nobody knows lets go")
         assert holders(n1) == {suspended, completing}
     finally:
-        script.unlink()
+        epilog.write_text(quick)
     hold.open()
     cluster.wait_job(completing)
     assert holders(n1) == {suspended}

@@ -14,7 +14,7 @@ REPORT_SIZE_MAX = 64 * 1024
 NAME_SIZE = 65
 NEAREST_MAX = 3
 
-SOURCES = ("parse.c", "report.c", "arguments.c", "nearest.c", "source.c")
+SOURCES = ("parse.c", "report.c", "hook.c", "arguments.c", "nearest.c", "source.c")
 
 
 def build(directory: Path) -> ctypes.CDLL:
@@ -127,6 +127,7 @@ class _Arguments(ctypes.Structure):
         ("run_dir", ctypes.c_char_p),
         ("source_dir", ctypes.c_char_p),
         ("unknown", ctypes.c_int),
+        ("hooks", ctypes.c_char_p),
     )
 
 
@@ -147,6 +148,13 @@ class Arguments:
         values = _Arguments()
         code = self._library.arguments_read(ctypes.byref(values), len(texts), vector, log)
         assert (code != 0) == bool(logged)
-        paths = {name: getattr(values, name) for name in ("mount_dir", "run_dir", "source_dir")}
+        paths = {name: getattr(values, name) for name in ("mount_dir", "run_dir", "source_dir", "hooks")}
         told = {name: path and path.decode() for name, path in paths.items()}
         return {**told, "unknown": self._POLICIES[values.unknown]}, len(logged)
+
+
+def run_hook(library: ctypes.CDLL, program: str, limit_ms: int = 0) -> str:
+    """hook.h; returns why the program could not be run to its end, or empty text."""
+    why = ctypes.create_string_buffer(WHY_SIZE)
+    failed = library.hook_run(os.fsencode(program), ctypes.c_long(limit_ms), why)
+    return os.fsdecode(why.value) if failed else ""

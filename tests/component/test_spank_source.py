@@ -194,12 +194,18 @@ def test_no_process_is_left(source, directory):
     assert children.read_text() == before
 
 
-DEFAULTS = {"mount_dir": "/datasets", "run_dir": "/run/scratch-slurm", "source_dir": None, "unknown": "refuse"}
+DEFAULTS = {
+    "mount_dir": "/datasets",
+    "run_dir": "/run/scratch-slurm",
+    "source_dir": None,
+    "unknown": "refuse",
+    "hooks": None,
+}
 ARGUMENTS = [
     pytest.param([], {}, 0, id="defaults"),
     pytest.param(
-        ["mount_dir=/d", "run_dir=/r", "source_dir=/s"],
-        {"mount_dir": "/d", "run_dir": "/r", "source_dir": "/s"},
+        ["mount_dir=/d", "run_dir=/r", "source_dir=/s", "hooks=/h"],
+        {"mount_dir": "/d", "run_dir": "/r", "source_dir": "/s", "hooks": "/h"},
         0,
         id="directories",
     ),
@@ -210,6 +216,7 @@ ARGUMENTS = [
     pytest.param(["unknown="], {}, 1, id="empty-policy"),
     pytest.param(["unknown"], {}, 1, id="no-value"),
     pytest.param(["source_dir=shared"], {}, 1, id="relative"),
+    pytest.param(["hooks=lib"], {}, 1, id="relative-hooks"),
     pytest.param(["source_dir=/s", "sourcedir=/x", "x"], {"source_dir": "/s"}, 2, id="unknown-arguments"),
     pytest.param(["mount_dir=/" + "x" * 1024], {}, 1, id="too-long"),
 ]
@@ -221,7 +228,7 @@ def test_arguments(library, words, changes, logged):
 
 
 def test_the_line_to_copy_has_good_arguments(library):
-    text = (Path(__file__).parents[2] / "spank" / "plugstack.conf.in").read_text()
+    text = (Path(__file__).parents[2] / "spank" / "plugstack.conf.in").read_text().replace("@HOOKS@", "/lib")
     lines = [line.removeprefix("# ").split() for line in text.splitlines() if "optional @PLUGIN@" in line]
     assert len(lines) == 2
     assert all(Arguments(library).read(*line[2:])[1] == 0 for line in lines)

@@ -63,10 +63,10 @@ def slurm_conf(layout: Layout) -> str:
         "SlurmdPidFile": str(layout.machine_dir("%n") / "slurmd.pid"),
         "SlurmdLogFile": str(layout.log("slurmd-%n")),
         "PlugStackConfig": str(layout.directory / "plugstack.conf"),
-        "Prolog": f"{layout.directory}/prolog.d/*",
-        "Epilog": f"{layout.directory}/epilog.d/*",
         **layout.slurm_options,
     }
+    if layout.slurm_runs_hooks:
+        options |= {hook.capitalize(): f"{layout.directory}/{hook}.d/*" for hook in ("prolog", "epilog")}
     lines = [f"{key}={value}" for key, value in options.items()]
     for name, port in zip(layout.node_names, layout.node_ports, strict=True):
         lines.append(
@@ -81,8 +81,11 @@ def plugstack_conf(layout: Layout, *, plugin_exists: bool) -> str:
     """Write plugstack.conf: our plugin, once it is built."""
     if not plugin_exists:
         return "# spank/scratch_slurm.so is not built: make -C spank\n"
-    settings = layout.settings
-    return f"optional {layout.spank_plugin} mount_dir={settings['mount_dir']} run_dir={settings['run_dir']}\n"
+    words = ["optional", str(layout.spank_plugin)]
+    words += [f"{key}={layout.settings[key]}" for key in ("mount_dir", "run_dir")]
+    if not layout.slurm_runs_hooks:
+        words.append(f"hooks={layout.directory}")
+    return " ".join(words) + "\n"
 
 
 def job_submit_lua(layout: Layout) -> str:
@@ -103,7 +106,7 @@ def config_yaml(settings: Mapping[str, Any], indent: str = "") -> str:
 
 
 def hook_wrapper(layout: Layout, stub: Path) -> str:
-    """Write a Prolog or Epilog that points the real stub at this cluster; without the stub it does nothing."""
+    """Write a hook that points the real stub at this cluster; without the stub it does nothing."""
     return f"""#!/bin/sh
 [ -x {shlex.quote(str(stub))} ] || exit 0
 SCRATCH_SLURM_CONFIG={shlex.quote(str(layout.config))}
