@@ -27,6 +27,7 @@ from scratch_slurm.node.ledger import Ledger, read_boot_id
 from scratch_slurm.service.calls import start_executor
 from scratch_slurm.service.children import children_of_this_process, reap, watch_children
 from scratch_slurm.service.interface import Interface
+from scratch_slurm.service.logs import complain, set_up_logging
 from scratch_slurm.service.loop import Loop
 from scratch_slurm.service.notify import keep_watchdog, notify, notify_reloading, watchdog_s
 from scratch_slurm.service.slurm_calls import take_features_back
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         if os.geteuid() != 0:
             raise DeniedError("scratch-slurmd: must run as root: it mounts images")
-        logging.basicConfig(level=config.log_level, format="%(levelname)s %(message)s", stream=sys.stderr)
+        set_up_logging(config.log_level)
         if not options.unmount:
             # Its default would end the daemon; whoever asks for a reload before this one serves has its way anyway.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if again:
             _begin_again()
     except ScratchError as exc:
-        print(f"scratch-slurmd: {exc}", file=sys.stderr)
+        complain(f"scratch-slurmd: {exc}")
         sys.exit(exc.exit_code)
 
 
