@@ -158,5 +158,10 @@ def observations(draw):
         unwell=dict.fromkeys(draw(st.sampled_from(((), (), (), NAMES[:1], NAMES))), "EIO"),
         bad_copies={copy.path: "EIO" for copy in copies[:1]} if not draw(st.integers(0, 5)) else {},
         foreign=frozenset(foreign),
+        covered={
+            each.dataset: mounted(each.dataset, version=draw(st.sampled_from((*VERSIONS, None)))) for each in mounts
+        }
+        if not draw(st.integers(0, 5))
+        else {},
         bytes_per_s=rates(dict(zip(NAMES, draw(_READS), strict=True))) if draw(st.integers(0, 2)) else {},
     )

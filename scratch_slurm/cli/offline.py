@@ -5,7 +5,7 @@ storage behind them hanging, whoever looks at them hangs too.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from scratch_slurm.cli.pins import read_pins
@@ -17,7 +17,7 @@ from scratch_slurm.domain.model import Pin
 from scratch_slurm.domain.names import DATASET_NAME
 from scratch_slurm.node.cache import Cache, CacheContents
 from scratch_slurm.node.loopsysfs import LoopDevice, read_loop_device
-from scratch_slurm.node.mountinfo import Mount, read_mounts
+from scratch_slurm.node.mountinfo import read_stacks
 
 
 def read_offline(config: Config) -> OfflineStatus:
@@ -25,8 +25,9 @@ def read_offline(config: Config) -> OfflineStatus:
     untold: list[str] = []
     mounted: dict[str, LoopDevice | None] = {}
     try:
-        for name, mount in mounted_datasets(read_mounts(), os.path.realpath(config.mount_dir)).items():
-            mounted[name] = read_loop_device(mount.device) if mount.device else None
+        for name, stack in read_stacks(config.mount_dir).items():
+            if DATASET_NAME.fullmatch(name):
+                mounted[name] = read_loop_device(stack[-1].device) if stack[-1].device else None
     except ScratchError as exc:
         untold.append(f"mounts: {exc.message}")
     cache = _read_cache(config, untold)
@@ -35,31 +36,27 @@ def read_offline(config: Config) -> OfflineStatus:
     except ScratchError as exc:
         pins = ()
         untold.append(f"pins: {exc.message}")
+    in_cache = f"{os.path.realpath(config.cache_dir)}/"
+    cached = {name for name, device in mounted.items() if device and device.backing_path.startswith(in_cache)}
     return OfflineStatus(
         source_dir=str(config.source_dir),
         cache_dir=str(config.cache_dir),
         mount_dir=str(config.mount_dir),
         used_bytes=cache.used_bytes if cache else None,
         free_bytes=cache.free_bytes if cache else None,
-        datasets=offline_datasets(config, mounted, cache, pins),
+        datasets=offline_datasets(config, mounted, cached, cache, pins),
         untold=tuple(untold),
     )
 
 
-def mounted_datasets(mounts: Iterable[Mount], mount_dir: str) -> dict[str, Mount]:
-    """Choose the mounts that are datasets: directly below the mount directory; the topmost of several."""
-    found = {}
-    for mount in mounts:
-        parent, _, name = mount.mount_point.rpartition("/")
-        if parent == mount_dir and DATASET_NAME.fullmatch(name):
-            found[name] = mount
-    return found
-
-
 def offline_datasets(
-    config: Config, mounted: dict[str, LoopDevice | None], cache: CacheContents | None, pins: Sequence[Pin]
+    config: Config,
+    mounted: dict[str, LoopDevice | None],
+    cached: Set[str],
+    cache: CacheContents | None,
+    pins: Sequence[Pin],
 ) -> tuple[DatasetStatus, ...]:
-    """Put mounts, cached images and pins together, by name. Pure."""
+    """Put mounts, those of them that read the cache, cached images and pins together, by name. Pure."""
     copies: dict[str, int] = {}
     for image in cache.images if cache else ():
         copies[image.dataset] = copies.get(image.dataset, 0) + image.size_bytes
@@ -69,7 +66,7 @@ def offline_datasets(
     datasets = []
     for name in sorted({*mounted, *copies, *holders}):
         device = mounted.get(name)
-        state, problem = _state(name, mounted, copies, str(config.cache_dir))
+        state, problem = _state(name, mounted, cached, copies)
         datasets.append(
             DatasetStatus(
                 name,
@@ -86,14 +83,12 @@ def offline_datasets(
 
 
 def _state(
-    name: str, mounted: dict[str, LoopDevice | None], copies: dict[str, int], cache_dir: str
+    name: str, mounted: dict[str, LoopDevice | None], cached: Set[str], copies: dict[str, int]
 ) -> tuple[DatasetState, str]:
     if name in mounted:
-        device = mounted[name]
-        if device is None:
+        if mounted[name] is None:
             return DatasetState.UNMOUNTED, "something else than a dataset is mounted on its path"
-        in_cache = device.backing_path.startswith(cache_dir.rstrip("/") + "/")
-        return (DatasetState.CACHED if in_cache else DatasetState.SOURCE), ""
+        return (DatasetState.CACHED if name in cached else DatasetState.SOURCE), ""
     if name in copies:
         return DatasetState.UNMOUNTED, "not mounted; its cached image is served when the daemon runs"
     return DatasetState.UNKNOWN, "pinned, but neither mounted nor cached"

@@ -25,6 +25,7 @@ class ActionKind(enum.StrEnum):
 
     MOUNT = "mount"
     REPLACE = "replace"
+    UNCOVER = "uncover"
     UNMOUNT = "unmount"
     RETARGET = "retarget"
     STAGE = "stage"
@@ -57,6 +58,20 @@ class Replace(Mount):
 @dataclass(frozen=True)
 class Mend(Replace):
     """Mount the generation that is mounted anew, pinned or not: its file system remembers an I/O error."""
+
+
+@dataclass(frozen=True)
+class Uncover:
+    """Finish a replacement that was cut short: the mount on top goes, and the one beneath it is seen."""
+
+    kind: ClassVar = ActionKind.UNCOVER
+
+    dataset: str
+    device: str
+    """Of the mount beneath."""
+    reason: str
+    even_pinned: bool
+    """Both mounts are of one generation."""
 
 
 @dataclass(frozen=True)
@@ -132,4 +147,4 @@ class DropStaged:
         return self.staged.dataset
 
 
-Action = Mount | Replace | Mend | Unmount | Retarget | Stage | Evict | DropStaged
+Action = Mount | Replace | Mend | Uncover | Unmount | Retarget | Stage | Evict | DropStaged

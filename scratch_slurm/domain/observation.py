@@ -46,6 +46,9 @@ class Observation:
     foreign: frozenset[str] = frozenset()
     """Datasets whose mount point carries a mount that is not ours: it is left alone."""
 
+    covered: Mapping[str, MountedImage] = field(default_factory=dict)
+    """Dataset -> our mount directly beneath the one that is seen, left by a change that was cut short."""
+
     def holders(self, dataset: str) -> list[str]:
         """Name who pins a dataset, in the order of asking."""
         return [pin.holder for pin in self.pins if pin.dataset == dataset]

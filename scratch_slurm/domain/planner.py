@@ -14,6 +14,7 @@ from scratch_slurm.domain.actions import (
     Replace,
     Retarget,
     Stage,
+    Uncover,
     Unmount,
 )
 from scratch_slurm.domain.choice import Candidate, Wishes, wish
@@ -150,6 +151,12 @@ class _Planner:
                 # Pinned or not: no right of a job's goes before the owner's word on who may read it.
                 if self.may(dataset, ActionKind.UNMOUNT):
                     actions.append(Unmount(dataset, self.seen.catalog.withdrawn[dataset], even_pinned=True))
+            elif (
+                mounted
+                and dataset in self.seen.covered
+                and (dataset not in self.pinned or self._is_same_beneath(dataset))
+            ):
+                actions += self._plan_finish(dataset)
             elif image and not mounted and self.may(dataset, ActionKind.MOUNT):
                 actions.append(Mount(image, self._best_path(image), "new in the source"))
             elif image and mounted and mounted.generation_id != image.generation.id:
@@ -172,6 +179,27 @@ class _Planner:
                 elif self.may(dataset, ActionKind.UNMOUNT):
                     actions.append(Unmount(dataset, "removed from the source"))
         return actions
+
+    def _is_same_beneath(self, dataset: str) -> bool:
+        """Whether what lies beneath a mount is the same generation: then nobody's version changes when it is seen."""
+        generation_id = self.seen.mounted[dataset].generation_id
+        return generation_id is not None and self.seen.covered[dataset].generation_id == generation_id
+
+    def _plan_finish(self, dataset: str) -> list[Action]:
+        """Bring a change of a mount that was cut short to its end.
+
+        Beneath lies what was probed before it was put there; it is seen as soon as the one on top is gone. Where that
+        is not what is wanted, or cannot be read any more, all goes, and is mounted anew in the next round.
+        """
+        image, beneath = self.seen.catalog.images.get(dataset), self.seen.covered[dataset]
+        same = self._is_same_beneath(dataset)
+        wanted = image is not None and beneath.generation_id == image.generation.id
+        if (same or wanted) and (dataset, ActionKind.UNCOVER) not in self.seen.backing_off:
+            return [Uncover(dataset, beneath.device, "a change of its mount was cut short", same)]
+        known = self.seen.catalog.complete and (image is not None or self._is_gone(dataset))
+        if dataset not in self.pinned and known and self.may(dataset, ActionKind.UNMOUNT):
+            return [Unmount(dataset, "a change of its mount was cut short, and is begun anew")]
+        return []
 
     def _is_gone(self, dataset: str) -> bool:
         """Whether the source certainly has no such image: a listing that failed, or a bad image, is no proof."""

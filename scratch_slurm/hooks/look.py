@@ -8,7 +8,7 @@ from scratch_slurm.domain.names import parse_cached_file_name
 from scratch_slurm.domain.states import DatasetState
 from scratch_slurm.hooks.answer import Seen
 from scratch_slurm.node.loopsysfs import read_loop_device
-from scratch_slurm.node.mountinfo import read_mounts
+from scratch_slurm.node.mountinfo import read_stacks
 
 
 def look_at(datasets: Iterable[str], mount_dir: str) -> tuple[Seen, ...]:
@@ -16,12 +16,11 @@ def look_at(datasets: Iterable[str], mount_dir: str) -> tuple[Seen, ...]:
 
     Raises: DeviceError: /proc cannot be read.
     """
-    devices = {mount.mount_point: mount.device for mount in read_mounts()}  # the last one is on top
-    return tuple(_look_at_one(dataset, f"{mount_dir}/{dataset}", devices) for dataset in datasets)
+    devices = {name: stack[-1].device for name, stack in read_stacks(mount_dir).items()}
+    return tuple(_look_at_one(dataset, devices.get(dataset)) for dataset in datasets)
 
 
-def _look_at_one(dataset: str, mount_point: str, devices: dict[str, str | None]) -> Seen:
-    name = devices.get(mount_point)
+def _look_at_one(dataset: str, name: str | None) -> Seen:
     try:
         device = read_loop_device(name) if name else None
     except DeviceError:

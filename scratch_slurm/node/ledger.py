@@ -45,6 +45,7 @@ CREATE TABLE IF NOT EXISTS events (
 # What an earlier release of the same version did not have.
 _ADDED_COLUMNS = {"pins": {"asked_monotonic": "REAL NOT NULL DEFAULT 0"}, "events": {}}
 _EVERY_BOOT = ""
+_READ_PATIENCE_S = 5.0
 
 
 class Event(NamedTuple):
@@ -67,6 +68,27 @@ def read_boot_id(path: "str | Path" = "/proc/sys/kernel/random/boot_id") -> str:
             return file.read().strip()
     except (OSError, UnicodeDecodeError) as exc:
         raise LedgerError(f"{path}: cannot read it: {exc}") from exc
+
+
+def read_holders(path: "str | Path", dataset: str) -> tuple[str, ...]:
+    """Read who pins a dataset now: this boot's jobs, and the administrator. No file is made or mended for it.
+
+    Raises: LedgerError: that cannot be read.
+    """
+    from urllib.parse import quote  # not for the hooks
+
+    boot_id = read_boot_id()
+    try:
+        db = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=_READ_PATIENCE_S)
+        try:
+            rows = db.execute(
+                "SELECT holder FROM pins WHERE dataset = ? AND boot_id IN (?, ?)", (dataset, boot_id, _EVERY_BOOT)
+            ).fetchall()
+        finally:
+            db.close()
+    except sqlite3.Error as exc:
+        raise LedgerError(f"{path}: cannot read who pins {dataset}: {exc}") from exc
+    return tuple(holder for (holder,) in rows)
 
 
 class Ledger:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from scratch_slurm.domain.errors import DeviceError
 
+MOUNTINFO = Path("/proc/self/mountinfo")
+
 _LOOP_MAJOR = 7
 _LOOP_SOURCE = re.compile(r"/dev/(loop[0-9]+)", re.ASCII)
 _ESCAPE = re.compile(r"\\([0-7]{3})", re.ASCII)
@@ -18,7 +20,7 @@ _ESCAPED = re.compile(r"[ \t\n\\]")  # what mountinfo writes so
 class Mount:
     """One line of mountinfo. `device` is the loop device below (`loop3`), None for any other.
 
-    Of several mounts with one `mount_point` the last in the list is on top.
+    Several mounts may have one `mount_point`, and their order in the list says nothing: see `parse_stacks`.
     """
 
     mount_id: int
@@ -31,36 +33,59 @@ class Mount:
     device: str | None
 
 
-def parse_mountinfo(text: str, directory: Path | None = None) -> list[Mount]:
+def parse_mountinfo(text: str) -> list[Mount]:
     """Parse /proc/<pid>/mountinfo, in its order.
 
-    Args:
-        directory: only the mounts on what lies directly in it; None: all.
     Raises: DeviceError: a line is not of that form.
     Source: proc_pid_mountinfo(5)
     """
-    # Paths may hold every blank and line break but these two, so neither splitlines() nor split() will do.
-    lines = [line for line in text.split("\n") if line]
-    if directory is None:
-        return [_parse_mount(line) for line in lines]
-    wanted = str(directory)
-    below = f" {_ESCAPED.sub(lambda match: f'{chr(92)}{ord(match[0]):03o}', wanted)}/"
-    found = [_parse_mount(line) for line in lines if below in line]
-    return [mount for mount in found if mount.mount_point.rpartition("/")[0] == wanted]
+    return [_parse_mount(line) for line in _lines(text)]
 
 
-def read_mounts(path: Path = Path("/proc/self/mountinfo"), directory: Path | None = None) -> list[Mount]:
+def read_mounts(path: Path = MOUNTINFO) -> list[Mount]:
     """Read the mounts of a mount namespace; never blocks.
 
-    Args:
-        directory: only the mounts on what lies directly in it, links resolved; None: all.
     Raises: DeviceError: the file cannot be read.
     """
-    try:
-        text = os.fsdecode(path.read_bytes())
-    except OSError as exc:
-        raise DeviceError(f"{path}: cannot read it: {exc.strerror}") from exc
-    return parse_mountinfo(text, directory)
+    return parse_mountinfo(_read(path))
+
+
+def parse_stacks(text: str, directory: str) -> dict[str, list[Mount]]:
+    """Find what is mounted on each path directly in a directory: name -> the mounts there, from the lowest to the top.
+
+    A look-up meets the last one, the only one that is no other's parent there. The order of the lines does not tell:
+    what was mounted beneath another comes after it. What lies hidden below a directory that was itself mounted over
+    nobody meets; it is left out.
+
+    Args:
+        directory: absolute, links resolved.
+    Raises: DeviceError: a line is not of its form.
+    Source: path_resolution(7); MOVE_MOUNT_BENEATH in move_mount(2).
+    """
+    lines = _lines(text)
+    wanted = directory.rstrip("/")
+    steps = _steps(wanted)
+    shown, below = {_escape(step) for step in steps}, f" {_escape(wanted)}/"
+    found = [_parse_mount(line) for line in lines if below in line or not shown.isdisjoint(line.split(" ", 5)[4:5])]
+    on_it = {(mount.parent_id, mount.mount_point): mount for mount in found}
+    holder = _root_id(lines)
+    for step in steps[1:]:
+        stack = _climb(on_it, holder, step)
+        holder = stack[-1].mount_id if stack else holder
+    names: dict[str, list[Mount]] = {}
+    for parent_id, path in on_it:
+        directory, _, name = path.rpartition("/")
+        if parent_id == holder and directory == wanted and name:
+            names[name] = _climb(on_it, holder, path)
+    return names
+
+
+def read_stacks(directory: str | os.PathLike[str], path: Path = MOUNTINFO) -> dict[str, list[Mount]]:
+    """Read what is mounted on each path directly in a directory, as `parse_stacks` tells it. Links are resolved first.
+
+    Raises: DeviceError: the file cannot be read.
+    """
+    return parse_stacks(_read(path), os.path.realpath(directory))
 
 
 def same_mount_namespace_as_init(proc: Path = Path("/proc")) -> bool:
@@ -73,6 +98,52 @@ def same_mount_namespace_as_init(proc: Path = Path("/proc")) -> bool:
     """
     own = {mount.mount_id for mount in read_mounts(proc / "self/mountinfo")}
     return any(mount.mount_id in own for mount in read_mounts(proc / "1/mountinfo"))
+
+
+def _read(path: Path) -> str:
+    try:
+        return os.fsdecode(path.read_bytes())
+    except OSError as exc:
+        raise DeviceError(f"{path}: cannot read it: {exc.strerror}") from exc
+
+
+def _lines(text: str) -> list[str]:
+    # Paths may hold every blank and line break but these two, so neither splitlines() nor split() will do.
+    return [line for line in text.split("\n") if line]
+
+
+def _escape(path: str) -> str:
+    return _ESCAPED.sub(lambda match: f"\\{ord(match[0]):03o}", path)
+
+
+def _steps(path: str) -> list[str]:
+    """The directories on the way to a path, and itself: `/`, `/a`, `/a/b`."""
+    parts = path.split("/")[1:]
+    return ["/", *("/" + "/".join(parts[: count + 1]) for count in range(len(parts)))]
+
+
+def _root_id(lines: list[str]) -> int:
+    """Find the mount that holds the process's own root: that of `/`, but for what is mounted on it, which is not met.
+
+    Where the root is no mount point, it is the one that is a parent and not in the list.
+    """
+    ids = {line.partition(" ")[0] for line in lines}
+    for line in lines:
+        fields = line.split(" ", 5)
+        if len(fields) == 6 and fields[1] not in ids and fields[1].isdecimal():
+            return int(fields[0] if fields[4] == "/" else fields[1])
+    return -1
+
+
+def _climb(on_it: dict[tuple[int, str], Mount], holder: int, path: str) -> list[Mount]:
+    """Go from the mount that holds a path to what is mounted there, and to what is mounted on that."""
+    stack: list[Mount] = []
+    while mount := on_it.get((holder, path)):
+        if mount in stack:
+            break  # no kernel tells of such
+        stack.append(mount)
+        holder = mount.mount_id
+    return stack
 
 
 # Most lines are the same in each round of the daemon.

@@ -19,7 +19,7 @@ from typing import Literal
 
 from scratch_slurm.domain.errors import DeviceError, ImageError, ScratchError
 from scratch_slurm.domain.model import Permissions
-from scratch_slurm.node.mountinfo import read_mounts
+from scratch_slurm.node.mountinfo import read_stacks
 
 FsType = Literal["squashfs", "erofs"]
 Probe = Callable[[int], None]
@@ -106,7 +106,14 @@ def mount_image(device_path: str, mount_point: Path, fs_type: FsType, *, probe: 
                 raise DeviceError(f"{mount_point}: cannot mount {device_path} there: {exc.strerror}") from exc
 
 
-def replace_image(device_path: str, mount_point: Path, fs_type: FsType, *, probe: Probe | None = None) -> bool:
+def replace_image(
+    device_path: str,
+    mount_point: Path,
+    fs_type: FsType,
+    *,
+    probe: Probe | None = None,
+    before: Callable[[], None] = lambda: None,
+) -> bool:
     """Put a new mount in the place of the one at `mount_point`; files open in the old one stay readable.
 
     The new one is probed unseen, slides beneath the old one (Linux 6.5), and then the old one is detached: the path
@@ -116,16 +123,20 @@ def replace_image(device_path: str, mount_point: Path, fs_type: FsType, *, probe
     slaves in other namespaces follow and never see an empty path either; a private copy of the mount in a stranger's
     namespace stays the old one. It works while the old device hangs.
 
+    Killed in between it leaves both mounts, and readers meet the old one: `uncover` finishes that.
+
     Args: as for `mount_image`; `device_path` must be another device than the one mounted now.
+        before: called after the probe, directly before the change; what it raises goes through, and nothing is changed.
     Returns: True: the path was never empty.
     Raises: as `mount_image`; the old mount is untouched unless the message says that it is gone.
     """
     probe = probe or probe_root
     with _detached_mount(device_path, fs_type) as root:
         if root is None:
-            _replace_visibly(device_path, mount_point, fs_type, probe)
+            _replace_visibly(device_path, mount_point, fs_type, probe, before)
             return False
         probe(root)
+        before()
         with _directory(mount_point) as old:
             beneath = _try_move_beneath(root, old)
         unmount(mount_point)
@@ -134,6 +145,26 @@ def replace_image(device_path: str, mount_point: Path, fs_type: FsType, *, probe
         with _old_mount_gone(mount_point), _directory(mount_point) as target:
             _move_mount(root, target)
         return False
+
+
+def uncover(mount_point: Path, device: str, *, before: Callable[[], None] = lambda: None) -> None:
+    """Take the top mount off the path, so that the one beneath it is seen; files open in the top one stay readable.
+
+    Args:
+        device: `loop3`, of the mount beneath, which is probed before it is seen, at random places.
+        before: as for `replace_image`.
+    Raises: ImageError: the mount beneath cannot be read. DeviceError: it is not what lies beneath the top one.
+    """
+    stack = read_stacks(mount_point.parent).get(mount_point.name, [])
+    if len(stack) < 2 or stack[-2].device != device:
+        raise DeviceError(f"{mount_point}: {device} is not mounted beneath what is seen there")
+    beneath: FsType = "erofs" if stack[-2].fs_type == "erofs" else "squashfs"
+    # No path leads to what lies beneath; a second mount of its device is the same file system, errors and all.
+    with _detached_mount(stack[-2].source, beneath) as root:
+        if root is not None:
+            probe_root(root, at_random=True)
+        before()
+        unmount(mount_point)
 
 
 def unmount(mount_point: Path, *, lazy: bool = True) -> None:
@@ -227,10 +258,10 @@ def _directory(path: Path) -> Iterator[int]:
 
 
 def _refuse_mounted(target_fd: int, mount_point: Path) -> None:
-    path = str(Path(f"/proc/self/fd/{target_fd}").readlink())  # as mountinfo has it, symlinks above resolved
-    for mount in read_mounts():
-        if mount.mount_point == path:
-            raise DeviceError(f"{mount_point}: {mount.fs_type} of {mount.source} is mounted there already")
+    path = Path(f"/proc/self/fd/{target_fd}").readlink()  # as mountinfo has it, symlinks above resolved
+    if stack := read_stacks(path.parent).get(path.name):
+        mount = stack[-1]
+        raise DeviceError(f"{mount_point}: {mount.fs_type} of {mount.source} is mounted there already")
 
 
 @contextlib.contextmanager
@@ -297,11 +328,14 @@ def _mount_and_probe(device_path: str, target_fd: int, mount_point: Path, fs_typ
         raise
 
 
-def _replace_visibly(device_path: str, mount_point: Path, fs_type: FsType, probe: Probe) -> None:
+def _replace_visibly(
+    device_path: str, mount_point: Path, fs_type: FsType, probe: Probe, before: Callable[[], None]
+) -> None:
     """Replace as before Linux 5.2: tried on top of the old one, which is there still when the new one is no good."""
     with _directory(mount_point) as old:
         _mount_and_probe(device_path, old, mount_point, fs_type, probe)
     unmount(mount_point)
+    before()
     unmount(mount_point)
     with _old_mount_gone(mount_point), _directory(mount_point) as target:
         _mount_and_probe(device_path, target, mount_point, fs_type, lambda root: None)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import ScratchError
@@ -28,11 +28,18 @@ class Identifier:
         self._workers = workers
         self._failed: dict[MountKey, int] = {}
         """How often a tag could not be read."""
+        self._covered: set[MountKey] = set()
 
-    def choose(self, mounted: Iterable[SeenMount]) -> list[MountKey]:
-        """Choose the mounts whose tags are to be read; what is remembered of mounts that are gone is forgotten."""
+    def choose(self, mounted: Iterable[SeenMount], covered: Iterable[SeenMount] = ()) -> list[MountKey]:
+        """Choose the mounts whose tags are to be read; what is remembered of mounts that are gone is forgotten.
+
+        Args:
+            mounted: what readers meet.
+            covered: what lies beneath; its root directory cannot be looked at.
+        """
         generations = self._memory.generations
-        keys = {(mount.dataset, mount.mount_id, mount.device) for mount in mounted if mount.device is not None}
+        self._covered = set(_keys(covered))
+        keys = {*_keys(mounted), *self._covered}
         for gone in generations.keys() - keys:
             del generations[gone]
         self._failed = {key: tries for key, tries in self._failed.items() if key in keys}
@@ -61,7 +68,7 @@ class Identifier:
         def on_hang() -> None:
             memory.hanging_since[dataset] = time.time() - silence_s
 
-        request = op.ReadTag(device, str(self._config.mount_dir / dataset))
+        request = op.ReadTag(device, "" if key in self._covered else str(self._config.mount_dir / dataset))
         try:
             await self._workers.run(request, silence_s=silence_s, on_line=on_line, on_hang=on_hang)
         except ScratchError as exc:
@@ -70,3 +77,9 @@ class Identifier:
             await asyncio.sleep(_AGAIN_S)
         finally:
             memory.hanging_since.pop(dataset, None)
+
+
+def _keys(mounts: Iterable[SeenMount]) -> Iterator[MountKey]:
+    for mount in mounts:
+        if mount.device is not None:
+            yield (mount.dataset, mount.mount_id, mount.device)

@@ -66,6 +66,11 @@ def find_ours(reading: Reading, memory: Memory, former: FormerIds) -> dict[str, 
     return ours
 
 
+def find_covered(reading: Reading, memory: Memory, former: FormerIds) -> dict[str, MountedImage]:
+    """Find the mounts of ours that lie beneath what is seen; those whose devices have not told yet are among them."""
+    return find_ours(replace(reading, mounted=reading.covered), memory, former)
+
+
 def count_reads(memory: Memory, reading: Reading, ours: dict[str, MountedImage], period_s: float, now: float) -> None:
     """Take the devices' counters into the memory.
 
@@ -101,6 +106,7 @@ def join(
     memory: Memory,
     config: Config,
     *,
+    covered: Mapping[str, MountedImage],
     pins: tuple[Pin, ...],
     busy: Set[str],
     now: float,
@@ -109,6 +115,7 @@ def join(
 
     Args:
         catalog: as `screen` gives it.
+        covered: as `find_covered` gives it.
         pins: those that count, in the order of asking.
         busy: datasets with something under way.
         now: monotonic seconds, as the samples of `memory.counters` have them.
@@ -132,6 +139,7 @@ def join(
         },
         bad_copies=dict(memory.bad_copies),
         cache_problem=reading.cache_problem,
+        covered={dataset: mount for dataset, mount in covered.items() if dataset in ours},
         foreign=frozenset(reading.mounted.keys() - ours.keys()),
         leaving=frozenset(evictions),
         bytes_per_s=reading_rates(memory.counters, now, config.period_s),

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import random
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
 from dataclasses import dataclass
 
 from scratch_slurm.domain import actions, planner
@@ -22,9 +22,9 @@ from scratch_slurm.node.cache import Cache
 from scratch_slurm.node.ledger import Ledger
 from scratch_slurm.service.health import Health
 from scratch_slurm.service.identify import Identifier
-from scratch_slurm.service.join import count_reads, find_ours, former_ids, join, screen, take_over
+from scratch_slurm.service.join import count_reads, find_covered, find_ours, former_ids, join, screen, take_over
 from scratch_slurm.service.memory import Copy, Memory
-from scratch_slurm.service.observe import Reading, SeenMount, read_node
+from scratch_slurm.service.observe import Reading, read_node
 from scratch_slurm.service.people import People
 from scratch_slurm.service.perform import Performer
 from scratch_slurm.service.plans import answer_plan
@@ -229,7 +229,7 @@ class Loop:
             self._tell_problem(str(exc))
             return
         self._tell_problem(reading.cache_problem)
-        self._identify(reading.mounted.values())
+        self._identify(reading)
         seen = self._observe(reading)
         decided = planner.plan(seen)
         self.snapshot = Snapshot(seen, decided)
@@ -316,7 +316,7 @@ class Loop:
             log.exception("bug dataset=%s action=%s", dataset, action.kind)
             memory.fail(dataset, action.kind, "an error in scratch-slurm itself; see its log", time.monotonic())
         finally:
-            if isinstance(action, actions.Mount | actions.Unmount):
+            if isinstance(action, actions.Mount | actions.Uncover | actions.Unmount):
                 self._identifier.forget(dataset)
             self._actions_ended += 1
             memory.running.pop(dataset, None)
@@ -324,8 +324,8 @@ class Loop:
             self._tasks.pop(dataset, None)
             self.nudge()
 
-    def _identify(self, mounted: Iterable[SeenMount]) -> None:
-        for key in self._identifier.choose(mounted):
+    def _identify(self, reading: Reading) -> None:
+        for key in self._identifier.choose(reading.mounted.values(), reading.covered.values()):
             self._begin(key[0], self._identifier.read(key))
 
     def _begin(self, dataset: str, work: Coroutine[None, None, None]) -> None:
@@ -356,7 +356,7 @@ class Loop:
             memory.last_used_at[pin.dataset] = now
         return join(
             reading, catalog, ours, memory, self.config,
-            pins=pins, busy=self._tasks.keys(), now=now,
+            covered=find_covered(reading, memory, former), pins=pins, busy=self._tasks.keys(), now=now,
         )  # fmt: skip
 
     def _admit(self, pins: tuple[Pin, ...]) -> tuple[Pin, ...]:

@@ -1,7 +1,7 @@
 """Observe: what the kernel, the cache directory and the ledger say now. Never touches the source."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -23,7 +23,7 @@ class KernelFiles:
 
 
 class SeenMount(msgspec.Struct, frozen=True):
-    """What is mounted on top of a dataset's mount point."""
+    """A mount on a dataset's mount point."""
 
     dataset: str
     mount_id: int
@@ -40,6 +40,7 @@ class Reading:
     """One look at this node."""
 
     mounted: Mapping[str, SeenMount]
+    """On top of each dataset's mount point: what its readers meet."""
     cache: CacheContents
     """Nothing, in no space, when the directory cannot be read: then everything is read from the source."""
     held_bytes: int
@@ -47,6 +48,8 @@ class Reading:
     pins: tuple[Pin, ...]
     cache_problem: str = ""
     """Why the cache directory cannot be read; empty when it can."""
+    covered: Mapping[str, SeenMount] = field(default_factory=dict)
+    """What lies directly beneath a dataset's mount, where a change of it was cut short."""
 
 
 def read_node(
@@ -65,22 +68,23 @@ def read_node(
     backings = loopsysfs.read_backings(kernel.block_devices, kept)
     reads = diskstats.read_diskstats(kernel.diskstats)
     below_cache = f"{cache.dir}/"
-    mounted: dict[str, SeenMount] = {}
-    for mount in mountinfo.read_mounts(kernel.mountinfo, mount_dir):
-        name = mount.mount_point.rpartition("/")[2]
-        if not DATASET_NAME.fullmatch(name):
-            continue
+
+    def see(name: str, mount: mountinfo.Mount) -> SeenMount:
         device = mount.device if mount.device in backings else None
         backing_path = backings[device].path if device else ""
         backing = Backing.CACHE if backing_path.startswith(below_cache) else Backing.SOURCE
         read_bytes = reads[device].bytes if device in reads else 0
-        # Of several mounts on one path the last is on top.
-        mounted[name] = SeenMount(name, mount.mount_id, device, backing, backing_path, read_bytes)
+        return SeenMount(name, mount.mount_id, device, backing, backing_path, read_bytes)
+
+    stacks = mountinfo.read_stacks(mount_dir, kernel.mountinfo)
+    datasets = {name: stack for name, stack in stacks.items() if DATASET_NAME.fullmatch(name)}
+    mounted = {name: see(name, stack[-1]) for name, stack in datasets.items()}
+    covered = {name: see(name, stack[-2]) for name, stack in datasets.items() if len(stack) > 1}
     held = [name for name, each in backings.items() if each.deleted and each.path.startswith(below_cache)]
     devices = [loopsysfs.read_loop_device(name, kernel.block_devices) for name in held]
     held_bytes = sum(device.size_bytes for device in devices if device)
     contents, problem = _read_cache(cache)
-    return Reading(mounted, contents, held_bytes, tuple(ledger.pins()), problem)
+    return Reading(mounted, contents, held_bytes, tuple(ledger.pins()), problem, covered)
 
 
 def _read_cache(cache: Cache) -> tuple[CacheContents, str]:

@@ -37,10 +37,24 @@ class MountImage(Request, frozen=True):
     mount_point: str
     tag: str
     replace: bool
+    ledger_path: str = ""
+    """What is mounted is replaced only if nobody pins it by then; empty: pinned or not."""
+
+
+class UncoverMount(Request, frozen=True):
+    """Take the mount on top away, so that the one beneath it, which must be well, is seen; `ledger_path` as above."""
+
+    mount_point: str
+    device: str
+    """That of the mount beneath."""
+    ledger_path: str = ""
 
 
 class UnmountImage(Request, frozen=True):
+    """Take all mounts of ours off a mount point, and remove it; `ledger_path` as above."""
+
     mount_point: str
+    ledger_path: str = ""
 
 
 class SwitchBacking(Request, frozen=True):
@@ -143,5 +157,7 @@ class Failed(Line, frozen=True):
     hint: str | None = None
 
 
-AnyRequest = Scan | MountImage | UnmountImage | SwitchBacking | ReadTag | ProbeMount | CopyImage | ReadGroups
+AnyRequest = (
+    Scan | MountImage | UncoverMount | UnmountImage | SwitchBacking | ReadTag | ProbeMount | CopyImage | ReadGroups
+)
 AnyLine = Listed | Scanned | Tag | Root | Groups | Copied | Done | Failed

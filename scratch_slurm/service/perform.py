@@ -40,6 +40,8 @@ class Performer:
         match action:
             case actions.Mount():
                 await self._mount(action)
+            case actions.Uncover():
+                await self._uncover(action)
             case actions.Unmount():
                 await self._unmount(action)
             case actions.Retarget():
@@ -83,10 +85,9 @@ class Performer:
     async def _mount(self, action: actions.Mount) -> None:
         replace = isinstance(action, actions.Replace)
         mend = isinstance(action, actions.Mend)
-        if replace and not mend:
-            await self._refuse_pinned(action.dataset)
+        ledger_path = self._unless_pinned(even_pinned=mend or not replace)
         try:
-            await self._show(action.image, action.backing_path, replace=replace)
+            await self._show(action.image, action.backing_path, replace=replace, ledger_path=ledger_path)
         except DeniedError as exc:
             root = self._memory.roots.get(action.image.generation.id)
             if root is None or not too_open(root, action.image.permissions):
@@ -101,13 +102,14 @@ class Performer:
         event = "mended" if mend else "replaced" if replace else "mounted"
         await self._record(event, action.dataset, action.reason)
 
-    async def _show(self, image: SourceImage, backing_path: str, *, replace: bool) -> None:
+    async def _show(self, image: SourceImage, backing_path: str, *, replace: bool, ledger_path: str = "") -> None:
         request = op.MountImage(
             image=image,
             backing_path=backing_path,
             mount_point=str(self._config.mount_dir / image.dataset),
             tag=device_tag(image.generation.id),
             replace=replace,
+            ledger_path=ledger_path,
         )
 
         def on_line(line: op.Line) -> None:
@@ -116,22 +118,24 @@ class Performer:
 
         await self._run(image.dataset, request, on_line=on_line)
 
-    async def _refuse_pinned(self, dataset: str) -> None:
-        """Look once more before a mount goes: a job that pinned meanwhile keeps what it found.
+    def _unless_pinned(self, *, even_pinned: bool) -> str:
+        """Say in a request where the worker looks for pins, directly before a mount goes; empty: it need not.
 
-        One that pins in the very moment of the change is not told to start before it is over: its prolog's question
-        is answered after that (`StatusView.is_changing_hands`).
-
-        Raises: PinnedError: somebody holds a pin.
+        A job that pinned by then keeps what it found: PinnedError. One that pins in the very moment of the change is
+        not told to start before it is over: its prolog's question is answered after (`StatusView.is_changing_hands`).
         """
-        pins = await asyncio.to_thread(self._ledger.pins)
-        if any(pin.dataset == dataset for pin in pins):
-            raise PinnedError(f"{dataset}: was pinned before its mount could be changed")
+        return "" if even_pinned else str(self._config.ledger_path)
+
+    async def _uncover(self, action: actions.Uncover) -> None:
+        mount_point = str(self._config.mount_dir / action.dataset)
+        ledger_path = self._unless_pinned(even_pinned=action.even_pinned)
+        await self._run(action.dataset, op.UncoverMount(mount_point, action.device, ledger_path))
+        await self._record("uncovered", action.dataset, action.reason)
 
     async def _unmount(self, action: actions.Unmount) -> None:
-        if not action.even_pinned:
-            await self._refuse_pinned(action.dataset)
-        await self._run(action.dataset, op.UnmountImage(str(self._config.mount_dir / action.dataset)))
+        mount_point = str(self._config.mount_dir / action.dataset)
+        ledger_path = self._unless_pinned(even_pinned=action.even_pinned)
+        await self._run(action.dataset, op.UnmountImage(mount_point, ledger_path))
         await self._record("unmounted", action.dataset, action.reason)
 
     async def _retarget(self, action: actions.Retarget) -> None:

@@ -131,7 +131,7 @@ class StatusView:
     def is_changing_hands(self, name: str) -> bool:
         """Whether its mount is being made, replaced or taken away: a job must not start reading now."""
         action = self._memory.running.get(name)
-        return action is not None and action.kind in ("mount", "replace", "unmount")
+        return action is not None and action.kind in ("mount", "replace", "uncover", "unmount")
 
 
 def view(loop: Loop) -> StatusView | None:

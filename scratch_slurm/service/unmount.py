@@ -1,11 +1,9 @@
 """`scratch-slurmd --unmount`: take down all that a daemon mounted."""
 
-from pathlib import Path
-
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import ScratchError
 from scratch_slurm.domain.names import parse_device_tag
-from scratch_slurm.node.mountinfo import read_mounts
+from scratch_slurm.node.mountinfo import read_stacks
 from scratch_slurm.service import operations as op
 from scratch_slurm.service.workers import Workers
 
@@ -17,8 +15,9 @@ async def unmount_all(config: Config) -> list[str]:
     """
     workers = Workers()
     lines = []
-    for mount in reversed(read_mounts()):
-        if Path(mount.mount_point).parent != config.mount_dir or mount.device is None:
+    tops = [stack[-1] for _, stack in sorted(read_stacks(config.mount_dir).items())]
+    for mount in tops:
+        if mount.device is None:
             continue
         try:
             if await _is_ours(workers, mount.device, config.source_timeout_s):

@@ -18,9 +18,11 @@ from pathlib import Path
 import msgspec
 
 from scratch_slurm.domain.access import too_open, word_refusal
-from scratch_slurm.domain.errors import DeniedError, DiskError, ImageError, ScratchError
+from scratch_slurm.domain.errors import DeniedError, DiskError, ImageError, PinnedError, ScratchError
 from scratch_slurm.domain.model import Generation, Permissions
+from scratch_slurm.domain.names import parse_device_tag
 from scratch_slurm.node import catalog, loopdev, loopsysfs, mounts
+from scratch_slurm.node.mountinfo import read_stacks
 from scratch_slurm.service import operations as op
 
 _PR_SET_PDEATHSIG = 1
@@ -62,8 +64,11 @@ def _serve(request: op.Request, say: Say) -> None:
             _scan(request, say)
         case op.MountImage():
             _mount(request, say)
+        case op.UncoverMount():
+            mount_point = Path(request.mount_point)
+            mounts.uncover(mount_point, request.device, before=_keep_pinned(mount_point, request.ledger_path))
         case op.UnmountImage():
-            _unmount(Path(request.mount_point))
+            _unmount(Path(request.mount_point), request.ledger_path)
         case op.SwitchBacking():
             _switch(request)
         case op.ReadTag():
@@ -167,7 +172,8 @@ def _open_backing(path: str, expected: Generation | None) -> int:
 def _mount(request: op.MountImage, say: Say) -> None:
     mount_point = Path(request.mount_point)
     from_source = request.backing_path == request.image.path
-    mounts.ensure_mount_point(mount_point)
+    if not request.replace:
+        mounts.ensure_mount_point(mount_point)
     descriptor = _open_backing(request.backing_path, request.image.generation if from_source else None)
     permissions = request.image.permissions
     if from_source:  # as they are now, not as they were listed
@@ -177,13 +183,16 @@ def _mount(request: op.MountImage, say: Say) -> None:
         mounts.probe_root(root)
         _check_gate(mounts.root_permissions(root), permissions, say)
 
-    show = mounts.replace_image if request.replace else mounts.mount_image
     fs_type: mounts.FsType = "erofs" if request.image.fs_type == "erofs" else "squashfs"
     try:
         # Direct reads from the source: its statistics are what the slow storage really served, and RAM holds the
         # data once. The cached image is read through the page cache: direct I/O costs squashfs a fifth of its speed.
         with loopdev.attach(descriptor, tag=request.tag, direct_io=from_source) as device:
-            show(device.path, mount_point, fs_type, probe=probe)
+            if request.replace:
+                before = _keep_pinned(mount_point, request.ledger_path)
+                mounts.replace_image(device.path, mount_point, fs_type, probe=probe, before=before)
+            else:
+                mounts.mount_image(device.path, mount_point, fs_type, probe=probe)
     finally:
         os.close(descriptor)
 
@@ -196,8 +205,31 @@ def _check_gate(root: Permissions, image: Permissions, say: Say) -> None:
         raise DeniedError("the image " + word_refusal(image, root, who))
 
 
-def _unmount(mount_point: Path) -> None:
+def _keep_pinned(mount_point: Path, ledger_path: str) -> Callable[[], None]:
+    """Make what is called directly before a mount goes.
+
+    It raises PinnedError: somebody pins the dataset now. LedgerError: that cannot be told, so it might be.
+    """
+
+    def check() -> None:
+        # Only changes of mounts need it, and it takes SQLite along.
+        from scratch_slurm.node.ledger import read_holders
+
+        if ledger_path and read_holders(ledger_path, mount_point.name):
+            raise PinnedError(f"{mount_point.name}: was pinned before its mount could be changed")
+
+    return check
+
+
+def _unmount(mount_point: Path, ledger_path: str) -> None:
+    """Take down what is on top, whose tag the daemon has read, and what of ours lies beneath."""
+    _keep_pinned(mount_point, ledger_path)()
     mounts.unmount(mount_point)
+    while beneath := read_stacks(mount_point.parent).get(mount_point.name):
+        status = loopdev.read_status(beneath[-1].device) if beneath[-1].device else None
+        if status is None or parse_device_tag(status.tag) is None:
+            return  # somebody else's: it is what there was before us
+        mounts.unmount(mount_point)
     try:
         mount_point.rmdir()
     except OSError as exc:

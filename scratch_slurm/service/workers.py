@@ -180,6 +180,8 @@ def _describe(request: op.Request) -> str:
             return f"switching {request.device} to {request.backing_path}"
         case op.CopyImage():
             return f"copying {request.image.path}"
+        case op.UncoverMount():
+            return f"uncovering {request.device} on {request.mount_point}"
         case op.UnmountImage():
             return f"unmounting {request.mount_point}"
         case op.ReadTag():

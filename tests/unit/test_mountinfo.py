@@ -1,11 +1,16 @@
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scratch_slurm.domain.errors import DeviceError
-from scratch_slurm.node.mountinfo import Mount, parse_mountinfo, read_mounts, same_mount_namespace_as_init
+from scratch_slurm.node.mountinfo import (
+    Mount,
+    parse_mountinfo,
+    parse_stacks,
+    read_mounts,
+    read_stacks,
+    same_mount_namespace_as_init,
+)
 
 RECORDED = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
@@ -42,17 +47,74 @@ def test_a_recorded_file():
     assert found[54].source == ""
 
 
-def test_only_the_mounts_directly_in_a_directory():
-    text = (
-        RECORDED
-        + r"""60 27 7:9 / /data\040sets\134/a\011b ro - squashfs /dev/loop9 ro
-61 27 7:9 / /data\040sets\134/a/b ro - squashfs /dev/loop9 ro
-62 27 7:9 / /x/data\040sets\134/a ro - squashfs /dev/loop9 ro
-63 27 7:9 /data\040sets\134/c /y ro - squashfs /dev/loop9 ro
-"""
-    )
-    assert [each.mount_id for each in parse_mountinfo(text, Path("/data sets\\"))] == [60]
-    assert [each.mount_id for each in parse_mountinfo(text, Path("/datasets"))] == [42, 52, 53]
+ROOT = "27 1 254:0 / / rw - ext4 /dev/vda rw"
+
+
+def line(mount_id, parent_id, path):
+    return f"{mount_id} {parent_id} 7:{mount_id} / {path} ro - squashfs /dev/loop{mount_id} ro"
+
+
+STACKS = [
+    pytest.param(
+        [ROOT, line(42, 27, "/datasets/a"), line(43, 27, "/datasets/b")], {"a": [42], "b": [43]}, id="one-each"
+    ),
+    pytest.param(
+        [ROOT, line(42, 43, "/datasets/a"), line(43, 27, "/datasets/a")], {"a": [43, 42]}, id="beneath-comes-later"
+    ),
+    pytest.param([ROOT, line(42, 27, "/datasets/a"), line(43, 42, "/datasets/a")], {"a": [42, 43]}, id="on-top"),
+    pytest.param(
+        [ROOT, line(44, 42, "/datasets/a"), line(42, 43, "/datasets/a"), line(43, 27, "/datasets/a")],
+        {"a": [43, 42, 44]},
+        id="beneath-and-on-top",
+    ),
+    pytest.param(
+        [ROOT, line(42, 27, "/datasets/a"), line(50, 27, "/datasets"), line(43, 50, "/datasets/b")],
+        {"b": [43]},
+        id="the-directory-was-mounted-over",
+    ),
+    pytest.param(
+        [ROOT, line(43, 51, "/datasets/a"), line(50, 27, "/datasets"), line(51, 50, "/datasets")],
+        {"a": [43]},
+        id="the-directory-was-mounted-over-twice",
+    ),
+    pytest.param(
+        [line(60, 27, "/"), ROOT, line(42, 27, "/datasets/a")], {"a": [42]}, id="what-is-mounted-on-the-root-is-not-met"
+    ),
+    pytest.param(
+        [line(42, 9, "/datasets/a"), line(43, 42, "/datasets/a")], {"a": [42, 43]}, id="a-root-that-is-no-mount"
+    ),
+    pytest.param(
+        [ROOT, line(42, 27, "/datasets/a/b"), line(43, 27, "/x/datasets/c"), line(44, 27, "/datasets")],
+        {},
+        id="neither-deeper-nor-elsewhere-nor-itself",
+    ),
+    pytest.param([ROOT, r"62 27 7:9 /datasets/c /y ro - squashfs /dev/loop9 ro"], {}, id="its-root-has-that-name"),
+    pytest.param([ROOT, "nonsense", line(42, 27, "/datasets/a")], {"a": [42]}, id="what-does-not-concern-is-not-read"),
+]
+
+
+@pytest.mark.parametrize(("lines", "expected"), STACKS)
+def test_what_is_met_on_a_path_is_last(lines, expected):
+    for text in ("\n".join(lines), "\n".join(reversed(lines))):
+        found = parse_stacks(text, "/datasets")
+        assert {name: [each.mount_id for each in stack] for name, stack in found.items()} == expected
+
+
+def test_a_directory_with_blanks_and_a_name_with_a_tab():
+    text = "\n".join([ROOT, line(60, 27, r"/data\040sets\134/a\011b"), line(61, 27, r"/data\040sets\134/a/b")])
+    assert [each.mount_id for each in parse_stacks(text, "/data sets\\")["a\tb"]] == [60]
+    assert list(parse_stacks(text, "/data sets\\")) == ["a\tb"]
+
+
+def test_mounts_directly_in_the_root():
+    assert list(parse_stacks("\n".join([ROOT, line(42, 27, "/a"), line(43, 27, "/b/c")]), "/")) == ["a"]
+
+
+def test_links_on_the_way_to_a_directory_are_resolved(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "mountinfo").write_text(f"{ROOT}\n{line(42, 27, tmp_path / 'real/a')}\n")
+    assert list(read_stacks(tmp_path / "link", tmp_path / "mountinfo")) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -107,6 +169,10 @@ def test_every_path_survives(path, root, source, optional):
 def test_any_text_is_parsed_or_refused(text):
     try:
         parse_mountinfo(text)
+    except DeviceError as exc:
+        assert "mountinfo" in exc.message
+    try:
+        parse_stacks(text + f"\n{line(1, 2, '/datasets/a')}", "/datasets")
     except DeviceError as exc:
         assert "mountinfo" in exc.message
 

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scratch_slurm.domain.actions import ActionKind, DropStaged, Evict, Mend, Mount, Replace, Retarget, Stage, Unmount
+from scratch_slurm.domain.actions import (
+    ActionKind,
+    DropStaged,
+    Evict,
+    Mend,
+    Mount,
+    Replace,
+    Retarget,
+    Stage,
+    Uncover,
+    Unmount,
+)
 from scratch_slurm.domain.errors import DaemonError, NotFoundError, PinnedError
 from scratch_slurm.domain.model import Backing, Space
 from scratch_slurm.domain.planner import plan as make_plan
@@ -427,6 +438,51 @@ def test_a_copy_names_all_its_holders():
 
 
 GB = 10**9
+
+
+def beneath(top, below, *, image_version, pinned=False, failed=(), **rest):
+    """`a` with a mount of version `below` beneath the one of version `top`; the source has `image_version`."""
+    images = [image("a", version=image_version)] if image_version else []
+    pins = (pin("a"),) if pinned else ()
+    off = frozenset(("a", kind) for kind in failed)
+    covered = {"a": mounted("a", version=below)}
+    return observation(images, [mounted("a", version=top)], covered=covered, pins=pins, backing_off=off, **rest)
+
+
+UNCOVER, UNMOUNT = ActionKind.UNCOVER, ActionKind.UNMOUNT
+CUT_SHORT = [
+    pytest.param(beneath(1, 2, image_version=2), ["uncover a"], id="the-newer-one-beneath-is-shown"),
+    pytest.param(beneath(1, 2, image_version=2, pinned=True), [], id="pinned-keeps-the-older-one-on-top"),
+    pytest.param(beneath(1, 1, image_version=1, pinned=True), ["uncover a"], id="a-mend-is-finished-though-pinned"),
+    pytest.param(beneath(2, 1, image_version=2), ["unmount a"], id="an-older-one-beneath-goes-with-all"),
+    pytest.param(
+        beneath(2, 1, image_version=2, pinned=True), ["stage a"], id="an-older-one-beneath-stays-while-pinned"
+    ),
+    pytest.param(beneath(1, None, image_version=1), ["unmount a"], id="an-unknown-one-beneath-goes-with-all"),
+    pytest.param(beneath(None, None, image_version=1, pinned=True), [], id="two-unknown-ones-are-not-the-same"),
+    pytest.param(
+        beneath(1, 2, image_version=2, failed=[UNCOVER]), ["unmount a"], id="what-is-sick-beneath-goes-with-all"
+    ),
+    pytest.param(
+        beneath(1, 1, image_version=1, pinned=True, failed=[UNCOVER]), ["stage a"], id="sick-and-pinned-stays"
+    ),
+    pytest.param(beneath(1, 2, image_version=2, failed=[UNCOVER, UNMOUNT]), [], id="no-third-mount-is-put-there"),
+    pytest.param(beneath(1, 2, image_version=None), ["unmount a"], id="removed-from-the-source-goes-with-all"),
+    pytest.param(beneath(1, 2, image_version=None, complete=False), [], id="a-listing-that-failed-takes-nothing"),
+    pytest.param(beneath(1, 2, image_version=2, busy=frozenset("a")), [], id="one-thing-at-a-time"),
+]
+
+
+@pytest.mark.parametrize(("seen", "expected"), CUT_SHORT)
+def test_a_change_that_was_cut_short(seen, expected):
+    assert words(seen) == expected
+    for action in make_plan(seen).actions:
+        if isinstance(action, Uncover):
+            assert action.even_pinned == (seen.covered["a"].generation_id == seen.mounted["a"].generation_id)
+        if isinstance(action, Unmount):
+            assert not action.even_pinned
+
+
 PROBLEMS = [
     pytest.param(
         observation(*on_source("a", size=2 * GB), pins=(pin("a"),), space=room(GB)),
@@ -555,7 +611,8 @@ def test_no_victim_is_pinned_or_read_without_its_source(seen):
     for evict in of(Evict, make_plan(seen).actions):
         mount = seen.mounted.get(evict.dataset)
         if evict.outdated:
-            assert mount is None or evict.image.generation_id != mount.generation_id
+            same = mount is not None and evict.image.generation_id == mount.generation_id
+            assert not same or evict.image.path in seen.bad_copies
             assert mount is None or evict.image.path != mount.backing_path
             continue
         assert evict.dataset not in pinned
@@ -654,7 +711,9 @@ def test_nothing_is_replaced_or_unmounted_under_a_pin(seen):
     for action in make_plan(seen).actions:
         if isinstance(action, Mend):
             assert action.image.generation.id == seen.mounted[action.dataset].generation_id
-        elif isinstance(action, Replace | Unmount):
+        elif isinstance(action, Uncover) and action.even_pinned:
+            assert seen.covered[action.dataset].generation_id == seen.mounted[action.dataset].generation_id
+        elif isinstance(action, Replace | Uncover | Unmount):
             assert action.dataset not in pinned
 
 
