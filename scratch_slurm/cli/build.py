@@ -12,14 +12,18 @@ import msgspec
 
 from scratch_slurm import __version__
 from scratch_slurm.cli import mksquashfs, tree
-from scratch_slurm.cli.app import App, json_option, make_console, pass_app, print_json
+from scratch_slurm.cli.app import App, json_option, make_console, note, pass_app, print_json
+from scratch_slurm.cli.directory import Directory, open_directory
 from scratch_slurm.cli.publish import Manifest, Publication, find_taken
+from scratch_slurm.cli.rights import OWN, Rights, find_group, nobodys_rights, parse_user, rights_of
 from scratch_slurm.cli.words import clean, plural
 from scratch_slurm.domain.access import is_public
-from scratch_slurm.domain.errors import ImageError, UsageError
+from scratch_slurm.domain.errors import DeniedError, ImageError, UsageError
+from scratch_slurm.domain.limits import choose_resources
 from scratch_slurm.domain.model import Permissions
 from scratch_slurm.domain.names import parse_dataset_name
 from scratch_slurm.domain.sizes import format_bytes, format_duration
+from scratch_slurm.node.cgroups import read_limits, read_total_bytes
 
 if TYPE_CHECKING:
     from scratch_slurm.cli.progress import StepBar
@@ -33,6 +37,9 @@ class BuildAnswer(msgspec.Struct, frozen=True):
     image: str
     manifest_path: str
     took_s: float
+    read_as: str
+    """With whose rights the directory was read: `you`, or a user's name."""
+    warnings: tuple[str, ...]
     manifest: Manifest
 
 
@@ -49,29 +56,44 @@ class BuildAnswer(msgspec.Struct, frozen=True):
 )
 @click.option("--group", metavar="GROUP", help="The group of the image, by name or number.")
 @click.option("--mode", default="0644", show_default=True, metavar="MODE", help="Who may read it: 0640 is its group.")
+@click.option("--as", "user", metavar="USER", help="Read DIR with this user's rights, not its owner's (root).")
 @json_option
 @pass_app
 def command(
-    app: App, directory: Path, name: str, target: Path | None, compression: str, group: str | None, mode: str
+    app: App,
+    directory: Path,
+    name: str,
+    target: Path | None,
+    compression: str,
+    group: str | None,
+    mode: str,
+    user: str | None,
 ) -> None:
     """Pack DIR's contents into the image NAME.squashfs, with a manifest, and publish both in the source.
 
     Whoever may read the image's file, by its owner, --group and --mode, may enter the dataset and read all that is in
     it; nobody else. A NAME that is taken is refused; nothing is ever overwritten. With --to no configuration is needed.
+
+    Root reads DIR with the rights of its owner, so that nothing is packed which the owner could not have packed.
     """
     dataset = parse_dataset_name(name)
     bits, gid = parse_mode(mode), find_group(group) if group is not None else None
-    source = tree.resolve_directory(directory)
-    where = tree.resolve_directory(target if target is not None else app.config().source_dir)
-    if where.is_relative_to(source):
-        raise UsageError(f"directory {str(source)!r} holds the directory of images {str(where)!r}")
+    if user is not None and os.geteuid() != 0:
+        raise DeniedError("build: --as: only root may read with the rights of others")
+    source = open_directory(directory)
+    rights = parse_user(user) if user is not None else None
+    where = open_directory(target if target is not None else app.config().source_dir)
+    if where.path.is_relative_to(source.path):
+        raise UsageError(f"directory {str(source.path)!r} holds the directory of images {str(where.path)!r}")
     program, version = mksquashfs.find_program()
     find_taken(where, dataset)
     from scratch_slurm.cli.progress import StepBar
 
     with StepBar(make_console(stderr=True)) as bar:
         publication = Publication(where, dataset, mode=bits, gid=gid)
-        answer = _Build(bar, source, publication, compression).run(program, version)
+        answer = _Build(bar, source, publication, compression, rights).run(program, version)
+    for warning in answer.warnings:
+        note(f"scratch-slurm: warning: {warning}")
     if app.json:
         print_json(answer)
         return
@@ -84,31 +106,38 @@ def command(
 
 
 class _Build:
-    def __init__(self, bar: "StepBar", source: Path, publication: Publication, compression: str) -> None:
+    def __init__(
+        self, bar: "StepBar", source: Directory, publication: Publication, compression: str, rights: Rights | None
+    ) -> None:
         self.bar = bar
         self.source = source
         self.publication = publication
         self.dataset = publication.dataset
         self.compression = compression
+        self.asked = rights
         self.started = time.monotonic()
 
     def run(self, program: str, version: tuple[int, int]) -> BuildAnswer:
-        found = tree.read_tree(self.source, lambda files: self.show("looking", 0, None, plural(files, "file")))
-        if found.closed and version < mksquashfs.MODES_VERSION:
+        found, rights, warnings = self._look()
+        if found.closed.count and version < mksquashfs.MODES_VERSION:
             raise ImageError(
-                f"{self.source}: not everybody may read {tree.some(found.closed)}",
+                f"{self.source.path}: not everybody may read {found.closed}",
                 hint=f"chmod -R a+rX it; or use mksquashfs 4.5, which does so in the image (found {_dotted(version)})",
             )
         with self.publication as publication:
+            fixed = os.environ.get("SOURCE_DATE_EPOCH")
             options = mksquashfs.choose_options(
                 version,
                 self.compression,
                 newest_at=found.newest_at,
-                fixed_times="SOURCE_DATE_EPOCH" in os.environ,
+                fixed_times=fixed is not None,
                 readers=self._check_readers(version),
             )
-            watch = self.packing(publication) if self.bar.moves else None
-            mksquashfs.run_mksquashfs(program, self.source, publication.path, options, watch)
+            resources = choose_resources(read_limits(), entries=found.entries, total_bytes=read_total_bytes())
+            if rights is not OWN:
+                publication.lend()
+            packing = mksquashfs.Packing(program, self.source, publication.fd, options, resources, rights)
+            packing.run(self.packing(publication) if self.bar.moves else None)
             size_bytes, digest, ends = publication.seal(
                 lambda done, total: self.show("checksum", done, total, format_bytes(done))
             )
@@ -124,7 +153,32 @@ class _Build:
                 ends_blake2b=ends,
             )
             image, manifest_path = publication.publish(manifest)
-        return BuildAnswer(str(image), str(manifest_path), round(time.monotonic() - self.started, 3), manifest)
+        if found.strange_times.count:
+            warnings.append(tree.tell_times(found, fixed))
+        took_s = round(time.monotonic() - self.started, 3)
+        return BuildAnswer(str(image), str(manifest_path), took_s, rights.name, tuple(warnings), manifest)
+
+    def _look(self) -> tuple[tree.Tree, Rights, list[str]]:
+        """Look through the directory, with the rights that it is to be packed with."""
+        if self.asked is not None or os.geteuid() != 0:
+            rights = self.asked or OWN
+            return self._read(rights), rights, []
+        if self.source.uid != 0:
+            rights = rights_of(self.source.uid)
+            return (
+                self._read(rights),
+                rights,
+                [f"{self.source.path}: is read with the rights of {rights.name}, its owner"],
+            )
+        found = self._read(OWN)
+        if not found.loose.count:
+            return found, OWN, []
+        rights = nobodys_rights()
+        why = f"others than root may change what is in {found.loose}"
+        return self._read(rights), rights, [f"{self.source.path}: is read with the rights of nobody: {why}"]
+
+    def _read(self, rights: Rights) -> tree.Tree:
+        return tree.read_tree(self.source, lambda files: self.show("looking", 0, None, plural(files, "file")), rights)
 
     def _check_readers(self, version: tuple[int, int]) -> Permissions:
         readers = self.publication.permissions()
@@ -153,21 +207,6 @@ def parse_mode(text: str) -> int:
     if not _MODE.fullmatch(text):
         raise UsageError(f"--mode {text[:40]!r}: is not one of 0644, 0640, 0600, 0444 and their like, in octal digits")
     return int(text, 8)
-
-
-def find_group(text: str) -> int:
-    """Find a group by name or number.
-
-    Raises: UsageError: there is none of this name.
-    """
-    import grp
-
-    if text.isascii() and text.isdecimal() and int(text) < 2**32 - 1:
-        return int(text)
-    try:
-        return grp.getgrnam(text).gr_gid
-    except KeyError as exc:
-        raise UsageError(f"--group {text[:80]!r}: there is no such group") from exc
 
 
 def _dotted(version: tuple[int, int]) -> str:

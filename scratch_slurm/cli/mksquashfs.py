@@ -5,16 +5,23 @@ import os
 import re
 import select
 import shutil
+import signal
 import subprocess
 import tempfile
 import termios
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import dataclass
 
+from scratch_slurm.cli.directory import Directory
+from scratch_slurm.cli.rights import OWN, Rights, taken
+from scratch_slurm.cli.signals import undisturbed
+from scratch_slurm.cli.tree import LATEST_TIME
 from scratch_slurm.cli.words import clean
 from scratch_slurm.domain.access import is_public
 from scratch_slurm.domain.errors import ConfigError, ImageError
+from scratch_slurm.domain.limits import MIB, Resources
 from scratch_slurm.domain.model import Permissions
+from scratch_slurm.domain.sizes import format_bytes
 
 COMPRESSIONS = {
     "zstd": ("-comp", "zstd"),
@@ -30,12 +37,12 @@ MODES_VERSION = (4, 5)
 """From here on mksquashfs can change the modes of all files."""
 _TIMES_VERSION = (4, 4)
 
-_LATEST_TIME = 2**32 - 1
 _POLL_S = 0.25
 _KILL_S = 10.0
 _VERSION = re.compile(r"version (\d+)\.(\d+)")
 _PROGRESS = re.compile(rb"\]\s+(\d+)/(\d+)\s+\d+%")
 _STDERR_LIMIT_BYTES = 4096
+_SCARCE_BYTES = 64 * MIB
 
 Watch = Callable[[int, int | None], None]
 """Called now and then with blocks done and blocks in all, None while that is unknown."""
@@ -45,7 +52,7 @@ def find_program() -> tuple[str, tuple[int, int]]:
     """Find mksquashfs.
 
     Returns: its path, and its version's first two numbers; (0, 0) for a version that it does not tell.
-    Raises: ConfigError: it is not installed.
+    Raises: ConfigError: it is not installed, or cannot be started.
     """
     program = shutil.which("mksquashfs")
     if program is None:
@@ -53,9 +60,13 @@ def find_program() -> tuple[str, tuple[int, int]]:
             "mksquashfs: not found in PATH",
             hint="install squashfs-tools (Debian, Ubuntu, RHEL, Fedora) or squashfs (SUSE)",
         )
-    told = subprocess.run(
-        [program, "-version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
-    )
+    command = [program, "-version"]
+    try:
+        told = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+        )
+    except OSError as exc:
+        raise ConfigError(f"{program}: cannot start it: {exc.strerror}") from exc
     version = _VERSION.search(told.stdout)
     return program, (int(version[1]), int(version[2])) if version else (0, 0)
 
@@ -92,36 +103,90 @@ def choose_options(
     else:
         options += ["-all-root", *(["-root-mode", "0755"] if version >= _TIMES_VERSION else [])]
     if version >= _TIMES_VERSION and not fixed_times:
-        options += ["-mkfs-time", str(max(0, min(int(newest_at), _LATEST_TIME)))]
+        options += ["-mkfs-time", str(max(0, min(int(newest_at), LATEST_TIME)))]
     if version >= MODES_VERSION:
         options += ["-action", f"chmod(a+rX,u-s,g-s,o-t)@{'!depth(0)' if private else 'true'}"]
     return tuple(options)
 
 
-def run_mksquashfs(program: str, directory: Path, image: Path, options: tuple[str, ...], watch: Watch | None) -> None:
-    """Pack the contents of a directory into an image file, over what the file held.
+@dataclass(frozen=True)
+class Packing:
+    """One run of mksquashfs.
 
     Args:
-        directory, image: absolute, so that no name is taken for an option.
-        watch: called about four times a second; None: nobody looks.
-    Raises: ImageError: mksquashfs failed; with what it said.
+        program: its path.
+        image_fd: the file that it writes, over what the file held. It opens it again, so these rights must do for that.
+        rights: with which it reads the directory and opens the file.
     """
-    arguments = [program, str(directory), str(image), *options]
-    with tempfile.TemporaryFile() as errors, _progress_terminal(watch) as (output, master):
-        progress = "-progress" if watch else "-no-progress"
-        process = subprocess.Popen([*arguments, progress], stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
+
+    program: str
+    directory: Directory
+    image_fd: int
+    options: tuple[str, ...]
+    resources: Resources
+    rights: Rights = OWN
+
+    def run(self, watch: Watch | None) -> None:
+        """Pack the directory's contents.
+
+        Args:
+            watch: called about four times a second; None: nobody looks.
+        Raises: ImageError: mksquashfs failed; with what it said. ConfigError: it cannot be started.
+        """
+        with tempfile.TemporaryFile() as errors, _progress_terminal(watch) as (output, master):
+            process = None
+            try:
+                with undisturbed():  # nobody else would end it
+                    process = self._start("-progress" if watch else "-no-progress", output, errors.fileno())
+                if watch is not None:
+                    _follow(process, master, watch)
+                code = process.wait()
+            except BaseException:
+                if process is not None:
+                    process.kill()
+                    # Writes to dead storage cannot be killed: then it is left to itself.
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(_KILL_S)
+                raise
+            if code != 0:
+                raise ImageError(
+                    f"{self.directory.path}: mksquashfs {_ending(code)}{_read_tail(errors.fileno())}",
+                    hint=choose_hint(code, self.resources),
+                )
+
+    def _start(self, progress: str, output: int, errors: int) -> subprocess.Popen[bytes]:
+        use = ["-mem", f"{self.resources.memory_bytes // MIB}M", "-processors", str(self.resources.processors)]
+        # Directory and file by descriptor: their names may lead elsewhere by now.
+        image = f"/proc/self/fd/{self.image_fd}"
         try:
-            if watch is not None:
-                _follow(process, master, watch)
-            code = process.wait()
-        except BaseException:
-            process.kill()
-            # Writes to dead storage cannot be killed: then it is left to itself.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_KILL_S)
-            raise
-        if code != 0:
-            raise ImageError(f"{directory}: mksquashfs {_ending(code)}{_read_tail(errors.fileno())}")
+            with taken(self.rights):
+                return subprocess.Popen(
+                    [self.program, ".", image, *self.options, *use, progress],
+                    cwd=self.directory.base,
+                    pass_fds=(self.image_fd,),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=errors,
+                )
+        except OSError as exc:
+            raise ConfigError(
+                f"{self.program}: cannot start it: {exc.strerror}",
+                hint="its file, and the directories above it, must be open to all" if self.rights is not OWN else None,
+            ) from exc
+
+
+def choose_hint(code: int, resources: Resources) -> str | None:
+    """Choose what to say to somebody whose mksquashfs has ended badly. Pure.
+
+    Args:
+        code: as subprocess has it; negative: the signal.
+    """
+    had = f"it was to use {format_bytes(resources.memory_bytes)}, bounded by {resources.by}"
+    if code == -signal.SIGKILL:
+        return f"the kernel kills so when memory is short: {had}; build where there is more, or free some"
+    if code < 0 or resources.memory_bytes < _SCARCE_BYTES:
+        return f"memory may have been short: {had}; build where there is more, or free some"
+    return None
 
 
 def parse_progress(text: bytes) -> tuple[int, int] | None:

@@ -1,7 +1,8 @@
 """Put a new image and its manifest into a directory that others read all the time.
 
-    .<dataset>.<random>.building     the image while it is made: hidden, 0600; removed whatever happens but kill -9.
-                                     Its group is right from the beginning, its mode when it is whole
+    .<dataset>.<random>.building/    hidden, 0700; removed whatever happens but kill -9
+        image                        the image while it is made. Its group is right from the beginning, its mode when
+                                     it is whole; nobody else gets past the directory meanwhile
     <dataset>.json                   its manifest, made with O_EXCL: it also locks the name against another builder
     <dataset>.squashfs               the image, linked last: a name that is taken is never overwritten
 
@@ -14,12 +15,13 @@ import errno
 import json
 import os
 import secrets
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
+from scratch_slurm.cli.directory import Directory
+from scratch_slurm.cli.signals import undisturbed
 from scratch_slurm.domain.errors import DeniedError, ImageError, NoSpaceError, ScratchError, SourceError
 from scratch_slurm.domain.model import Permissions
 from scratch_slurm.domain.names import IMAGE_SUFFIXES, MANIFEST_SUFFIX
@@ -27,9 +29,9 @@ from scratch_slurm.node.catalog import digest_ends
 
 _SUFFIX = ".squashfs"
 _READ_BYTES = 4 * 2**20
-# What file systems without hard links answer: FUSE, SMB, some object store gateways.
-_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+# What file systems without hard links answer (FUSE, SMB, some object store gateways), or without links to another
+# directory (EXDEV).
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EXDEV})
 
 Watch = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -54,22 +56,22 @@ class Manifest(msgspec.Struct, frozen=True):
     """Digest of the image's first and last 64 KiB: a manifest that lies beside another image is known by it at once."""
 
 
-def find_taken(where: Path, dataset: str) -> None:
+def find_taken(where: Directory, dataset: str) -> None:
     """Refuse a name that an image or a manifest has.
 
     Raises: ImageError: it is taken.
     """
     _find_image(where, dataset)
-    if os.path.lexists(where / (dataset + MANIFEST_SUFFIX)):
-        raise _manifest_taken(where / (dataset + MANIFEST_SUFFIX))
+    if os.path.lexists(f"{where.base}/{dataset}{MANIFEST_SUFFIX}"):
+        raise _manifest_taken(where.path / (dataset + MANIFEST_SUFFIX))
 
 
-def _find_image(where: Path, dataset: str) -> None:
+def _find_image(where: Directory, dataset: str) -> None:
     for suffix in IMAGE_SUFFIXES:
-        path = where / (dataset + suffix)
-        if os.path.lexists(path):
+        if os.path.lexists(f"{where.base}/{dataset}{suffix}"):
             raise ImageError(
-                f"{path}: is there already; nothing was changed", hint="give a new version a new name, like name-v2"
+                f"{where.path / (dataset + suffix)}: is there already; nothing was changed",
+                hint="give a new version a new name, like name-v2",
             )
 
 
@@ -89,39 +91,51 @@ class Publication:
     Raises: DeniedError, SourceError: no file can be made in the directory, or it cannot be given to that group.
     """
 
-    def __init__(self, where: Path, dataset: str, *, mode: int = 0o644, gid: int | None = None) -> None:
+    def __init__(self, where: Directory, dataset: str, *, mode: int = 0o644, gid: int | None = None) -> None:
         self.where = where
         self.dataset = dataset
         self._mode = mode
         self._gid = -1 if gid is None else gid
-        self.path = where / f".{dataset}.{secrets.token_hex(6)}.building"
-        self._fd = -1
+        self._room = Path(where.base) / f".{dataset}.{secrets.token_hex(6)}.building"
+        self._hidden = self._room / "image"
+        self.path = where.path / self._room.name / "image"
+        """For people."""
+        self.fd = -1
 
     def __enter__(self) -> "Publication":
-        with _translated(self.where, "make a file"):
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._fd = os.open(self.path, flags, 0o600)
+        with _translated(self.where.path, "make a file"):
+            self._room.mkdir(0o700)
         try:
-            with _translated(self.where, f"give a file to group {self._gid}"):
-                os.fchown(self._fd, -1, self._gid)
+            with _translated(self.where.path, "make a file"):
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                self.fd = os.open(self._hidden, flags, 0o600)
+            with _translated(self.where.path, f"give a file to group {self._gid}"):
+                os.fchown(self.fd, -1, self._gid)
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        if self.fd != -1:
+            os.close(self.fd)
         with contextlib.suppress(OSError):
-            self.path.unlink()
+            self._hidden.unlink(missing_ok=True)
+            self._room.rmdir()
+
+    def lend(self) -> None:
+        """Let a process with other rights write the image, by its descriptor: nobody else gets to the file."""
+        with _translated(self.path, "change the mode"):
+            os.fchmod(self.fd, 0o666)
 
     def permissions(self) -> Permissions:
         """Tell what the image's file will have."""
-        status = os.fstat(self._fd)
+        status = os.fstat(self.fd)
         return Permissions(status.st_uid, status.st_gid, self._mode)
 
     def size_bytes(self) -> int:
         """Tell how large the file is now."""
-        return os.fstat(self._fd).st_size
+        return os.fstat(self.fd).st_size
 
     def seal(self, watch: Watch) -> tuple[int, str, str]:
         """Make the finished file durable, and read it whole.
@@ -132,18 +146,18 @@ class Publication:
         from blake3 import blake3
 
         with _translated(self.path, "write"):
-            os.fchmod(self._fd, self._mode)
-            os.fsync(self._fd)
+            os.fchmod(self.fd, self._mode)
+            os.fsync(self.fd)
             total = self.size_bytes()
-            ends = digest_ends(self._fd, total)
+            ends = digest_ends(self.fd, total)
             digest = blake3(max_threads=blake3.AUTO)
             done = 0
-            while block := os.pread(self._fd, _READ_BYTES, done):
+            while block := os.pread(self.fd, _READ_BYTES, done):
                 digest.update(block)
                 done += len(block)
                 watch(done, total)
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            own, named = os.fstat(self._fd), os.lstat(self.path)
+            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            own, named = os.fstat(self.fd), os.lstat(self._hidden)
         if done != total or (own.st_dev, own.st_ino) != (named.st_dev, named.st_ino) or total == 0:
             raise ImageError(f"{self.path}: somebody else changed the file while it was built")
         return total, digest.hexdigest(), ends
@@ -154,24 +168,25 @@ class Publication:
         Returns: the paths of both.
         Raises: ImageError: the name was taken meanwhile; nothing was changed. SourceError: the storage fails.
         """
-        image = self.where / (self.dataset + _SUFFIX)
-        manifest_path = self.where / (self.dataset + MANIFEST_SUFFIX)
+        image, manifest_path = self.dataset + _SUFFIX, self.dataset + MANIFEST_SUFFIX
+        base, where = Path(self.where.base), self.where.path
         text = json.dumps(msgspec.to_builtins(manifest), indent=2) + "\n"
-        with _undisturbed(), _translated(self.where, "publish"):
-            with _new_manifest(manifest_path, text, self.permissions()):
+        # Between manifest and image nobody could tell what is published.
+        with undisturbed(), _translated(where, "publish"):
+            with _new_manifest(base / manifest_path, text, self.permissions(), where / manifest_path):
                 _find_image(self.where, self.dataset)  # of any suffix; the link below refuses only its own name
-                _name_image(self.path, image)
-            _fsync_directory(self.where)
-        return image, manifest_path
+                _name_image(self._hidden, base / image, where / image)
+            _fsync_directory(base)
+        return where / image, where / manifest_path
 
 
 @contextlib.contextmanager
-def _new_manifest(path: Path, text: str, permissions: Permissions) -> Iterator[None]:
+def _new_manifest(path: Path, text: str, permissions: Permissions, told: Path) -> Iterator[None]:
     """Make a manifest for those who may read the image, and take it away again unless the image is published."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError as exc:
-        raise _manifest_taken(path) from exc
+        raise _manifest_taken(told) from exc
     try:
         with open(fd, "w", encoding="ascii") as file:
             file.write(text)
@@ -185,14 +200,14 @@ def _new_manifest(path: Path, text: str, permissions: Permissions) -> Iterator[N
         raise
 
 
-def _name_image(hidden: Path, image: Path) -> None:
+def _name_image(hidden: Path, image: Path, told: Path) -> None:
     try:
         image.hardlink_to(hidden)
     except OSError as exc:
         if _same_file(hidden, image):
             return  # an NFS server's first answer was lost, and the repeated request found its own link: link(2), BUGS
         if isinstance(exc, FileExistsError) or os.path.lexists(image):
-            raise ImageError(f"{image}: somebody else made it just now; nothing was changed") from exc
+            raise ImageError(f"{told}: somebody else made it just now; nothing was changed") from exc
         if exc.errno not in _NO_LINKS:
             raise
         hidden.rename(image)  # the manifest keeps other builders from making the name in between
@@ -211,16 +226,6 @@ def _fsync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Keep Ctrl-C and its like waiting: between manifest and image nobody could tell what is published."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

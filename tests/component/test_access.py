@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from scratch_slurm.cli.directory import open_directory
 from scratch_slurm.cli.main import run
 from scratch_slurm.cli.publish import Publication
 from scratch_slurm.domain.errors import DaemonError, DeniedError, NotFoundError
@@ -360,7 +361,7 @@ def test_build_refuses_an_unknown_group_and_leaves_nothing(tmp_path, capsys):
 
 def test_a_user_cannot_build_for_a_group_that_is_not_his(folder):
     def attempt():
-        with Publication(folder, "a", mode=0o640, gid=0):
+        with Publication(open_directory(folder), "a", mode=0o640, gid=0):
             pass
 
     folder.chmod(0o777)

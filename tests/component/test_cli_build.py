@@ -16,6 +16,7 @@ import blake3
 import pytest
 
 from scratch_slurm.cli import mksquashfs, publish
+from scratch_slurm.cli.directory import open_directory
 from scratch_slurm.cli.main import run
 from scratch_slurm.domain.errors import ImageError, NoSpaceError
 from scratch_slurm.node import catalog, loopdev, mounts
@@ -133,7 +134,7 @@ def test_a_mounted_image_has_the_same_content_and_everybody_may_read_it(tmp_path
     os.chown(content / "tool", 1234, 1234)
     (content / "closed").chmod(0o700)
     content.chmod(mode)
-    assert build(content, "coco", "--to", where, "--compression", compression) == 0
+    assert build(content, "coco", "--to", where, "--compression", compression, "--as", "root") == 0
     mounts.ensure_mount_point(tmp_path / "mnt")
     try:
         with (
@@ -164,8 +165,8 @@ def test_a_name_that_is_taken_is_refused_at_once_and_nothing_is_lost(content, wh
 
 
 def publish_some_bytes(where: Path) -> None:
-    with publish.Publication(where, "coco") as publication:
-        publication.path.write_bytes(b"hsqs" * 1000)
+    with publish.Publication(open_directory(where), "coco") as publication:
+        os.write(publication.fd, b"hsqs" * 1000)
         size_bytes, digest, _ends = publication.seal(lambda _done, _total: None)
         publication.publish(publish.Manifest("coco", size_bytes, digest, 1, 1, "zstd", 0, "test"))
 
@@ -346,7 +347,7 @@ def test_ctrl_c_and_its_like_leave_nothing_behind(tmp_path, where, send, code):
     (content / "f").write_bytes(os.urandom(64 * 2**20))
     process = start(tmp_path, "build", content, "coco", "--to", where, "--compression", "xz", start_new_session=True)
     try:
-        wait_for(lambda: any(entry.stat().st_size > 0 for entry in where.iterdir()))
+        wait_for(lambda: any(image.stat().st_size > 0 for image in where.glob(".*/image")))
         send(process)
         _, err = process.communicate(timeout=30)
     finally:
