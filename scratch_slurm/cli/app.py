@@ -45,6 +45,17 @@ class App:
 pass_app = click.make_pass_decorator(App)
 
 
+def find_config(app: App) -> Config | None:
+    """Read the configuration; None where nobody named one and this host has none.
+
+    Raises: ConfigError: the one that was named is missing, or it is wrong.
+    """
+    from scratch_slurm.node.configfile import DEFAULT_PATH, PATH_VARIABLE
+
+    named = app.config_path is not None or os.environ.get(PATH_VARIABLE)
+    return app.config() if named or Path(DEFAULT_PATH).exists() else None
+
+
 def json_option(command: Command) -> Command:
     """Add `--json`: one JSON object on standard output, for errors too."""
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from scratch_slurm.cli.app import App, json_option, make_console, note_error, pass_app, print_json
+from scratch_slurm.cli.app import App, find_config, json_option, make_console, note_error, pass_app, print_json
 from scratch_slurm.cli.cluster_views import ClusterDatasets, choose, list_datasets, render
-from scratch_slurm.domain.config import Config, SlurmSettings
+from scratch_slurm.domain.config import SlurmSettings
 from scratch_slurm.domain.errors import ScratchError, SlurmError, SourceError
 from scratch_slurm.domain.names import parse_image_name
 
@@ -29,7 +29,7 @@ def command(app: App, pattern: str | None, source: Path | None) -> None:
     it; the nodes from their features in Slurm. What cannot be told is a dash. With --source, or without a source, no
     configuration is needed.
     """
-    config = _find_config(app)
+    config = find_config(app)
     directory = source or (config.source_dir if config else None)
     sizes, problem = _try_sizes(directory)
     if problem and source:
@@ -52,17 +52,6 @@ def command(app: App, pattern: str | None, source: Path | None) -> None:
         print_json(answer)
     else:
         make_console().print(render(answer))
-
-
-def _find_config(app: App) -> Config | None:
-    """Read the configuration; None where nobody named one and this host has none.
-
-    Raises: ConfigError: the one that was named is missing, or it is wrong.
-    """
-    from scratch_slurm.node.configfile import DEFAULT_PATH, PATH_VARIABLE
-
-    named = app.config_path is not None or os.environ.get(PATH_VARIABLE)
-    return app.config() if named or Path(DEFAULT_PATH).exists() else None
 
 
 def _try_features() -> tuple[dict[str, tuple[str, ...]] | None, ScratchError | None]:

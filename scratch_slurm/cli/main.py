@@ -19,7 +19,7 @@ PROGRAM = "scratch-slurm"
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 
-# Command -> its line in the help; the module of the same name is imported only when it runs.
+# Command -> its line in the help; the module of the same name, with _ for -, is imported only when it runs.
 COMMANDS = {
     "datasets": "List all datasets, and on how many nodes of the cluster each is cached.",
     "status": "Show what is cached, being copied and in use on this node.",
@@ -30,6 +30,7 @@ COMMANDS = {
     "evict": "Release the administrator's pins and free the cache (root).",
     "release": "Give datasets of a running job back, before its end.",
     "events": "Show what happened lately (root).",
+    "forget-nodes": "Take the features of nodes back that were powered down (on the controller).",
 }
 
 
@@ -42,7 +43,7 @@ class _Commands(click.Group):
     def get_command(self, _context: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        module = importlib.import_module(f"scratch_slurm.cli.{name}")
+        module = importlib.import_module(f"scratch_slurm.cli.{name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 

@@ -5,7 +5,7 @@ Source: node features of scontrol(1); docs/ARCHITECTURE.md, "Slurm: features and
 
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 # The alphabet of dataset names, all of it good for a feature. Anything else is written as = and two digits.
@@ -59,6 +59,21 @@ def plan_features(now: NodeFeatures, cached: Collection[str], *, prefix: str) ->
     )
     same = set(now.available) == set(wanted.available) and set(now.active) == set(wanted.active)
     return None if same and wanted.extra is None else wanted
+
+
+def group_to_forget(nodes: Mapping[str, NodeFeatures], *, prefix: str) -> list[tuple[NodeFeatures, tuple[str, ...]]]:
+    """Choose what to write where nothing is cached any more, for many nodes at once.
+
+    Args:
+        nodes: node -> what Slurm has.
+    Returns: what to write, and the nodes to write it for; nodes of which nothing is to be forgotten are in none.
+    """
+    groups: dict[NodeFeatures, list[str]] = {}
+    for node, now in nodes.items():
+        planned = plan_features(now, (), prefix=prefix)
+        if planned is not None:
+            groups.setdefault(planned, []).append(node)
+    return [(features, tuple(some)) for features, some in groups.items()]
 
 
 def _others(features: Iterable[str], prefix: str) -> list[str]:

@@ -22,7 +22,6 @@ SPACING_S = 5.0
 
 _FIRST_RETRY_S = 5.0
 _LAST_RETRY_S = 300.0
-_STRANGER_RETRY_S = 3600.0
 
 
 class FeatureTeller:
@@ -30,13 +29,18 @@ class FeatureTeller:
 
     Slurm forgets features at `scontrol reconfigure` and at a restart of its controller, and tells nobody. So they are
     read again once a `reconcile_interval`, sooner when a job comes with datasets (its node is being scheduled), and
-    as soon as a controller that was silent answers.
+    as soon as a controller that was silent answers. A node that Slurm does not know yet, as a dynamic one is before
+    its slurmd has registered, is asked about again within seconds, ever more seldom, and when a job comes.
+
+    Args:
+        retry_s: the pause after a first question that was in vain; it doubles with each.
     """
 
-    def __init__(self, config: Config, calls: SlurmCalls, loop: Loop) -> None:
+    def __init__(self, config: Config, calls: SlurmCalls, loop: Loop, *, retry_s: float = _FIRST_RETRY_S) -> None:
         self._config = config
         self._calls = calls
         self._loop = loop
+        self._retry_s = retry_s
         self._gather_s = min(GATHER_S, config.reconcile_interval_s)
         self._spacing_s = min(SPACING_S, config.reconcile_interval_s)
         self._told: frozenset[str] | None = None
@@ -46,7 +50,8 @@ class FeatureTeller:
         self._written_at = 0.0
         self._attempts = 0
         self._is_quiet = False
-        """Slurm is silent or does not know this node: whatever changes waits until the next check."""
+        """Slurm is silent or does not know this node: a change of the cache waits until the next check."""
+        self._is_stranger = False
         self._jobs: frozenset[str] = frozenset()
         self._said: set[str] = set()
 
@@ -68,7 +73,9 @@ class FeatureTeller:
             return now + self._config.interval_s
         due_at = self._check_at
         if self._is_quiet:
-            return due_at
+            # Slurm knows a node on which it starts a job.
+            is_known_now = self._is_stranger and self._job_pins() - self._jobs
+            return min(due_at, self._read_at + self._gather_s) if is_known_now else due_at
         if self._cached() == self._told:
             self._changed_at = None
         elif self._told is not None:
@@ -97,8 +104,8 @@ class FeatureTeller:
             now = await self._calls.read_features(node)
             if now is None:
                 self._say_once("no-features node=%s reason=%r", node, "Slurm does not know this node")
-                self._settle(cached, _STRANGER_RETRY_S)
-                self._is_quiet = True
+                self._read_at = time.monotonic()
+                self._try_later(is_stranger=True)
                 return
             if not is_extra_ours(now.extra or ""):
                 self._say_once("extra-left-alone node=%s reason=%r", node, "it holds something of the administrator's")
@@ -109,12 +116,15 @@ class FeatureTeller:
                 reason = "Slurm had other ones" if cached == self._told else "the cache changed"
                 log.info("features node=%s datasets=%s reason=%r", node, ",".join(sorted(cached)), reason)
         except SlurmError:
-            pause_s = min(_LAST_RETRY_S, _FIRST_RETRY_S * 2 ** min(self._attempts, 16))
-            self._attempts += 1
-            self._is_quiet = True
-            self._check_at = time.monotonic() + min(pause_s, self._config.reconcile_interval_s) * _jitter()
+            self._try_later(is_stranger=False)
             return
         self._settle(cached, self._config.reconcile_interval_s)
+
+    def _try_later(self, *, is_stranger: bool) -> None:
+        self._is_quiet, self._is_stranger = True, is_stranger
+        pause_s = min(self._retry_s * 2 ** min(self._attempts, 16), max(_LAST_RETRY_S, self._retry_s))
+        self._attempts += 1
+        self._check_at = time.monotonic() + min(pause_s, self._config.reconcile_interval_s) * _jitter()
 
     def _settle(self, told: frozenset[str], pause_s: float) -> None:
         self._told, self._changed_at, self._attempts, self._is_quiet = told, None, 0, False

@@ -29,7 +29,7 @@ from scratch_slurm.service.children import children_of_this_process, reap, watch
 from scratch_slurm.service.interface import Interface
 from scratch_slurm.service.logs import complain, set_up_logging
 from scratch_slurm.service.loop import Loop
-from scratch_slurm.service.notify import keep_watchdog, notify, notify_reloading, watchdog_s
+from scratch_slurm.service.notify import keep_watchdog, notify, notify_reloading, system_is_stopping, watchdog_s
 from scratch_slurm.service.slurm_calls import take_features_back
 from scratch_slurm.service.slurm_side import SlurmSide
 from scratch_slurm.service.source import Source
@@ -61,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = load_config(options.config, _given(options))
         if options.check_config:
             print(_describe(config))
+            return
+        if options.leaving:
+            for line in take_features_back(config) if system_is_stopping() else ():
+                print(line)
             return
         if os.geteuid() != 0:
             raise DeniedError("scratch-slurmd: must run as root: it mounts images")
@@ -120,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         values.add_argument(option, dest=key, metavar=metavar, help=text)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--check-config", action="store_true", help="check the configuration, show it, and end")
+    what.add_argument("--leaving", action="store_true", help="take node features down if the system is shutting down")
     what.add_argument("--unmount", action="store_true", help="take all mounts and node features down; the cache stays")
     return parser
 

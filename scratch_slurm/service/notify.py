@@ -1,14 +1,17 @@
-"""Tell systemd how the daemon is. Source: sd_notify(3), sd_watchdog_enabled(3)."""
+"""Tell systemd how the daemon is, and ask it how the system is. Source: sd_notify(3), sd_watchdog_enabled(3)."""
 
 import asyncio
 import contextlib
 import logging
 import os
 import socket
+import subprocess
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
 log = logging.getLogger(__name__)
+
+_SYSTEMD_TIMEOUT_S = 5.0
 
 
 def notify(state: str) -> None:
@@ -24,6 +27,16 @@ def notify(state: str) -> None:
 def notify_reloading() -> None:
     """Say that the daemon begins anew with another configuration; `READY=1` ends it."""
     notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+
+def system_is_stopping() -> bool:
+    """Tell whether systemd is shutting this system down or restarting it; without an answer it is not."""
+    words = ["systemctl", "is-system-running"]
+    try:
+        said = subprocess.run(words, capture_output=True, text=True, timeout=_SYSTEMD_TIMEOUT_S, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return said.stdout.strip() == "stopping"
 
 
 def watchdog_s(environment: Mapping[str, str]) -> float | None:

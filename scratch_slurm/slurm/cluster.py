@@ -1,12 +1,16 @@
 """What Slurm knows of all nodes at once. For people who ask, never for something that repeats itself."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from scratch_slurm.domain.errors import SlurmError
+from scratch_slurm.domain.features import NodeFeatures
 from scratch_slurm.slurm.programs import Programs, clean_environment
 
 _NULL = "(null)"
+_USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# So that an argument stays far below the 128 KiB that execve(2) takes.
+_NODES_AT_ONCE = 250
 
 
 def read_active_features(environ: Mapping[str, str], *, timeout_s: float) -> dict[str, tuple[str, ...]] | None:
@@ -37,3 +41,60 @@ def parse_active_features(text: str) -> dict[str, tuple[str, ...]]:
         features = "" if fields[1] == _NULL else fields[1]
         found[fields[0]] = tuple(feature for feature in features.split(",") if feature)
     return found
+
+
+class Cluster:
+    """The features of many nodes, read and written by the administrator's commands.
+
+    Args:
+        environ: the caller's environment: PATH, SLURM_CONF. A program that slurmctld starts may have no PATH.
+        timeout_s: the time limit of each question.
+    """
+
+    def __init__(self, environ: Mapping[str, str], *, timeout_s: float) -> None:
+        self._programs = Programs({"PATH": _USUAL_PATH, **clean_environment(environ)}, timeout_s=timeout_s)
+
+    def expand(self, nodes: str) -> tuple[str, ...]:
+        """Expand a list such as `n[1-3,7]`, which asks nobody.
+
+        Raises: SlurmError: it is no list of nodes, or Slurm's commands are not installed.
+        """
+        return tuple(dict.fromkeys(self._programs.run(["scontrol", "show", "hostnames", nodes]).split()))
+
+    def read_features(self) -> dict[str, NodeFeatures]:
+        """Ask for all nodes, as a list with one node that Slurm does not know would tell nothing of the others.
+
+        sinfo tells nothing of cloud nodes that are powered down.
+
+        Raises: SlurmError: the controller does not answer.
+        """
+        return parse_nodes(self._programs.run(["scontrol", "--all", "show", "node"]))
+
+    def write_features(self, nodes: Sequence[str], features: NodeFeatures) -> None:
+        """Replace the features of nodes, both lists at once; their Extra too, unless that is None.
+
+        Raises: SlurmError: the controller does not answer, or refuses.
+        """
+        words = [f"availablefeatures={','.join(features.available)}", f"activefeatures={','.join(features.active)}"]
+        if features.extra is not None:
+            words.append(f"extra={features.extra}")
+        for first in range(0, len(nodes), _NODES_AT_ONCE):
+            some = ",".join(nodes[first : first + _NODES_AT_ONCE])
+            self._programs.run(["scontrol", "update", f"nodename={some}", *words])
+
+
+def parse_nodes(text: str) -> dict[str, NodeFeatures]:
+    """Parse what `scontrol show node` says: a paragraph for each node, a field at the start of a line."""
+    found: dict[str, NodeFeatures] = {}
+    for paragraph in text.split("\n\n"):
+        lines = [line.strip() for line in paragraph.splitlines()]
+        fields = dict(reversed([line.partition("=")[::2] for line in lines]))  # of two the first: texts come last
+        node = fields.get("NodeName", "").partition(" ")[0]
+        if node:
+            available, active = (_split(fields.get(key, "")) for key in ("AvailableFeatures", "ActiveFeatures"))
+            found[node] = NodeFeatures(available, active, fields.get("Extra", "").replace(_NULL, ""))
+    return found
+
+
+def _split(field: str) -> tuple[str, ...]:
+    return tuple(feature for feature in field.split(",") if feature and feature != _NULL)

@@ -124,6 +124,25 @@ def test_a_daemon_that_ends_leaves_its_features_and_unmount_takes_them_back(
     update(cluster, "n3", availablefeatures="", activefeatures="")
 
 
+@pytest.mark.parametrize(("state", "stays"), [("running", True), ("maintenance", True), ("stopping", False)])
+def test_a_node_that_shuts_down_takes_its_features_back(
+    cluster: LocalCluster, make: Make, node: Nodes, state: str, stays: bool
+) -> None:
+    d = make()
+    cache(cluster, d, "n3")
+    until(lambda: has(cluster, "n3", d), "told")
+    programs = cluster.layout.work_dir / f"systemd-{state}"
+    programs.mkdir()
+    (programs / "systemctl").write_text(f"#!/bin/sh\necho {state}\nexit 1\n")
+    (programs / "systemctl").chmod(0o755)
+    env = cluster.layout.daemon_environment()
+    with node("n3").daemon_stopped():
+        words = [str(cluster.layout.daemon_script), "--leaving"]
+        cluster.run(words, node="n3", env={**env, "PATH": f"{programs}:{env['PATH']}"})
+        assert has(cluster, "n3", d) == stays
+    until(lambda: has(cluster, "n3", d), "told by the next daemon")
+
+
 def unmount(view: NodeView) -> None:
     env = view.cluster.layout.daemon_environment()
     done = view.cluster.run([str(view.cluster.layout.daemon_script), "--unmount"], node=view.name, env=env)

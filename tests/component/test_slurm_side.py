@@ -64,12 +64,12 @@ def told(*names, own=()):
     return NodeFeatures(features, features, format_extra(names))
 
 
-def tell(scenario, slurm, **values):
+def tell(scenario, slurm, retry_s=5.0, **values):
     """Run a scenario beside a teller."""
 
     async def run():
         loop = LoopInMemory()
-        task = asyncio.create_task(FeatureTeller(make_config(**values), SlurmCalls(slurm), loop).run())
+        task = asyncio.create_task(FeatureTeller(make_config(**values), SlurmCalls(slurm), loop, retry_s=retry_s).run())
         try:
             await scenario(loop)
             assert not task.done()
@@ -164,19 +164,47 @@ def test_a_controller_that_is_down_is_tried_again_and_said_once(caplog):
     assert caplog.text.count("slurm-answers") == 1
 
 
-def test_a_node_that_slurm_does_not_know_asks_once(caplog):
+def test_a_node_that_slurm_does_not_know_yet_is_asked_about_again_and_that_is_said_once(caplog):
     slurm = FakeSlurm("n2")
     caplog.set_level(logging.INFO)
 
     async def scenario(loop):
+        await loop.show("a")
+        await until(lambda: len(slurm.calls) >= 3)
+        slurm.features["n1"] = NodeFeatures(("gpu",), ("gpu",), "")
+        await until(lambda: slurm.features["n1"] == told("a", own=["gpu"]))
+
+    tell(scenario, slurm, retry_s=0.02)
+    assert caplog.text.count("no-features node=n1") == 1
+
+
+def test_a_node_that_slurm_does_not_know_is_asked_about_ever_more_seldom():
+    slurm = FakeSlurm("n2")
+
+    async def scenario(loop):
         for names in (["a"], ["b"], ["a"]):
             await loop.show(*names)
-            await until(lambda: slurm.calls == ["read"])
-            await asyncio.sleep(0.1)
-        assert slurm.calls == ["read"]
+            await until(lambda: slurm.calls)
+            await asyncio.sleep(0.05)
+        assert slurm.calls == ["read"], "a change of the cache is no reason"
+        await asyncio.sleep(0.5)
+        # Pauses of 0.2, 0.4, 0.8 s.
+        assert len(slurm.calls) <= 3
 
-    tell(scenario, slurm, reconcile="0.05s")
-    assert caplog.text.count("no-features node=n1") == 1
+    tell(scenario, slurm, retry_s=0.2)
+
+
+def test_a_job_on_a_node_that_slurm_did_not_know_is_a_reason_to_ask_at_once():
+    slurm = FakeSlurm("n2")
+
+    async def scenario(loop):
+        await loop.show("a")
+        await until(lambda: slurm.calls == ["read"])
+        slurm.features["n1"] = NodeFeatures()
+        await loop.show("a", pins=[world.pin("a", 7)])
+        await until(lambda: slurm.features["n1"] == told("a"))
+
+    tell(scenario, slurm, retry_s=3600)
 
 
 def test_an_extra_of_the_administrators_is_left_alone_and_said_once(caplog):

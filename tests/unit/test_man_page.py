@@ -22,7 +22,7 @@ def test_every_exit_code_is_in_the_table():
 @pytest.mark.parametrize("name", main.COMMANDS)
 def test_every_command_and_option_is_described(name):
     assert f"\n.Ss {name}\n" in PAGE
-    command = importlib.import_module(f"scratch_slurm.cli.{name}").command
+    command = importlib.import_module(f"scratch_slurm.cli.{name.replace('-', '_')}").command
     flat = PAGE.replace("Fl -", "--").replace("Fl ", "-")
     for parameter in command.params:
         if isinstance(parameter, click.Option):
