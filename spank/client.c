@@ -10,13 +10,22 @@
 
 /* Left in the environment by the job (or the salloc shell) in which this command runs. */
 static const char *const of_the_outer_job[] = {
-	DATASETS_OPTION_ENV, WAIT_OPTION_ENV, REQUIRED_OPTION_ENV, DATASETS_IN_JOB,  WAIT_IN_JOB,
-	REQUIRED_IN_JOB,     TOLD_IN_JOB,     JOB_DATASETS,        JOB_DATASETS_DIR, JOB_DATASETS_STATE,
+	DATASETS_OPTION_ENV, WAIT_OPTION_ENV, REQUIRED_OPTION_ENV, DATASETS_IN_JOB,
+	WAIT_IN_JOB,         REQUIRED_IN_JOB, TOLD_IN_JOB,
 };
 
-static char datasets[LIST_SIZE];
-static char wait_time[WAIT_SIZE];
-static bool required;
+/*
+ * What one component of a heterogeneous job asks for, or the one job. One process sees the options of each component in
+ * turn, and init_post_opt() after each.
+ */
+static struct {
+	char datasets[LIST_SIZE];
+	char wait_time[WAIT_SIZE];
+	bool required;
+} request;
+
+/* Some component asks for datasets. */
+static bool is_asked;
 static char outer_job_id[16];
 static bool said_too_late;
 
@@ -37,28 +46,26 @@ static void forget_flag_variables(void)
 	unsetenv("SLURM_SPANK_" REQUIRED_OPTION_ENV);
 }
 
-/* SCRATCH_DATASET_<NAME>, one for each dataset of the outer job. */
-static void forget_paths(void)
+static int get(void *context, const char *name, char *value, size_t size)
 {
-	char name[sizeof(JOB_DATASET_PREFIX) + NAME_LENGTH_MAX];
-	char **at = environ;
+	const char *found = getenv(name);
 
-	while (at != NULL && *at != NULL) {
-		size_t length = strcspn(*at, "=");
+	(void)context;
+	if (found == NULL || strlen(found) >= size)
+		return -1;
+	strcpy(value, found);
+	return 0;
+}
 
-		if (strncmp(*at, JOB_DATASET_PREFIX, strlen(JOB_DATASET_PREFIX)) != 0 || length >= sizeof(name)) {
-			at++;
-			continue;
-		}
-		memcpy(name, *at, length);
-		name[length] = '\0';
-		/* It moves the rest up, so that the same place holds the next one. */
-		unsetenv(name);
-	}
+static void unset(void *context, const char *name)
+{
+	(void)context;
+	unsetenv(name);
 }
 
 void client_init(spank_t sp)
 {
+	static const struct environment ours = {.get = get, .unset = unset};
 	const char *job_id = getenv("SLURM_JOB_ID");
 
 	(void)sp;
@@ -70,7 +77,9 @@ void client_init(spank_t sp)
 	}
 	for (size_t i = 0; i < sizeof(of_the_outer_job) / sizeof(of_the_outer_job[0]); i++)
 		unsetenv(of_the_outer_job[i]);
-	forget_paths();
+	/* Outside of a job such variables are the user's own. */
+	if (outer_job_id[0] != '\0')
+		exported_forget(&ours);
 }
 
 /* Tell of a dataset that the source does not have; what is done about it is the site's choice. */
@@ -80,7 +89,7 @@ static int check_source(const struct arguments *arguments)
 	char hint[WHY_SIZE];
 
 	if (arguments->source_dir == NULL || arguments->unknown == UNKNOWN_IGNORE || in_allocation() ||
-	    !source_find_unknown(arguments->source_dir, datasets, &unknown))
+	    !source_find_unknown(arguments->source_dir, request.datasets, &unknown))
 		return 0;
 	nearest_hint(&unknown.nearest, hint);
 	if (arguments->unknown == UNKNOWN_WARN) {
@@ -97,10 +106,11 @@ int client_on_datasets(const char *arg, const struct arguments *arguments)
 {
 	char why[WHY_SIZE];
 
-	if (parse_datasets(arg, datasets, why) < 0) {
+	if (parse_datasets(arg, request.datasets, why) < 0) {
 		slurm_error("scratch-slurm: options: cannot use --datasets: %s", why);
 		return -1;
 	}
+	is_asked = true;
 	return check_source(arguments);
 }
 
@@ -113,13 +123,13 @@ int client_on_wait(const char *arg)
 		slurm_error("scratch-slurm: options: cannot use --datasets-wait: %s", why);
 		return -1;
 	}
-	snprintf(wait_time, sizeof(wait_time), "%s", arg);
+	snprintf(request.wait_time, sizeof(request.wait_time), "%s", arg);
 	return 0;
 }
 
 void client_on_required(void)
 {
-	required = true;
+	request.required = true;
 }
 
 static void set_control(spank_t sp, const char *name, const char *value)
@@ -141,7 +151,8 @@ static void say_too_late(const char *job_id)
 
 /*
  * Without PrologFlags=Alloc the prolog runs with the first step on a node and sees the step's job control
- * environment, which srun starts empty: hand on what the job asked for.
+ * environment, which srun starts with what the job's environment has: hand on what the job asked for. In a
+ * heterogeneous job that is what its leader asked for, and nobody else.
  */
 static void pass_on_request_of_job(spank_t sp)
 {
@@ -150,18 +161,44 @@ static void pass_on_request_of_job(spank_t sp)
 	const char *wait = getenv(WAIT_IN_JOB);
 	long long seconds;
 
-	if (asked == NULL || parse_datasets(asked, list, why) < 0)
+	if (asked == NULL || getenv(HET_SIZE) != NULL || parse_datasets(asked, list, why) < 0)
 		return;
 	set_control(sp, DATASETS_CONTROL, list);
 	if (wait != NULL && parse_wait(wait, &seconds, why) == 0)
 		set_control(sp, WAIT_CONTROL, wait);
 }
 
+/* What a component before this one asked for, in the control environment and where sbatch and salloc copy it to. */
+static void forget_request_before(spank_t sp)
+{
+	spank_job_control_unsetenv(sp, DATASETS_CONTROL);
+	spank_job_control_unsetenv(sp, WAIT_CONTROL);
+	spank_job_control_unsetenv(sp, REQUIRED_CONTROL);
+	if (in_allocation())
+		return;
+	unsetenv(DATASETS_IN_JOB);
+	unsetenv(WAIT_IN_JOB);
+	unsetenv(REQUIRED_IN_JOB);
+}
+
+static void ask(spank_t sp)
+{
+	if (request.datasets[0] == '\0') {
+		if (request.wait_time[0] != '\0' && getenv("SLURM_SPANK_" WAIT_OPTION_ENV) == NULL)
+			slurm_spank_log("scratch-slurm: --datasets-wait does nothing without --datasets");
+		if (request.required && getenv("SLURM_SPANK_" REQUIRED_OPTION_ENV) == NULL)
+			slurm_spank_log("scratch-slurm: --datasets-required does nothing without --datasets");
+		return;
+	}
+	set_control(sp, DATASETS_CONTROL, request.datasets);
+	if (request.wait_time[0] != '\0')
+		set_control(sp, WAIT_CONTROL, request.wait_time);
+	if (request.required)
+		set_control(sp, REQUIRED_CONTROL, "1");
+}
+
 void client_init_post_opt(spank_t sp)
 {
-	bool wait_by_variable = getenv("SLURM_SPANK_" WAIT_OPTION_ENV) != NULL;
-	bool required_by_variable = getenv("SLURM_SPANK_" REQUIRED_OPTION_ENV) != NULL;
-
 	/*
 	 * Slurm would copy these to SLURM_SPANK_<OPTION_ENV> in the job's environment (and in the shell of salloc),
 	 * where a nested sbatch takes them for its own flag. The hooks need only DATASETS, which sets nothing.
@@ -169,29 +206,19 @@ void client_init_post_opt(spank_t sp)
 	spank_job_control_unsetenv(sp, DATASETS_OPTION_ENV);
 	spank_job_control_unsetenv(sp, WAIT_OPTION_ENV);
 	spank_job_control_unsetenv(sp, REQUIRED_OPTION_ENV);
-	forget_flag_variables();
-
+	forget_request_before(sp);
 	if (in_allocation()) {
-		if (datasets[0] != '\0') {
+		if (request.datasets[0] != '\0') {
 			say_too_late(outer_job_id);
 			/* slurmstepd sees the flag too: say that the job itself asked for nothing. */
 			setenv(DATASETS_IN_JOB, "", 0);
 		}
 		pass_on_request_of_job(sp);
-		return;
+	} else {
+		ask(sp);
 	}
-	if (datasets[0] == '\0') {
-		if (wait_time[0] != '\0' && !wait_by_variable)
-			slurm_spank_log("scratch-slurm: --datasets-wait does nothing without --datasets");
-		if (required && !required_by_variable)
-			slurm_spank_log("scratch-slurm: --datasets-required does nothing without --datasets");
-		return;
-	}
-	set_control(sp, DATASETS_CONTROL, datasets);
-	if (wait_time[0] != '\0')
-		set_control(sp, WAIT_CONTROL, wait_time);
-	if (required)
-		set_control(sp, REQUIRED_CONTROL, "1");
+	forget_flag_variables();
+	memset(&request, 0, sizeof(request));
 }
 
 /* `srun --jobid` from outside shows only here: a job that srun made itself begins with step 0. */
@@ -200,7 +227,7 @@ void client_local_user_init(spank_t sp)
 	uint32_t job_id, step_id;
 	char text[16];
 
-	if (datasets[0] == '\0')
+	if (!is_asked)
 		return;
 	if (spank_get_item(sp, S_JOB_ID, &job_id) != ESPANK_SUCCESS ||
 	    spank_get_item(sp, S_JOB_STEPID, &step_id) != ESPANK_SUCCESS || step_id == 0)

@@ -34,7 +34,25 @@
 #define JOB_DATASETS "SCRATCH_DATASETS"
 #define JOB_DATASETS_DIR "SCRATCH_DATASETS_DIR"
 #define JOB_DATASETS_STATE "SCRATCH_DATASETS_STATE"
-#define JOB_DATASET_PREFIX "SCRATCH_DATASET_"
+/* The job that pins them: SLURM_JOB_ID is the leader's in all components of a heterogeneous job. */
+#define JOB_DATASETS_JOB "SCRATCH_DATASETS_JOB"
+
+/* Set by Slurm in heterogeneous jobs alone. */
+#define HET_SIZE "SLURM_HET_SIZE"
+
+/* exported.c: an environment that a job's variables may be in. */
+struct environment {
+	void *context;
+	/* Copy a value. Returns 0, or -1 when it is not set, or longer than that. */
+	int (*get)(void *context, const char *name, char *value, size_t size);
+	void (*unset)(void *context, const char *name);
+};
+
+/*
+ * Take away what a job found of its datasets, and nothing else: a path counts as such only if the list of names explains
+ * it. Without a list nothing is a job's.
+ */
+void exported_forget(const struct environment *environment);
 
 /* client.c: sbatch, salloc, srun, as the user. */
 void client_init(spank_t sp);

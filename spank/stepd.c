@@ -31,6 +31,29 @@ static void export(spank_t sp, const char *name, const char *value)
 		slurm_info("scratch-slurm: stepd: cannot export %s: %s", name, spank_strerror(err));
 }
 
+static int get(void *context, const char *name, char *value, size_t size)
+{
+	return spank_getenv(context, name, value, (int)size) == ESPANK_SUCCESS ? 0 : -1;
+}
+
+static void unset(void *context, const char *name)
+{
+	spank_unsetenv(context, name);
+}
+
+/*
+ * Variables of another job come with the environment: of the leader, to a component of a heterogeneous job, and of the
+ * job in which this one was submitted where the plugin is missing.
+ */
+static void forget_other_job(spank_t sp, const char *job_id)
+{
+	const struct environment environment = {.context = sp, .get = get, .unset = unset};
+	char of_job[16];
+
+	if (spank_getenv(sp, JOB_DATASETS_JOB, of_job, sizeof(of_job)) == ESPANK_SUCCESS && strcmp(of_job, job_id) != 0)
+		exported_forget(&environment);
+}
+
 static void add_message(const char *text)
 {
 	size_t used = strlen(messages);
@@ -40,10 +63,11 @@ static void add_message(const char *text)
 		snprintf(messages + used, sizeof(messages) - used, "scratch-slurm: %s\n", text);
 }
 
-static void apply_report(spank_t sp, char *text, bool first)
+static void apply_report(spank_t sp, char *text, bool first, const char *job)
 {
 	char *name, *value;
 
+	export(sp, JOB_DATASETS_JOB, job);
 	while (parse_report_line(&text, &name, &value)) {
 		if (strcmp(name, "message") != 0)
 			export(sp, name, value);
@@ -54,13 +78,16 @@ static void apply_report(spank_t sp, char *text, bool first)
 
 /*
  * What the job asked for, in `list`: as it stands in the environment of batch jobs and under salloc, else as srun
- * passed it. Empty in the environment means: this job asked for nothing, whatever the flag of the step says.
+ * passed it. Empty in the environment means: this job asked for nothing, whatever the flag of the step says. What is in
+ * the environment of a heterogeneous job, some component asked for; which one, only the prolog's word tells.
  */
 static int read_request(spank_t sp, char list[LIST_SIZE])
 {
-	char text[LIST_SIZE], why[WHY_SIZE];
+	char text[LIST_SIZE], why[WHY_SIZE], size[16];
 	spank_err_t err = spank_getenv(sp, DATASETS_IN_JOB, text, sizeof(text));
 
+	if (spank_getenv(sp, HET_SIZE, size, sizeof(size)) != ESPANK_ENV_NOEXIST)
+		return -1;
 	if (err == ESPANK_SUCCESS)
 		return parse_datasets(text, list, why);
 	if (err != ESPANK_ENV_NOEXIST || flag_datasets[0] == '\0')
@@ -83,7 +110,7 @@ static void export_paths(spank_t sp, const char *mount_dir, char *list)
 }
 
 /* The prolog left no word: the job reads the source, under the same paths. */
-static void apply_request(spank_t sp, const struct arguments *arguments, uint32_t step_id)
+static void apply_request(spank_t sp, const struct arguments *arguments, uint32_t step_id, const char *job)
 {
 	char list[LIST_SIZE], told[2];
 
@@ -97,6 +124,7 @@ static void apply_request(spank_t sp, const struct arguments *arguments, uint32_
 	}
 	export(sp, JOB_DATASETS, list);
 	export(sp, JOB_DATASETS_DIR, arguments->mount_dir);
+	export(sp, JOB_DATASETS_JOB, job);
 	spank_unsetenv(sp, JOB_DATASETS_STATE);
 	export_paths(sp, arguments->mount_dir, list);
 }
@@ -105,6 +133,7 @@ void stepd_init_post_opt(spank_t sp, const struct arguments *arguments)
 {
 	static char text[REPORT_SIZE_MAX + 1];
 	uint32_t job_id, step_id;
+	char job[16];
 	bool first;
 
 	/* A job submitted from within this one asks for itself. */
@@ -115,14 +144,16 @@ void stepd_init_post_opt(spank_t sp, const struct arguments *arguments)
 	if (spank_get_item(sp, S_JOB_ID, &job_id) != ESPANK_SUCCESS ||
 	    spank_get_item(sp, S_JOB_STEPID, &step_id) != ESPANK_SUCCESS || step_id == SLURM_EXTERN_CONT)
 		return;
+	snprintf(job, sizeof(job), "%u", job_id);
+	forget_other_job(sp, job);
 	if (report_read(arguments->run_dir, job_id, text, &first) == 0) {
-		apply_report(sp, text, first);
+		apply_report(sp, text, first, job);
 		return;
 	}
 	if (errno != ENOENT)
 		slurm_info("scratch-slurm: stepd: cannot read %s/jobs/%u: %s", arguments->run_dir, job_id,
 			   strerror(errno));
-	apply_request(sp, arguments, step_id);
+	apply_request(sp, arguments, step_id, job);
 }
 
 /* Runs in the task, as the user, with the job's own stderr: no slurmstepd prefix, no error. */

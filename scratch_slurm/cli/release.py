@@ -37,7 +37,9 @@ def command(app: App, datasets: tuple[str, ...], job_text: str | None) -> None:
 
 
 def _parse_job(text: str | None) -> int:
-    found = os.environ.get("SLURM_JOB_ID", "") if text is None else text
+    # The plugin's word first: in a component of a heterogeneous job SLURM_JOB_ID is that of the leader.
+    own = os.environ.get("SCRATCH_DATASETS_JOB") or os.environ.get("SLURM_JOB_ID", "")
+    found = own if text is None else text
     if not found and text is None:
         raise UsageError("release: not in a job: SLURM_JOB_ID is not set", hint="name one of yours with --job ID")
     if not (found.isascii() and found.isdecimal() and 0 < int(found[:20]) < 2**32):

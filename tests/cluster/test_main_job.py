@@ -33,6 +33,7 @@ def test_a_job_reads_the_right_bytes_from_the_cache_and_pins_while_it_runs(
     assert read_job_environment(output) == {
         "SCRATCH_DATASETS": d.name,
         "SCRATCH_DATASETS_DIR": cluster.settings["mount_dir"],
+        "SCRATCH_DATASETS_JOB": str(job),
         "SCRATCH_DATASETS_STATE": f"{d.name}:cached",
         f"SCRATCH_DATASET_{d.name.upper()}": f"{cluster.settings['mount_dir']}/{d.name}",
     }
@@ -136,6 +137,39 @@ def test_a_job_submitted_by_a_job_asks_for_itself(cluster: LocalCluster, make: M
     assert cluster.job_output(nested) == ""
     assert node("n2").was_ever_pinned_by(job)
     assert not node("n1").was_ever_pinned_by(nested)
+
+
+USERS_OWN = {
+    "SCRATCH_DATASET_ROOT": "/scratch/me",
+    "SCRATCH_DATASETS_DIR": "/mine",
+    "SCRATCH_DATASETS_STATE": "fine",
+    "SCRATCH_DATASETS_JOB": "tuesday",
+    "SCRATCH_DATASETS": "not/a,list",
+}
+
+
+def test_variables_of_the_users_own_reach_a_job_that_asks_for_nothing(cluster: LocalCluster) -> None:
+    for command in (["sbatch", "--wait", "-oown-%j", "--parsable", "--wrap", "env; exit 0"], ["srun", "env"]):
+        found = cluster.run(command, env=USERS_OWN)
+        text = cluster.job_output(int(found.stdout)) if command[0] == "sbatch" else found.stdout
+        assert read_job_environment(text) == USERS_OWN
+
+
+def test_of_a_job_s_variables_only_those_that_its_datasets_explain_stay_behind(
+    cluster: LocalCluster, make: Make
+) -> None:
+    """A job that asks for datasets sets variables of its own, alike and over one of ours, and submits another."""
+    a, b = make(), make()
+    inner = "#!/bin/sh\nenv | grep ^SCRATCH_; exit 0\n"
+    mine = f"export SCRATCH_DATASET_ROOT=/me SCRATCH_DATASET_{b.name.upper()}=/elsewhere"
+    script = f"{mine}\nsbatch --parsable --wait -wn1 --output=inner-%j <<'END'\n{inner}END"
+    job = cluster.sbatch(script, f"--datasets={a.name},{b.name}", "-wn2")
+    assert cluster.wait_job(job).state == "COMPLETED"
+    nested = int(cluster.job_output(job))
+    assert read_job_environment(cluster.job_output(nested)) == {
+        "SCRATCH_DATASET_ROOT": "/me",
+        f"SCRATCH_DATASET_{b.name.upper()}": "/elsewhere",
+    }
 
 
 def test_srun_datasets_within_a_job_says_that_it_comes_too_late(cluster: LocalCluster, make: Make, node: Nodes) -> None:

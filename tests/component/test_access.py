@@ -329,16 +329,22 @@ def test_the_command_speaks_for_the_job_that_it_runs_in(folder, monkeypatch, cap
         make_version(daemon.source_dir, "coco")
         pin(daemon, 7, 0, "coco")
         monkeypatch.setenv("SCRATCH_SLURM_CONFIG", str(folder / "config.yaml"))
-        monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+        for name in ("SLURM_JOB_ID", "SCRATCH_DATASETS_JOB"):
+            monkeypatch.delenv(name, raising=False)
         assert run(["release"]) == 2
         assert "SLURM_JOB_ID is not set" in capsys.readouterr().err
-        monkeypatch.setenv("SLURM_JOB_ID", "7")
+        monkeypatch.setenv("SLURM_JOB_ID", "5")  # of a heterogeneous job: the leader
+        monkeypatch.setenv("SCRATCH_DATASETS_JOB", "7")
         monkeypatch.setenv("SCRATCH_DATASETS", "coco")
         assert run(["release", "cocoo"]) == 4
         assert "did you mean coco?" in capsys.readouterr().err
         assert run(["release", "coco"]) == 0
         assert capsys.readouterr().out == "coco: released\n"
         assert held(daemon) == set()
+        monkeypatch.delenv("SCRATCH_DATASETS_JOB")
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+        pin(daemon, 7, 0, "coco")
+        assert run(["release"]) == 0
         assert run(["release", "--job", "9", "--json"]) == 4
         assert run(["release", "--job", "-1"]) == 2
         daemon.stop()
