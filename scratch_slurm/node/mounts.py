@@ -25,6 +25,7 @@ FsType = Literal["squashfs", "erofs"]
 Probe = Callable[[int], None]
 
 # The same on x86_64, aarch64, riscv64, ppc64le and s390x. Source: scripts/syscall.tbl
+_SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
@@ -41,6 +42,8 @@ _MOUNT_ATTR_NODEV = 4
 _MOVE_MOUNT_F_EMPTY_PATH = 0x04
 _MOVE_MOUNT_T_EMPTY_PATH = 0x40
 _MOVE_MOUNT_BENEATH = 0x200  # Linux 6.5
+_OPEN_TREE_CLONE = 1
+_AT_FDCWD = -100
 _MS_RDONLY = 1
 _MS_NOSUID = 2
 _MS_NODEV = 4
@@ -52,6 +55,10 @@ _BAD_IMAGE = frozenset(
     {errno.EINVAL, errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODATA, errno.EOVERFLOW, errno.EOPNOTSUPP}
 )
 
+# Of a mount point, with nothing mounted on it: now, and before.
+_CLOSED = 0o000
+_FORMER = 0o755
+
 _PROBE_ENTRIES = 64
 # At random, each may lie in another block of a slow source: fewer of them, from among so many names in all.
 _RANDOM_ENTRIES = 16
@@ -62,20 +69,52 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def ensure_mount_point(path: Path) -> None:
-    """Make an empty directory of mode 0755 to mount on, unless the directory exists already.
+    """Make a directory to mount on that nobody but root can enter, unless a directory is there already.
+
+    With nothing mounted on it, it must not pass for an empty dataset: a job in a mount namespace of its own, or one
+    that comes between two mounts, is told "Permission denied". One of an earlier release (mode 0755) is closed, too.
 
     Raises: DeviceError: a symlink or another file is in the way, or the directory above is missing.
     """
     try:
         with contextlib.suppress(FileExistsError):
-            path.mkdir(mode=0o700)
-            path.chmod(0o755)  # whatever the umask
+            path.mkdir(mode=_CLOSED)
         mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            _close(path)
     except OSError as exc:
         raise DeviceError(f"{path}: cannot make the mount point: {exc.strerror}") from exc
     if not stat.S_ISDIR(mode):
         what = "a symlink" if stat.S_ISLNK(mode) else "not a directory"
         raise DeviceError(f"{path}: the mount point is {what}", hint="move it away; nothing of it was changed")
+
+
+def close_mount_points(directory: Path) -> None:
+    """Close the mount points that an earlier release left open, below their mounts too; never blocks.
+
+    Raises: DeviceError: the directory cannot be looked at, or the kernel shows no directory without its mounts (before
+        Linux 5.2).
+    """
+    try:
+        # A copy of the one mount that holds the directory: what is mounted on it is not there.
+        bare = _syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(directory), _OPEN_TREE_CLONE | os.O_CLOEXEC)
+        try:
+            with os.scandir(f"/proc/self/fd/{bare}") as entries:
+                names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+            for name in names:
+                with contextlib.suppress(OSError):
+                    _close(Path(f"/proc/self/fd/{bare}/{name}"))
+        finally:
+            os.close(bare)
+    except OSError as exc:
+        raise DeviceError(f"{directory}: cannot look below its mounts: {exc.strerror}") from exc
+
+
+def _close(path: Path) -> None:
+    """Let nobody but root enter a directory as an earlier release made it: root's, empty, and open to all."""
+    status = path.lstat()
+    if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) == _FORMER and not list(path.iterdir()):
+        path.chmod(_CLOSED)
 
 
 def mount_image(device_path: str, mount_point: Path, fs_type: FsType, *, probe: Probe | None = None) -> None:

@@ -17,9 +17,9 @@ import msgspec
 
 from scratch_slurm import __version__
 from scratch_slurm.domain.config import Config
-from scratch_slurm.domain.errors import ConfigError, DaemonError, DeniedError, DiskError, ScratchError
+from scratch_slurm.domain.errors import ConfigError, DaemonError, DeniedError, DeviceError, DiskError, ScratchError
 from scratch_slurm.domain.sizes import format_bytes
-from scratch_slurm.node import mountinfo
+from scratch_slurm.node import mountinfo, mounts
 from scratch_slurm.node.cache import Cache
 from scratch_slurm.node.configfile import load_config
 from scratch_slurm.node.hookconfig import save_hook_config
@@ -78,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for line in [*asyncio.run(unmount_all(config)), *take_features_back(config)]:
                     print(line)
             else:
+                _close_mount_points(config)
                 _prepare_hooks(options)
                 again = asyncio.run(_serve(config, lambda: _check_again(options)))
         if again:
@@ -102,6 +103,13 @@ def _begin_again() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell is meant
     except OSError as exc:
         raise DaemonError(f"{sys.executable}: cannot be started again: {exc.strerror}") from exc
+
+
+def _close_mount_points(config: Config) -> None:
+    try:
+        mounts.close_mount_points(config.mount_dir)
+    except DeviceError as exc:
+        log.info("mount points stay as they are problem=%r", exc.message)
 
 
 def _prepare_hooks(options: argparse.Namespace) -> None:

@@ -372,15 +372,81 @@ def test_unmounting_does_not_follow_a_symlink(folder, image, fs_type, mount_poin
     assert len(mounted_at(mount_point)) == 1
 
 
-def test_a_mount_point_is_made_once_whatever_the_umask(folder):
-    old_umask = os.umask(0o077)
+def as_nobody(function, *arguments):
+    def run():
+        os.setgid(65534)
+        os.setuid(65534)
+        return function(*arguments)
+
+    return in_child(run)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_a_bare_mount_point_does_not_pass_for_an_empty_dataset(image, fs_type, mount_point, umask):
+    mount_point.rmdir()
+    old_umask = os.umask(umask)
     try:
         for _ in range(2):
-            mounts.ensure_mount_point(folder / "imagenet")
+            mounts.ensure_mount_point(mount_point)
     finally:
         os.umask(old_umask)
-    made = (folder / "imagenet").stat()
-    assert (oct(made.st_mode), made.st_uid, made.st_gid) == ("0o40755", 0, 0)
+    made = mount_point.stat()
+    assert (oct(made.st_mode), made.st_uid, made.st_gid) == ("0o40000", 0, 0)
+    open_to_all(mount_point)
+    for path in (mount_point, mount_point / "d0"):
+        with pytest.raises(PermissionError):
+            as_nobody(names_in, path)
+    mount(image, mount_point, fs_type)
+    assert as_nobody(names_in, mount_point) == ["d0", "d1"]
+    mounts.unmount(mount_point)
+    with pytest.raises(PermissionError):
+        as_nobody(names_in, mount_point)
+    mount_point.rmdir()
+
+
+def open_to_all(path):
+    """Let others come as far as a path: pytest's directories are root's alone."""
+    for folder in path.parents:
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(folder.stat().st_mode | 0o055)
+
+
+def made_by_an_earlier_release(path):
+    path.mkdir()
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize("fs_type", ["squashfs"], indirect=True)
+def test_mount_points_of_an_earlier_release_are_closed_below_their_mounts_too(folder, image, fs_type):
+    directory = folder / "datasets"
+    directory.mkdir()
+    for name in ("mounted", "bare", "used"):
+        made_by_an_earlier_release(directory / name)
+    (directory / "private").mkdir(mode=0o700)
+    (directory / "used/file").write_text("somebody's")
+    (directory / "file").write_text("")
+    (directory / "link").symlink_to("used")
+    made_by_an_earlier_release(directory / "strangers")
+    os.chown(directory / "strangers", 65534, 65534)
+    mount(image, directory / "mounted", fs_type)
+    mounts.close_mount_points(directory)
+    assert names_in(directory / "mounted") == ["d0", "d1"]
+    mounts.unmount(directory / "mounted")
+    modes = {path.name: oct(path.stat().st_mode & 0o7777) for path in directory.iterdir() if path.is_dir()}
+    assert modes == {
+        "mounted": "0o0",
+        "bare": "0o0",
+        "used": "0o755",
+        "link": "0o755",
+        "private": "0o700",
+        "strangers": "0o755",
+    }
+
+
+def test_one_of_an_earlier_release_is_closed_when_it_is_used_again(folder):
+    made_by_an_earlier_release(folder / "imagenet")
+    mounts.ensure_mount_point(folder / "imagenet")
+    assert oct((folder / "imagenet").stat().st_mode) == "0o40000"
 
 
 def test_an_existing_directory_keeps_its_mode(folder):
