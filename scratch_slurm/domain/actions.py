@@ -127,6 +127,8 @@ class Evict:
     outdated: bool
     """Its generation is served to nobody, and no pin can mean it."""
     reason: str
+    discounted: frozenset[str] = frozenset()
+    """Holders whose pins do not keep it: it is beyond their users' share."""
 
     @property
     def dataset(self) -> str:

@@ -55,6 +55,7 @@ class RawConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run_dir: str = "/run/scratch-slurm"
     capacity: str | int = "80%"
     reserve: str | int = "5%"
+    max_pinned: str | int = ""
     period: str | int | float = "10m"
     horizon: str | int | float = "30m"
     interval: str | int | float = "30s"
@@ -77,6 +78,8 @@ class Config(msgspec.Struct, frozen=True):
     capacity: str
     """A size or a percentage of the cache's file system; `resolve_size` makes bytes of it."""
     reserve: str
+    max_pinned: str
+    """What the jobs of one user may pin together: a size, or a percentage of the capacity; empty: no limit."""
     period_s: float
     """The window over which read rates are taken."""
     horizon_s: float
@@ -159,7 +162,7 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
             f"{origin}: slurm.feature_prefix: {raw.slurm.feature_prefix!r} is not valid",
             hint="1 to 32 letters, digits and _ - . : @ = / +",
         )
-    for key in ("capacity", "reserve"):
+    for key in ("capacity", "reserve", *(["max_pinned"] if raw.max_pinned != "" else [])):
         _checked(origin, key, getattr(raw, key), lambda text: parse_size(text, whole_bytes=2**50))
     config = Config(
         source_dir=_directory(origin, "source_dir", raw.source_dir),
@@ -169,6 +172,7 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
         run_dir=_directory(origin, "run_dir", raw.run_dir),
         capacity=str(raw.capacity),
         reserve=str(raw.reserve),
+        max_pinned=str(raw.max_pinned),
         period_s=_positive(origin, "period", raw.period),
         horizon_s=_positive(origin, "horizon", raw.horizon),
         interval_s=_positive(origin, "interval", raw.interval),

@@ -46,6 +46,8 @@ class Observation:
     foreign: frozenset[str] = frozenset()
     """Datasets whose mount point carries a mount that is not ours: it is left alone."""
 
+    max_pinned_bytes: int | None = None
+    """What the jobs of one user may pin together; None: as much as they like."""
     covered: Mapping[str, MountedImage] = field(default_factory=dict)
     """Dataset -> our mount directly beneath the one that is seen, left by a change that was cut short."""
 

@@ -22,6 +22,7 @@ from scratch_slurm.domain.errors import DaemonError, NotFoundError, PinnedError
 from scratch_slurm.domain.model import Backing, CachedImage, SourceImage
 from scratch_slurm.domain.observation import Observation
 from scratch_slurm.domain.reasons import Problem, word_eviction, word_no_room, word_shrinking, word_staging
+from scratch_slurm.domain.shares import find_beyond, word_own_room
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,21 @@ class _Planner:
         }
         self.wanted = _find_wanted(seen)
         self.current = _find_current(seen)
+        self.size_bytes = {
+            **{name: image.size_bytes + seen.overhead_bytes for name, image in self.wanted.items()},
+            **{name: copy.size_bytes for name, copy in self.current.items()},
+        }
+        self.beyond = find_beyond(seen.pins, self.size_bytes, seen.max_pinned_bytes)
+        self.held = self.pinned - self.beyond.keys()
+        """Pinned datasets that are cached for it."""
         self.problems: dict[str, Problem] = {}
 
     def plan(self) -> Plan:
         mounting = self._plan_mounts()
         touched = {action.dataset for action in mounting}
         wishes = self._wish()
+        for dataset in self.beyond.keys() - self.current.keys():
+            self.problems.setdefault(dataset, self.beyond[dataset])
         unwanted = self._unwanted_copies(wishes)
         drops = [drop for drop in unwanted if drop.staged.under_way or drop.dataset not in self.seen.busy]
         outdated = [evict for evict in self._plan_outdated() if evict.dataset not in touched]
@@ -119,7 +129,7 @@ class _Planner:
                     size_bytes,
                     0 if copy else max(1, size_bytes - done_bytes),
                     seen.bytes_per_s.get(dataset, 0.0),
-                    dataset in self.pinned,
+                    dataset in self.held,
                     seen.last_used_at.get(dataset, 0.0),
                     seen.read_for_s.get(dataset, 0.0),
                     seen.reading_bytes.get(dataset, math.inf),
@@ -130,13 +140,13 @@ class _Planner:
             for copy in seen.cached
             if copy != self.current.get(copy.dataset) and copy.dataset not in seen.leaving
         )
-        pinned = tuple(dict.fromkeys(pin.dataset for pin in seen.pins))
+        pinned = tuple(dict.fromkeys(pin.dataset for pin in seen.pins if pin.dataset in self.held))
         return wish(candidates, pinned, budget_bytes - kept_bytes, seen.horizon_s)
 
     def _may_be_staged(self, dataset: str) -> bool:
         """Whether a copy could be made, or goes on: what failed, or is not mounted, would only hold room."""
         mounted = dataset in self.seen.mounted and dataset not in self.seen.foreign
-        return dataset in self.pinned or (mounted and (dataset, ActionKind.STAGE) not in self.seen.backing_off)
+        return dataset in self.held or (mounted and (dataset, ActionKind.STAGE) not in self.seen.backing_off)
 
     def may(self, dataset: str, kind: ActionKind) -> bool:
         return dataset in self.idle and (dataset, kind) not in self.seen.backing_off
@@ -289,7 +299,7 @@ class _Planner:
             if need_bytes <= room_bytes:
                 room_bytes -= need_bytes
                 if self.may(dataset, ActionKind.STAGE) and dataset in self.seen.mounted and dataset not in touched:
-                    copies.append(Stage(image, word_staging(self.seen, wishes, dataset), dataset in self.pinned))
+                    copies.append(Stage(image, word_staging(self.seen, wishes, dataset), dataset in self.held))
                 continue
             if need_bytes <= room_bytes + leaving_bytes:
                 leaving_bytes -= need_bytes - max(0, room_bytes)
@@ -297,8 +307,8 @@ class _Planner:
                 continue
             chosen = _take_enough(victims, need_bytes - room_bytes - leaving_bytes, all_or_nothing=True)
             if not chosen:
-                if dataset in self.pinned:
-                    self.problems.setdefault(dataset, word_no_room(self.seen, image, room_bytes, victims))
+                if dataset in self.held:
+                    self.problems.setdefault(dataset, self._word_no_room(image, room_bytes, victims))
                 continue
             for victim in chosen:
                 evictions.append(self.eviction(victim, word_eviction(self.seen, wishes, victim, dataset)))
@@ -306,6 +316,12 @@ class _Planner:
             leaving_bytes += sum(victim.size_bytes for victim in chosen) + room_bytes - need_bytes
             room_bytes = 0
         return evictions, copies
+
+    def _word_no_room(self, image: SourceImage, room_bytes: int, victims: list[CachedImage]) -> Problem:
+        problem = word_no_room(self.seen, image, room_bytes, victims)
+        held = [pin for pin in self.seen.pins if pin.dataset in self.held]
+        own = word_own_room(image.dataset, held, self.size_bytes, self.seen.space) if problem.waiting_helps else None
+        return own or problem
 
     def _evictable(self, datasets: Iterable[str]) -> list[CachedImage]:
         """The cached images of these datasets that may go now, in the same order."""
@@ -321,7 +337,9 @@ class _Planner:
         mounted = self.seen.mounted.get(copy.dataset)
         image = self.seen.catalog.images.get(copy.dataset)
         reading = mounted is not None and mounted.backing_path == copy.path
-        return Evict(copy, mounted.device if mounted and reading else None, image if reading else None, False, reason)
+        device = mounted.device if mounted and reading else None
+        beyond = self.seen.holders(copy.dataset) if copy.dataset in self.beyond else ()
+        return Evict(copy, device, image if reading else None, False, reason, frozenset(beyond))
 
 
 def _find_wanted(seen: Observation) -> dict[str, SourceImage]:

@@ -126,7 +126,7 @@ class Interface:
             view = status.view(self._loop)
             permitted = [name for name in names if view and view.permits(name, judge)]
             untold = not audience.problem() and any(view.permits(name, judge) is None for name in names if view)
-            settled = view is not None and not untold and all(view.is_settled(name) for name in permitted)
+            settled = view is not None and not untold and all(view.is_settled(name, permitted) for name in permitted)
             changing = untold or (view is not None and any(view.is_changing_hands(name) for name in permitted))
             now = time.monotonic()
             until = max(deadline, began + _MOUNT_PATIENCE_S) if changing else deadline

@@ -138,6 +138,7 @@ def join(
             if dataset in ours and reading.mounted[dataset].mount_id == mount_id
         },
         bad_copies=dict(memory.bad_copies),
+        max_pinned_bytes=_max_pinned_bytes(config, reading),
         cache_problem=reading.cache_problem,
         covered={dataset: mount for dataset, mount in covered.items() if dataset in ours},
         foreign=frozenset(reading.mounted.keys() - ours.keys()),
@@ -184,6 +185,13 @@ def _space(reading: Reading, memory: Memory, config: Config) -> Space:
         free_bytes=contents.free_bytes - coming_bytes,
         whole_bytes=contents.whole_bytes,
     )
+
+
+def _max_pinned_bytes(config: Config, reading: Reading) -> int | None:
+    if not config.max_pinned:
+        return None
+    capacity_bytes = resolve_size(config.capacity, whole_bytes=reading.cache.whole_bytes)
+    return resolve_size(config.max_pinned, whole_bytes=capacity_bytes)
 
 
 def _most_bytes(size_bytes: int) -> int:

@@ -186,11 +186,15 @@ class Performer:
         Raises: PinnedError: a pin came first. The next plan switches back to the cache.
         """
         image = action.image
-        if action.outdated:
+        if action.outdated or (action.discounted and self._only_discounted(action)):
             self._cache.withdraw(image)
         elif not self._ledger.remove_unless_pinned(image.dataset, lambda: self._cache.withdraw(image)):
             raise PinnedError(f"{image.dataset}: was pinned while its eviction began")
         self._cache.discard(image)
+
+    def _only_discounted(self, action: actions.Evict) -> bool:
+        pins = self._ledger.pins()
+        return all(pin.holder in action.discounted for pin in pins if pin.dataset == action.dataset)
 
 
 def _follow(copy: Copy) -> Callable[[op.Line], None]:

@@ -1,7 +1,7 @@
 """What the daemon says of itself: pure functions of the latest round and of what is remembered."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from scratch_slurm import __version__
 from scratch_slurm.domain.actions import ActionKind
@@ -9,6 +9,7 @@ from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.messages import DatasetState, DatasetStatus, NodeStatus
 from scratch_slurm.domain.model import Backing, Permissions, Pin
 from scratch_slurm.domain.names import nearest_hint
+from scratch_slurm.domain.shares import most_bytes
 from scratch_slurm.domain.throughput import RECENT_S, rates
 from scratch_slurm.service.loop import Loop, Snapshot
 from scratch_slurm.service.memory import Memory
@@ -114,14 +115,26 @@ class StatusView:
             texts.append("no such dataset on this node" + (f"; {near}" if near else ""))
         return "; ".join(text for text in texts if text)
 
-    def is_settled(self, name: str) -> bool:
-        """Whether waiting longer changes nothing that can be foreseen: cached, or beyond what waiting mends."""
+    def is_settled(self, name: str, asked: Iterable[str] = ()) -> bool:
+        """Whether waiting longer changes nothing that can be foreseen: cached, or beyond what waiting mends.
+
+        Args:
+            asked: what is waited for together. Without room, and with more of it than there can ever be, the rest waits
+                for itself.
+        """
         if name in self._memory.copies:
             return False
         if self._state(name) in (DatasetState.CACHED, DatasetState.UNKNOWN):
             return True
         failed = any(dataset == name for dataset, _ in self._memory.failures)
+        if name in self._plan.problems and self._exceed_all_room(asked):
+            return True
         return failed or self._is_hopeless(name) or name in self._seen.catalog.skipped or name in self._seen.foreign
+
+    def _exceed_all_room(self, names: Iterable[str]) -> bool:
+        images, cached = self._seen.catalog.images, self._cached_bytes
+        sizes = (cached.get(name) or (images[name].size_bytes if name in images else 0) for name in names)
+        return sum(sizes) > most_bytes(self._seen.space)
 
     def _is_hopeless(self, name: str) -> bool:
         problem = self._plan.problems.get(name)

@@ -41,6 +41,7 @@ def test_two_keys_are_enough():
         Path("/run/scratch-slurm"),
     )
     assert (config.capacity, config.reserve, config.log_level) == ("80%", "5%", "INFO")
+    assert config.max_pinned == "", "no limit"
     assert (config.period_s, config.horizon_s, config.interval_s) == (600, 1800, 30)
     assert (config.wait_s, config.wait_limit_s, config.bandwidth_bytes_per_s) == (10, 600, None)
     assert config.node_name == "node7"
@@ -53,6 +54,7 @@ def test_all_keys_are_taken():
         run_dir="/run/x",
         capacity="2 TiB",
         reserve="10 GB",
+        max_pinned="50%",
         period="5m",
         horizon="1h",
         interval=15,
@@ -62,7 +64,7 @@ def test_all_keys_are_taken():
         preheat={"wait": 0, "timeout": "2m"},
         slurm={"node_name": "n1.x"},
     )
-    assert (config.capacity, config.reserve) == ("2 TiB", "10 GB")
+    assert (config.capacity, config.reserve, config.max_pinned) == ("2 TiB", "10 GB", "50%")
     assert (config.period_s, config.horizon_s, config.interval_s, config.source_timeout_s) == (300, 3600, 15, 60)
     assert (config.copies, config.readers, config.bandwidth_bytes_per_s) == (3, 8, 100_000_000)
     assert (config.wait_s, config.wait_limit_s) == (0, 120)
@@ -141,6 +143,8 @@ WRONG = [
     ("capacity", True, "True is not text or a number"),
     ("capacity", None, "None is not text or a number"),
     ("reserve", ["5%"], "['5%'] is not text or a number"),
+    ("max_pinned", "half", "size 'half' is not valid"),
+    ("max_pinned", "200%", "size '200%' is not valid here"),
     ("reserve", "5 %%", "size '5 %%' is not valid"),
     ("period", 0, "0 must be more than 0 seconds"),
     ("horizon", "0s", "'0s' must be more than 0 seconds"),

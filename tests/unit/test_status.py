@@ -74,6 +74,21 @@ STATES = [
 ]
 
 
+def test_a_job_does_not_wait_for_room_that_its_own_datasets_take_whoever_else_asks_for_one_of_them():
+    names = ("a", "b", "c")
+    seen = observation(
+        [image(name, 40) for name in names],
+        [mounted(name, 40, backing=Backing.CACHE if name != "c" else Backing.SOURCE) for name in names],
+        cached=(cached("a", 40), cached("b", 40)),
+        pins=(pin("a"), pin("b"), pin("c"), pin("c", 2)),
+        space=room(20, used=80),
+    )
+    view = view_of(seen)
+    assert view.is_settled("c", names)
+    assert not view.is_settled("c", ["c"])
+    assert all(view.is_settled(name, names) for name in ("a", "b"))
+
+
 @pytest.mark.parametrize(("seen", "memory", "state", "settled"), STATES)
 def test_state(seen, memory, state, settled):
     view = view_of(seen, memory)
