@@ -23,7 +23,7 @@ import msgspec
 from scratch_slurm.domain.access import ROOT, Person
 from scratch_slurm.domain.errors import DaemonError, DeniedError, NotFoundError, PinnedError, ScratchError, UsageError
 from scratch_slurm.domain.messages import ErrorAnswer
-from scratch_slurm.service.http import RefusedError, Request, format_answer, split_head
+from scratch_slurm.service.http import RefusedError, Request, RequestReader, format_answer
 from scratch_slurm.service.seats import Seats
 
 log = logging.getLogger(__name__)
@@ -231,27 +231,17 @@ def peer(connection: socket.socket) -> Person:
 
 
 async def _read_request(connection: socket.socket) -> Request | None:
-    """Read a request, and nothing behind it; None: the caller has gone before it was whole.
+    """Read a request; None: the caller has gone before it was whole.
 
     Raises: RefusedError: it is none that is taken.
     """
     loop = asyncio.get_running_loop()
-    content = b""
+    reader = RequestReader()
     while True:
         piece = await loop.sock_recv(connection, _READ_BYTES)
-        content += piece
-        found = split_head(content)
-        if found:
-            break
-        if not piece:
-            return None
-    head, body = found
-    while len(body) < head.body_bytes:
-        piece = await loop.sock_recv(connection, head.body_bytes - len(body))
-        if not piece:
-            return None
-        body += piece
-    return Request(head.method, head.path, body[: head.body_bytes])
+        request = reader.feed(piece)
+        if request is not None or not piece:
+            return request
 
 
 @contextlib.contextmanager

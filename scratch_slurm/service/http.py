@@ -1,33 +1,17 @@
-"""HTTP as far as one request and one answer on a connection need it. Pure.
+"""HTTP as far as one request and one answer on a connection need it, by h11. No I/O.
 
-Requests of HTTP/1.0 and 1.1 with a body of a told length, or none. Nothing else is taken: no chunks, no encodings, no
-second request, so what a caller sends can never grow by being read. Source: RFC 9112.
+A second request is not read; encodings of the body, and what is longer than the limits, are refused. So what a caller
+sends cannot grow by being read.
 """
 
-import re
 from dataclasses import dataclass
+
+import h11
 
 HEAD_LIMIT_BYTES = 8 * 1024
 BODY_LIMIT_BYTES = 64 * 1024
 
-_END_OF_HEAD = b"\r\n\r\n"
-_REQUEST_LINE = re.compile(rb"([A-Z]{1,16}) (/[\x21-\x7e]{0,1000}) HTTP/1\.[0-9]")
-_HEADER = re.compile(rb"([A-Za-z0-9!#$%&'*+.^_`|~-]+):[ \t]*([\x20-\x7e\x80-\xff\t]*?)[ \t]*")
-_LENGTH = re.compile(rb"[0-9]{1,9}")
-_WORDS = {
-    200: "OK",
-    400: "Bad Request",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    409: "Conflict",
-    411: "Length Required",
-    413: "Content Too Large",
-    415: "Unsupported Media Type",
-    431: "Request Header Fields Too Large",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
-}
+_TOO_LARGE = 413
 
 
 class RefusedError(Exception):
@@ -45,70 +29,68 @@ class RefusedError(Exception):
 
 
 @dataclass(frozen=True)
-class Head:
-    """What a request says before its body."""
-
-    method: str
-    path: str
-    """Without a query."""
-    body_bytes: int
-    """The length of the body that follows."""
-
-
-@dataclass(frozen=True)
 class Request:
     """One whole request."""
 
     method: str
     path: str
+    """Without a query."""
     body: bytes
 
 
-def split_head(content: bytes) -> tuple[Head, bytes] | None:
-    """Read the head of a request, of which `content` are the first bytes.
+class RequestReader:
+    """Takes the bytes of one connection until they are a whole request."""
 
-    Returns: the head, and what came of the body so far; None: the head is not whole yet.
-    Raises: RefusedError: it is no request, or not one that is taken.
-    """
-    end = content.find(_END_OF_HEAD, 0, HEAD_LIMIT_BYTES)
-    if end < 0:
-        if len(content) >= HEAD_LIMIT_BYTES:
-            raise RefusedError(431, f"a request's head has {HEAD_LIMIT_BYTES} bytes at most")
-        return None
-    return _parse_head(content[:end]), content[end + len(_END_OF_HEAD) :]
+    def __init__(self) -> None:
+        self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_LIMIT_BYTES)
+        self._head: h11.Request | None = None
+        self._body = bytearray()
+
+    def feed(self, content: bytes) -> Request | None:
+        """Take what came next; empty: no more will come.
+
+        Returns: the request; None: it is not whole yet, or will never be.
+        Raises: RefusedError: it is no request, or not one that is taken.
+        """
+        try:
+            self._connection.receive_data(content)
+            return self._read_events()
+        except h11.RemoteProtocolError as exc:
+            raise RefusedError(exc.error_status_hint, f"not a request of HTTP/1.1: {exc}") from exc
+
+    def _read_events(self) -> Request | None:
+        while True:
+            match self._connection.next_event():
+                case h11.Request() as head:
+                    _check_head(head)
+                    self._head = head
+                case h11.Data() as piece:
+                    self._body += piece.data
+                    if len(self._body) > BODY_LIMIT_BYTES:
+                        raise RefusedError(_TOO_LARGE, f"a request's body has {BODY_LIMIT_BYTES} bytes at most")
+                case h11.EndOfMessage():
+                    assert self._head is not None, "a request ends after it has begun"
+                    path, _, _ = self._head.target.decode("ascii").partition("?")
+                    return Request(self._head.method.decode("ascii"), path, bytes(self._body))
+                case _:
+                    return None
 
 
-def _parse_head(text: bytes) -> Head:
-    first, *lines = text.split(b"\r\n")
-    line = _REQUEST_LINE.fullmatch(first)
-    if line is None:
-        raise RefusedError(400, f"not a request of HTTP/1.1: {first[:40]!r}")
-    headers: dict[bytes, bytes] = {}
-    for each in lines:
-        header = _HEADER.fullmatch(each)
-        if header is None:
-            raise RefusedError(400, f"not a header: {each[:40]!r}")
-        name = header[1].lower()
-        if name == b"content-length" and headers.get(name, header[2]) != header[2]:
-            raise RefusedError(400, "Content-Length: told twice")
-        headers[name] = header[2]
-    if b"transfer-encoding" in headers:
-        raise RefusedError(411, "Transfer-Encoding: say Content-Length instead")
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise RefusedError(415, "Content-Encoding: send the body as it is")
-    length = headers.get(b"content-length", b"0")
-    if not _LENGTH.fullmatch(length):
-        raise RefusedError(400, f"Content-Length: {length[:40]!r} is not a number of bytes")
-    if int(length) > BODY_LIMIT_BYTES:
-        raise RefusedError(413, f"a request's body has {BODY_LIMIT_BYTES} bytes at most, not {int(length)}")
-    path, _, _ = line[2].partition(b"?")
-    return Head(line[1].decode("ascii"), path.decode("ascii"), int(length))
+def _check_head(head: h11.Request) -> None:
+    if not head.target.startswith(b"/"):
+        raise RefusedError(400, f"{head.target[:40]!r}: is not a path")
+    for name, value in head.headers:
+        if name == b"content-encoding" and value.lower() != b"identity":
+            raise RefusedError(415, "Content-Encoding: send the body as it is")
+        if name == b"content-length" and int(value) > BODY_LIMIT_BYTES:
+            raise RefusedError(
+                _TOO_LARGE, f"a request's body has {BODY_LIMIT_BYTES} bytes at most, not {value.decode()}"
+            )
 
 
 def format_answer(status: int, body: bytes) -> bytes:
     """Write an answer; `body` is JSON. It ends with its connection."""
-    head = (
-        f"HTTP/1.0 {status} {_WORDS[status]}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
-    return head.encode("ascii") + body
+    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")]
+    connection = h11.Connection(h11.SERVER)
+    events = (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage())
+    return b"".join(connection.send(event) or b"" for event in events)
