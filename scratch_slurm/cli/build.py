@@ -14,7 +14,7 @@ from scratch_slurm import __version__
 from scratch_slurm.cli import mksquashfs, tree
 from scratch_slurm.cli.app import App, json_option, make_console, note, pass_app, print_json
 from scratch_slurm.cli.directory import Directory, open_directory
-from scratch_slurm.cli.publish import Manifest, Publication, find_taken
+from scratch_slurm.cli.publish import Manifest, Publication, find_replaced, find_taken
 from scratch_slurm.cli.rights import OWN, Rights, find_group, nobodys_rights, parse_user, rights_of
 from scratch_slurm.cli.words import clean, plural
 from scratch_slurm.domain.access import is_public
@@ -28,6 +28,7 @@ from scratch_slurm.node.cgroups import read_limits, read_total_bytes
 if TYPE_CHECKING:
     from scratch_slurm.cli.progress import StepBar
 
+_OPEN = 0o644
 _MODE = re.compile(r"0?[46][04][04]", re.ASCII)
 
 
@@ -55,7 +56,8 @@ class BuildAnswer(msgspec.Struct, frozen=True):
     help="How to pack; none for data that is compressed already.",
 )
 @click.option("--group", metavar="GROUP", help="The group of the image, by name or number.")
-@click.option("--mode", default="0644", show_default=True, metavar="MODE", help="Who may read it: 0640 is its group.")
+@click.option("--mode", metavar="MODE", help="Who may read it: 0640 is its group.  [default: 0644]")
+@click.option("--replace", is_flag=True, help="Publish a new version of NAME; whoever may read it stays as it is.")
 @click.option("--as", "user", metavar="USER", help="Read DIR with this user's rights, not its owner's (root).")
 @json_option
 @pass_app
@@ -66,18 +68,21 @@ def command(
     target: Path | None,
     compression: str,
     group: str | None,
-    mode: str,
+    mode: str | None,
+    replace: bool,
     user: str | None,
 ) -> None:
     """Pack DIR's contents into the image NAME.squashfs, with a manifest, and publish both in the source.
 
     Whoever may read the image's file, by its owner, --group and --mode, may enter the dataset and read all that is in
-    it; nobody else. A NAME that is taken is refused; nothing is ever overwritten. With --to no configuration is needed.
+    it; nobody else. A NAME that is taken is refused unless --replace says that this is its new version: jobs that have
+    the old one keep it. With --to no configuration is needed.
 
     Root reads DIR with the rights of its owner, so that nothing is packed which the owner could not have packed.
     """
     dataset = parse_dataset_name(name)
-    bits, gid = parse_mode(mode), find_group(group) if group is not None else None
+    bits = parse_mode(mode) if mode is not None else None
+    gid = find_group(group) if group is not None else None
     if user is not None and os.geteuid() != 0:
         raise DeniedError("build: --as: only root may read with the rights of others")
     source = open_directory(directory)
@@ -86,11 +91,21 @@ def command(
     if where.path.is_relative_to(source.path):
         raise UsageError(f"directory {str(source.path)!r} holds the directory of images {str(where.path)!r}")
     program, version = mksquashfs.find_program()
-    find_taken(where, dataset)
+    uid = None
+    if replace:
+        former = find_replaced(where, dataset)
+        if former is not None:
+            bits = former.mode & 0o644 | 0o400 if bits is None else bits
+            gid = former.gid if gid is None else gid
+            uid = former.uid if os.geteuid() == 0 else None
+    else:
+        find_taken(where, dataset)
     from scratch_slurm.cli.progress import StepBar
 
     with StepBar(make_console(stderr=True)) as bar:
-        publication = Publication(where, dataset, mode=bits, gid=gid)
+        publication = Publication(
+            where, dataset, mode=_OPEN if bits is None else bits, gid=gid, uid=uid, replaces=replace
+        )
         answer = _Build(bar, source, publication, compression, rights).run(program, version)
     for warning in answer.warnings:
         note(f"scratch-slurm: warning: {warning}")

@@ -3,18 +3,26 @@
     .<dataset>.<random>.building/    hidden, 0700; removed whatever happens but kill -9
         image                        the image while it is made. Its group is right from the beginning, its mode when
                                      it is whole; nobody else gets past the directory meanwhile
-    <dataset>.json                   its manifest, made with O_EXCL: it also locks the name against another builder
-    <dataset>.squashfs               the image, linked last: a name that is taken is never overwritten
+    .<dataset>.publishing            locked by the one that gives names now; the lock goes with its process
+    <dataset>.json                   the manifest, made with O_EXCL: where there are no locks it keeps others out
+    <dataset>.squashfs               the image, linked last: a name that is taken is not overwritten
 
 An image is visible only with its whole manifest beside it. A crash between the last two leaves a manifest without
 an image, which nobody reads and which a later build names.
+
+A new version takes both names by rename, the manifest first. It says what belongs to the image before as well
+(`previous`): at every moment, and after a crash at any, the image that is there has its own entry in the manifest that
+is there. Where no manifest is known for the old image the new image goes first, for the same reason.
 """
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import secrets
+import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,16 +33,33 @@ from scratch_slurm.cli.signals import undisturbed
 from scratch_slurm.domain.errors import DeniedError, ImageError, NoSpaceError, ScratchError, SourceError
 from scratch_slurm.domain.model import Permissions
 from scratch_slurm.domain.names import IMAGE_SUFFIXES, MANIFEST_SUFFIX
-from scratch_slurm.node.catalog import digest_ends
+from scratch_slurm.node.catalog import (
+    MANIFEST_LIMIT_BYTES,
+    ManifestEntry,
+    choose_entry,
+    digest_ends,
+    is_manifest,
+    parse_manifest,
+)
 
 _SUFFIX = ".squashfs"
 _READ_BYTES = 4 * 2**20
+_LOCK_PATIENCE_S = 60.0
+_LOCK_POLL_S = 0.1
 # What file systems without hard links answer (FUSE, SMB, some object store gateways), or without links to another
 # directory (EXDEV).
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EXDEV})
 
 Watch = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
+
+
+class FormerImage(msgspec.Struct, frozen=True):
+    """What is known of the image before."""
+
+    size_bytes: int
+    blake3: str
+    ends_blake2b: str | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -55,6 +80,9 @@ class Manifest(msgspec.Struct, frozen=True):
     ends_blake2b: str | None = None
     """Digest of the image's first and last 64 KiB: a manifest that lies beside another image is known by it at once."""
 
+    previous: FormerImage | None = None
+    """Of the image whose place this one took, or is about to take."""
+
 
 def find_taken(where: Directory, dataset: str) -> None:
     """Refuse a name that an image or a manifest has.
@@ -66,19 +94,62 @@ def find_taken(where: Directory, dataset: str) -> None:
         raise _manifest_taken(where.path / (dataset + MANIFEST_SUFFIX))
 
 
-def _find_image(where: Directory, dataset: str) -> None:
+def find_replaced(where: Directory, dataset: str) -> Permissions | None:
+    """Look at the image that a new version is to take the place of.
+
+    Returns: its permissions, which the new version keeps; None: there is none yet.
+    Raises: ImageError: what is there is no image or manifest of the kind that `build` makes.
+    """
+    _find_image(where, dataset, but=_SUFFIX)
+    _read_manifest(Path(where.base), dataset, where.path)
+    try:
+        status = Path(f"{where.base}/{dataset}{_SUFFIX}").lstat()
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{where.path / (dataset + _SUFFIX)}: is no regular file; nothing was changed")
+    return Permissions(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
+
+
+def _read_manifest(base: Path, dataset: str, told: Path) -> tuple[ManifestEntry, ...]:
+    """Read the manifest that is there; nothing without one.
+
+    Raises: ImageError: it is none of ours.
+    """
+    name = dataset + MANIFEST_SUFFIX
+    try:
+        fd = os.open(base / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ()
+    except OSError as exc:
+        raise ImageError(f"{told / name}: cannot read it: {exc.strerror}; nothing was changed") from exc
+    with open(fd, "rb") as file:
+        text = file.read(MANIFEST_LIMIT_BYTES + 1) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    if not is_manifest(text):
+        raise ImageError(
+            f"{told / name}: is there already, and no manifest; nothing was changed", hint="give it another name"
+        )
+    try:
+        return parse_manifest(text, name)
+    except ImageError:
+        return ()  # ours, and broken: there is nothing to keep of it
+
+
+def _find_image(where: Directory, dataset: str, *, but: str = "") -> None:
     for suffix in IMAGE_SUFFIXES:
-        if os.path.lexists(f"{where.base}/{dataset}{suffix}"):
+        if suffix != but and os.path.lexists(f"{where.base}/{dataset}{suffix}"):
             raise ImageError(
                 f"{where.path / (dataset + suffix)}: is there already; nothing was changed",
-                hint="give a new version a new name, like name-v2",
+                hint="--replace publishes a new version"
+                if suffix == _SUFFIX
+                else "give a new version a new name, like name-v2",
             )
 
 
 def _manifest_taken(path: Path) -> ImageError:
     return ImageError(
         f"{path}: is there already, without an image; nothing was changed",
-        hint="another build is about to end, or one was killed: if none runs, remove the file",
+        hint="another build is about to end, or one was killed: if none runs, remove the file, or say --replace",
     )
 
 
@@ -88,10 +159,23 @@ class Publication:
     Args:
         mode: of image and manifest.
         gid: their group; None: as the directory gives it.
+        uid: their owner; None: whoever builds.
+        replaces: an image that is there is a former version, and gives way.
     Raises: DeniedError, SourceError: no file can be made in the directory, or it cannot be given to that group.
     """
 
-    def __init__(self, where: Directory, dataset: str, *, mode: int = 0o644, gid: int | None = None) -> None:
+    def __init__(
+        self,
+        where: Directory,
+        dataset: str,
+        *,
+        mode: int = 0o644,
+        gid: int | None = None,
+        uid: int | None = None,
+        replaces: bool = False,
+    ) -> None:
+        self._uid = -1 if uid is None else uid
+        self._replaces = replaces
         self.where = where
         self.dataset = dataset
         self._mode = mode
@@ -110,7 +194,7 @@ class Publication:
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
                 self.fd = os.open(self._hidden, flags, 0o600)
             with _translated(self.where.path, f"give a file to group {self._gid}"):
-                os.fchown(self.fd, -1, self._gid)
+                os.fchown(self.fd, self._uid, self._gid)
         except BaseException:
             self.__exit__()
             raise
@@ -120,7 +204,8 @@ class Publication:
         if self.fd != -1:
             os.close(self.fd)
         with contextlib.suppress(OSError):
-            self._hidden.unlink(missing_ok=True)
+            for path in (self._hidden, self._room / "manifest"):
+                path.unlink(missing_ok=True)
             self._room.rmdir()
 
     def lend(self) -> None:
@@ -170,14 +255,95 @@ class Publication:
         """
         image, manifest_path = self.dataset + _SUFFIX, self.dataset + MANIFEST_SUFFIX
         base, where = Path(self.where.base), self.where.path
-        text = json.dumps(msgspec.to_builtins(manifest), indent=2) + "\n"
         # Between manifest and image nobody could tell what is published.
-        with undisturbed(), _translated(where, "publish"):
-            with _new_manifest(base / manifest_path, text, self.permissions(), where / manifest_path):
-                _find_image(self.where, self.dataset)  # of any suffix; the link below refuses only its own name
-                _name_image(self._hidden, base / image, where / image)
-            _fsync_directory(base)
+        with undisturbed(), _translated(where, "publish"), _alone(base / f".{self.dataset}.publishing", where):
+            if self._replaces and os.path.lexists(base / image):
+                self._replace(base, manifest)
+            else:
+                if self._replaces and _read_manifest(base, self.dataset, where):
+                    (base / manifest_path).unlink()  # without an image: of a build that was killed
+                with _new_manifest(base / manifest_path, _text(manifest), self.permissions(), where / manifest_path):
+                    _find_image(self.where, self.dataset)  # of any suffix; the link below refuses only its own name
+                    _name_image(self._hidden, base / image, where / image)
+                _fsync_directory(base)
         return where / image, where / manifest_path
+
+    def _replace(self, base: Path, manifest: Manifest) -> None:
+        find_replaced(self.where, self.dataset)
+        image, manifest_path = base / (self.dataset + _SUFFIX), base / (self.dataset + MANIFEST_SUFFIX)
+        entry = _find_entry(image, manifest_path, _read_manifest(base, self.dataset, self.where.path))
+        former = FormerImage(entry.size_bytes, entry.digest, entry.ends) if entry else None
+        text, hidden = _text(msgspec.structs.replace(manifest, previous=former)), self._room / "manifest"
+        with _new_manifest(hidden, text, self.permissions(), hidden):
+            moves = [(hidden, manifest_path), (self._hidden, image)]
+            for source, name in moves if entry else reversed(moves):
+                _rename_over(source, name)
+                _fsync_directory(base)  # or a power cut could leave the second without the first
+
+
+def _text(manifest: Manifest) -> str:
+    return json.dumps(msgspec.to_builtins(manifest), indent=2) + "\n"
+
+
+def _find_entry(image: Path, manifest: Path, entries: tuple[ManifestEntry, ...]) -> ManifestEntry | None:
+    """Find what a manifest says of the image that is there; a stranger's is not believed."""
+    with open(image, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not entries or manifest.lstat().st_uid not in (0, os.geteuid(), status.st_uid):
+            return None
+        return choose_entry(entries, file.fileno(), status.st_size)
+
+
+def _rename_over(hidden: Path, name: Path) -> None:
+    status = hidden.lstat()
+    try:
+        hidden.rename(name)
+    except FileNotFoundError:
+        # An NFS server's first answer was lost, and the repeated request found nothing to rename.
+        if not os.path.samestat(status, name.lstat()):
+            raise
+
+
+@contextlib.contextmanager
+def _alone(path: Path, told: Path) -> Iterator[None]:
+    """Keep other builders from giving names to the same dataset meanwhile, where the file system has locks.
+
+    Raises: ImageError: another one does not end.
+    """
+    give_up_at = time.monotonic() + _LOCK_PATIENCE_S
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            if _lock(fd) and _is_still(fd, path):
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
+        finally:
+            os.close(fd)
+        if time.monotonic() > give_up_at:
+            raise ImageError(f"{told / path.name}: another build publishes this dataset and does not end")
+        time.sleep(_LOCK_POLL_S)
+
+
+def _lock(fd: int) -> bool:
+    """Take a lock if it is free, and where there are any (some network file systems have none)."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _is_still(fd: int, path: Path) -> bool:
+    """Tell whether a file has its name yet: who had the lock before took it away."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
@@ -191,12 +357,12 @@ def _new_manifest(path: Path, text: str, permissions: Permissions, told: Path) -
         with open(fd, "w", encoding="ascii") as file:
             file.write(text)
             file.flush()
-            os.fchown(fd, -1, permissions.gid)
+            os.fchown(fd, permissions.uid, permissions.gid)
             os.fchmod(fd, permissions.mode)
             os.fsync(fd)
         yield
     except BaseException:
-        path.unlink()
+        path.unlink(missing_ok=True)
         raise
 
 

@@ -13,17 +13,18 @@ import struct
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from scratch_slurm.domain.access import distrust_directory, distrust_file
 from scratch_slurm.domain.errors import ImageError, SourceError
 from scratch_slurm.domain.model import Generation, Permissions, SkippedImage, SourceImage
 from scratch_slurm.domain.names import MANIFEST_SUFFIX, parse_image_name
 
-_MANIFEST_LIMIT_BYTES = 64 * 1024
+MANIFEST_LIMIT_BYTES = 64 * 1024
 _MANIFEST_KEYS = ("size_bytes", "blake3")
 _END_BYTES = 64 * 1024
 _HEAD_BYTES = 2048
+_TRIES = 3
 _SECTOR_BYTES = 512
 
 
@@ -97,7 +98,9 @@ def read_entries(
         yield _read_entry(source_dir, file_name, stamps.get(file_name), trust)
 
 
-def _read_entry(source_dir: Path, file_name: str, old_stamp: str | None, trust: Trust) -> Entry | None:
+def _read_entry(
+    source_dir: Path, file_name: str, old_stamp: str | None, trust: Trust, tries: int = _TRIES
+) -> Entry | None:
     parsed = parse_image_name(file_name)
     if parsed is None:
         return None
@@ -124,18 +127,24 @@ def _read_entry(source_dir: Path, file_name: str, old_stamp: str | None, trust: 
             permissions = _permissions(status)
             _check_trust(permissions, trust)
             check_image_head(file.read(_HEAD_BYTES), fs_type, status.st_size)
-            manifest, note = _read_manifest(manifest_path, status.st_size, trust)
-            if manifest.ends and manifest.ends != digest_ends(file.fileno(), status.st_size):
-                raise ImageError(
-                    f"its manifest {manifest_path.name} is of another image: not with these first and last bytes"
-                )
+            manifest, note = _read_manifest(manifest_path, file.fileno(), status.st_size, trust)
     except OSError as exc:
         return _skipped(file_name, "", f"cannot read: {exc.strerror}", permissions)
     except ImageError as exc:
+        if tries > 1 and _is_replaced(path, status):  # between a look at the one and at the other
+            return _read_entry(source_dir, file_name, None, trust, tries - 1)
         return _skipped(file_name, stamp, exc.message, permissions)
-    generation = Generation.of(status.st_ino, status.st_size, status.st_mtime_ns, manifest.digest)
+    digest = manifest.digest if manifest else None
+    generation = Generation.of(status.st_ino, status.st_size, status.st_mtime_ns, digest)
     image = SourceImage(dataset, str(path), generation, fs_type, permissions)
     return Entry(file_name, stamp, image=image, note=note)
+
+
+def _is_replaced(path: Path, seen: os.stat_result) -> bool:
+    try:
+        return not os.path.samestat(path.lstat(), seen)
+    except OSError:
+        return False
 
 
 def _check_trust(permissions: Permissions, trust: Trust) -> None:
@@ -224,10 +233,11 @@ def _manifest_stamp(path: Path) -> str:
 
 
 @dataclass(frozen=True)
-class _Manifest:
-    """What a manifest promises; nothing where there is none."""
+class ManifestEntry:
+    """What a manifest promises of one image."""
 
-    digest: str | None = None
+    size_bytes: int
+    digest: str
     """BLAKE3 of the whole image in hexadecimal."""
     ends: str | None = None
     """See `digest_ends`; manifests of earlier releases have none."""
@@ -248,46 +258,85 @@ def digest_ends(descriptor: int, size_bytes: int) -> str:
     return digest.hexdigest()
 
 
-def _read_manifest(path: Path, image_size_bytes: int, trust: Trust) -> tuple[_Manifest, str]:
-    """Read the manifest beside an image. What is there and is none of ours, or a stranger's, is not obeyed.
+def _read_manifest(path: Path, image: int, size_bytes: int, trust: Trust) -> tuple[ManifestEntry | None, str]:
+    """Read what the manifest beside an open image says of it.
 
-    Ours is known by its keys. A text that cannot be parsed is ours if it names both.
+    A stranger's file, or one that is no manifest, is not obeyed.
 
-    Returns: what it promises, and what is odd about it.
-    Raises: OSError; ImageError: it is ours, and no good.
+    Returns: what it promises, None where there is no manifest; and what is odd about it.
+    Raises: OSError; ImageError: it is ours, and no good, or of another image.
     """
     try:
         with _open_regular(path, "") as file:
             stranger = distrust_file(_permissions(os.fstat(file.fileno())), trust.directory, trust.owners)
-            text = file.read(_MANIFEST_LIMIT_BYTES + 1)
+            text = file.read(MANIFEST_LIMIT_BYTES + 1)
     except FileNotFoundError:
-        return _Manifest(), ""
+        return None, ""
     except ImageError as exc:
-        return _Manifest(), f"{path.name} {exc.message} and is taken for no manifest"
+        return None, f"{path.name} {exc.message} and is taken for no manifest"
     if stranger:
-        return _Manifest(), f"{path.name} {stranger}; it is taken for no manifest"
-    if not _is_ours(text):
-        return _Manifest(), f"{path.name} has not the keys of a manifest (size_bytes and blake3) and is taken for none"
-    try:
-        body = json.loads(text)
-        digest, size_bytes, ends = str(body["blake3"]), int(body["size_bytes"]), body.get("ends_blake2b")
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as exc:
-        raise ImageError(f"its manifest {path.name} is not readable: needs size_bytes and blake3") from exc
-    if not _is_digest(digest):
-        raise ImageError(f"its manifest {path.name} has no BLAKE3 digest of 64 hexadecimal digits")
-    if ends is not None and not _is_digest(str(ends)):
-        raise ImageError(f"its manifest {path.name} has in ends_blake2b no digest of 64 hexadecimal digits")
-    if size_bytes != image_size_bytes:
-        raise ImageError(f"its manifest {path.name} is for {size_bytes} bytes, the image has {image_size_bytes}")
-    return _Manifest(digest, ends and str(ends)), ""
+        return None, f"{path.name} {stranger}; it is taken for no manifest"
+    if not is_manifest(text):
+        return None, f"{path.name} has not the keys of a manifest (size_bytes and blake3) and is taken for none"
+    entries = parse_manifest(text, path.name)
+    entry = choose_entry(entries, image, size_bytes)
+    if entry is None:
+        if entries[0].size_bytes != size_bytes:
+            raise ImageError(
+                f"its manifest {path.name} is for {entries[0].size_bytes} bytes, the image has {size_bytes}"
+            )
+        raise ImageError(f"its manifest {path.name} is of another image: not with these first and last bytes")
+    return entry, ""
 
 
-def _is_ours(text: bytes) -> bool:
+def choose_entry(entries: tuple[ManifestEntry, ...], image: int, size_bytes: int) -> ManifestEntry | None:
+    """Choose the entry of a manifest that belongs to an open image; None: it is of another image.
+
+    Raises: OSError: the image cannot be read.
+    """
+    ends = None
+    for entry in entries:
+        if entry.size_bytes == size_bytes:
+            ends = ends or (digest_ends(image, size_bytes) if entry.ends else None)
+            if entry.ends in (None, ends):
+                return entry
+    return None
+
+
+def is_manifest(text: bytes) -> bool:
+    """Tell whether a file is a manifest of ours, by its keys; one that cannot be parsed is if it names both."""
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
         return all(f'"{key}"'.encode() in text for key in _MANIFEST_KEYS)
     return isinstance(body, dict) and all(key in body for key in _MANIFEST_KEYS)
+
+
+def parse_manifest(text: bytes, name: str) -> tuple[ManifestEntry, ...]:
+    """Parse a manifest: what it says of its own image, then of the one before it, whose place it is about to take.
+
+    Args:
+        name: the file's, for messages.
+    Raises: ImageError: what it says of its own image is not of the form.
+    """
+    try:
+        body = json.loads(text)
+        own, former = _parse_entry(body, name), body.get("previous")
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as exc:
+        raise ImageError(f"its manifest {name} is not readable: needs size_bytes and blake3") from exc
+    try:
+        return own, *([_parse_entry(former, name)] if former is not None else [])
+    except (ImageError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        return (own,)
+
+
+def _parse_entry(body: Any, name: str) -> ManifestEntry:
+    digest, size_bytes, ends = str(body["blake3"]), int(body["size_bytes"]), body.get("ends_blake2b")
+    if not _is_digest(digest):
+        raise ImageError(f"its manifest {name} has no BLAKE3 digest of 64 hexadecimal digits")
+    if ends is not None and not _is_digest(str(ends)):
+        raise ImageError(f"its manifest {name} has in ends_blake2b no digest of 64 hexadecimal digits")
+    return ManifestEntry(size_bytes, digest, ends and str(ends))
 
 
 def _is_digest(text: str) -> bool:

@@ -1,0 +1,286 @@
+"""`scratch-slurm build --replace`: a new version takes its names, and at every moment the image there is is served."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import blake3
+import pytest
+
+from scratch_slurm.cli.directory import open_directory
+from scratch_slurm.cli.main import run
+from scratch_slurm.cli.publish import FormerImage, Manifest, Publication
+from scratch_slurm.domain.errors import ImageError
+from scratch_slurm.node import catalog
+from tests.component.tracing import run_killed_at, trace
+
+pytestmark = pytest.mark.skipif(shutil.which("mksquashfs") is None, reason="needs squashfs-tools")
+
+REPOSITORY = Path(__file__).parents[2]
+CALLS = "mkdir,rename,renameat,renameat2,unlink,unlinkat,rmdir,link,linkat,fsync,fchmod,fchown,flock"
+OLD, NEW = b"o" * 300_000, os.urandom(200_000)
+
+
+@pytest.fixture
+def where(tmp_path) -> Path:
+    path = tmp_path / "source"
+    path.mkdir()
+    return path
+
+
+def make_tree(tmp_path: Path, data: bytes) -> Path:
+    path = tmp_path / f"tree-{blake3.blake3(data).hexdigest()[:8]}"
+    if not path.exists():  # its times are the image's
+        path.mkdir()
+        (path / "data").write_bytes(data)
+    return path
+
+
+def build(tmp_path: Path, where: Path, data: bytes, *more: str) -> int:
+    return run(["build", str(make_tree(tmp_path, data)), "coco", "--to", str(where), "--compression", "lz4", *more])
+
+
+def command(tree: Path, where: Path) -> list[str]:
+    code = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from scratch_slurm.cli.main import main; main()"
+    more = ["--compression", "lz4", "--replace"]
+    return [sys.executable, "-c", code, "build", str(tree), "coco", "--to", str(where), *more]
+
+
+def published(where: Path) -> list[str]:
+    return sorted(path.name for path in where.iterdir())
+
+
+def digest_of(where: Path) -> str:
+    return blake3.blake3((where / "coco.squashfs").read_bytes()).hexdigest()
+
+
+def served_digest(where: Path) -> str | None:
+    """The digest that a node goes by; fails if it would not serve the image."""
+    (entry,) = catalog.read_entries(where, catalog.list_source(where), {})
+    assert entry is not None
+    assert entry.image is not None, entry.skipped
+    return entry.image.generation.digest
+
+
+def test_a_new_version_takes_both_names_and_nothing_else_is_left(tmp_path, where, capsys):
+    assert build(tmp_path, where, OLD) == 0
+    before = digest_of(where)
+    assert build(tmp_path, where, NEW) == 8
+    assert "--replace publishes a new version" in capsys.readouterr().err
+    assert digest_of(where) == before
+    assert build(tmp_path, where, NEW, "--replace") == 0
+    assert published(where) == ["coco.json", "coco.squashfs"]
+    assert before != digest_of(where) == served_digest(where)
+    assert json.loads((where / "coco.json").read_text())["previous"]["blake3"] == before
+
+
+def test_without_an_older_version_it_is_published_as_ever(tmp_path, where):
+    assert build(tmp_path, where, NEW, "--replace") == 0
+    assert served_digest(where) == digest_of(where)
+    assert json.loads((where / "coco.json").read_text())["previous"] is None
+
+
+def test_versions_of_one_size_are_told_apart(tmp_path, where):
+    """Uncompressed images of equal trees but for the bytes have one size; the manifest's entries name ends as well."""
+    for number, more in ((1, []), (2, ["--replace"])):
+        assert build(tmp_path, where, bytes([number]) * 300_000, "--compression", "none", *more) == 0
+        assert served_digest(where) == digest_of(where)
+    manifest = json.loads((where / "coco.json").read_text())
+    assert manifest["size_bytes"] == manifest["previous"]["size_bytes"]
+
+
+def test_images_that_were_made_by_hand_are_replaced_too(tmp_path, where):
+    assert build(tmp_path, where, OLD) == 0
+    (where / "coco.json").unlink()
+    assert build(tmp_path, where, NEW, "--replace") == 0
+    assert served_digest(where) == digest_of(where)
+
+
+def test_a_manifest_that_belonged_to_another_image_is_replaced_and_not_handed_on(tmp_path, where):
+    assert build(tmp_path, where, OLD) == 0
+    by_hand = where / ".hand"
+    shutil.copy(where / "coco.squashfs", by_hand)
+    with by_hand.open("r+b") as file:
+        file.write(b"hsqs\xff\xff")
+    by_hand.rename(where / "coco.squashfs")
+    assert build(tmp_path, where, NEW, "--replace") == 0
+    assert served_digest(where) == digest_of(where)
+    assert json.loads((where / "coco.json").read_text())["previous"] is None
+
+
+@pytest.mark.root
+def test_a_strangers_manifest_is_not_handed_on(tmp_path, where):
+    assert build(tmp_path, where, OLD) == 0
+    os.chown(where / "coco.json", 12345, 12345)
+    assert build(tmp_path, where, NEW, "--replace") == 0
+    assert json.loads((where / "coco.json").read_text())["previous"] is None
+    assert (where / "coco.json").stat().st_uid == 0
+
+
+@pytest.mark.root
+def test_who_may_read_it_stays_as_it_is_unless_said_otherwise(tmp_path, where):
+    assert build(tmp_path, where, OLD, "--group", "4242", "--mode", "0640") == 0
+    os.chown(where / "coco.squashfs", 1234, 4242)
+    assert build(tmp_path, where, NEW, "--replace") == 0
+    for name in published(where):
+        status = (where / name).stat()
+        assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (1234, 4242, 0o640)
+    assert build(tmp_path, where, OLD, "--replace", "--mode", "0644", "--group", "0") == 0
+    status = (where / "coco.squashfs").stat()
+    assert (status.st_gid, stat.S_IMODE(status.st_mode)) == (0, 0o644)
+
+
+@pytest.mark.parametrize("name", ["coco.erofs", "coco.sqsh", "coco.json"])
+def test_what_build_did_not_make_is_not_replaced(tmp_path, where, capsys, name):
+    (where / name).write_bytes(b'{"precious": 1}')
+    assert build(tmp_path, where, NEW, "--replace") == 8
+    assert published(where) == [name]
+    assert (where / name).read_bytes() == b'{"precious": 1}'
+    assert "nothing was changed" in capsys.readouterr().err
+
+
+def test_a_link_in_the_images_place_is_not_replaced(tmp_path, where):
+    (where / "coco.squashfs").symlink_to("/etc/passwd")
+    assert build(tmp_path, where, NEW, "--replace") == 8
+    assert (where / "coco.squashfs").is_symlink()
+
+
+@pytest.mark.parametrize("with_manifest", [True, False], ids=["manifest", "by-hand"])
+def test_killed_at_any_call_the_dataset_is_served_and_the_next_build_publishes(tmp_path, where, with_manifest):
+    """kill -9 at each system call that names, orders or removes something, one run for each."""
+    assert build(tmp_path, where, OLD) == 0
+    if not with_manifest:
+        (where / "coco.json").unlink()
+    keep = tmp_path / "keep"
+    shutil.copytree(where, keep)
+    tree = make_tree(tmp_path, NEW)
+    seen = trace(CALLS, command(tree, where), tmp_path / "log")
+    new = digest_of(where)
+    main = seen[0].split()[0]
+    own = [line.split(None, 1)[1] for line in seen if line.split()[0] == main]
+    first = next(place for place, line in enumerate(own) if ".coco." in line)
+    points = [(call, nth) for call, nth, place in numbered(own) if place >= first]
+    assert len(points) > 12
+    ended = set()
+    for call, nth in points:
+        shutil.rmtree(where)
+        shutil.copytree(keep, where)
+        old = digest_of(where)
+        killed = run_killed_at(call, nth, command(tree, where))
+        assert killed.returncode != 0 or digest_of(where) == new
+        assert digest_of(where) in (old, new)
+        told = served_digest(where)
+        assert told == digest_of(where) if with_manifest else told in (None, digest_of(where)), (call, nth)
+        ended.add((digest_of(where) == new, told is not None))
+        assert build(tmp_path, where, NEW, "--replace") == 0
+        assert served_digest(where) == digest_of(where) == new
+    assert ended == ({(False, True), (True, True)} if with_manifest else {(False, False), (True, False), (True, True)})
+
+
+def numbered(lines: list[str]) -> Iterator[tuple[str, int, int]]:
+    """Give each call's name with its number among those of its name, and its place among all."""
+    counts: dict[str, int] = {}
+    for place, line in enumerate(lines):
+        call = line.partition("(")[0]
+        if call in CALLS.split(","):
+            counts[call] = counts.get(call, 0) + 1
+            yield call, counts[call], place
+
+
+def test_a_node_that_looks_all_the_time_never_meets_a_wrong_pair(tmp_path, where):
+    assert build(tmp_path, where, OLD) == 0
+    ended = threading.Event()
+    seen: set[str | None] = set()
+    problems: list[object] = []
+
+    def look() -> None:
+        while not ended.is_set():
+            with contextlib.suppress(FileNotFoundError):
+                (entry,) = catalog.read_entries(where, ["coco.squashfs"], {})
+                if entry is None or entry.image is None:
+                    problems.append(entry)
+                else:
+                    seen.add(entry.image.generation.digest)
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        digests = {digest_of(where)}
+        for number in range(20):
+            publish_bytes(where, b"hsqs" + bytes(36) + (4096).to_bytes(8, "little") + bytes([number]) * 4048)
+            digests.add(digest_of(where))
+    finally:
+        ended.set()
+        looker.join()
+    assert problems == []
+    assert seen <= digests
+
+
+def publish_bytes(where: Path, image: bytes) -> None:
+    with Publication(open_directory(where), "coco", replaces=True) as publication:
+        os.write(publication.fd, image)
+        size_bytes, digest, ends = publication.seal(lambda _done, _total: None)
+        publication.publish(Manifest("coco", size_bytes, digest, 1, 1, "zstd", 0, "test", ends_blake2b=ends))
+
+
+def test_of_builds_at_once_the_last_ones_image_and_manifest_stay_together(tmp_path, where):
+    assert build(tmp_path, where, OLD) == 0
+    images = [b"hsqs" + bytes(36) + (4096).to_bytes(8, "little") + bytes([number]) * 4048 for number in range(8)]
+    threads = [threading.Thread(target=publish_bytes, args=(where, image)) for image in images]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert published(where) == ["coco.json", "coco.squashfs"]
+    assert served_digest(where) == digest_of(where) == json.loads((where / "coco.json").read_text())["blake3"]
+
+
+def test_a_builder_that_gives_names_keeps_others_waiting_and_a_dead_one_does_not(tmp_path, where):
+    lock = where / ".coco.publishing"
+    lock.touch()
+    assert build(tmp_path, where, NEW) == 0, "left by one that was killed"
+    assert published(where) == ["coco.json", "coco.squashfs"]
+    holder = os.open(lock, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        before = digest_of(where)
+        process = subprocess.Popen(command(make_tree(tmp_path, OLD), where), stderr=subprocess.PIPE)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(5)
+        assert digest_of(where) == before
+    finally:
+        os.close(holder)
+    assert process.communicate(timeout=60)[1] == b""
+    assert process.returncode == 0
+    assert digest_of(where) != before
+    assert published(where) == ["coco.json", "coco.squashfs"]
+
+
+ENTRIES = [
+    pytest.param({"previous": None}, 1, id="none"),
+    pytest.param({"previous": {"size_bytes": 5, "blake3": "b" * 64}}, 2, id="one"),
+    pytest.param({"previous": {"size_bytes": 5, "blake3": "no"}}, 1, id="no-digest"),
+    pytest.param({"previous": [1, 2]}, 1, id="another-shape"),
+    pytest.param({"previous": "x"}, 1, id="text"),
+    pytest.param({}, 1, id="an-earlier-release"),
+]
+
+
+@pytest.mark.parametrize(("more", "expected"), ENTRIES)
+def test_the_former_entry_of_a_manifest_is_read_or_left_out(more, expected):
+    text = json.dumps({"size_bytes": 7, "blake3": "a" * 64, **more}).encode()
+    assert len(catalog.parse_manifest(text, "x.json")) == expected
+
+
+def test_the_entry_of_ones_own_image_must_be_right():
+    with pytest.raises(ImageError):
+        catalog.parse_manifest(b'{"size_bytes": 7, "blake3": "no", "previous": null}', "x.json")
+    assert FormerImage(1, "a").ends_blake2b is None
