@@ -28,11 +28,15 @@ def is_public(permissions: Permissions) -> bool:
     return permissions.mode & 0o444 == 0o444
 
 
-def may_read(person: Person, permissions: Permissions) -> bool | None:
+def may_read(person: Person, permissions: Permissions | None) -> bool | None:
     """Tell whether a person may read a file.
 
-    Returns: None: it depends on the person's groups, which are not known.
+    Args:
+        permissions: None: they are not known (yet). What is not known is for root alone.
+    Returns: None: it depends on what is not known, the permissions or the person's groups.
     """
+    if permissions is None:
+        return True if person.uid == ROOT else None
     return _has(person, permissions, 0o4)
 
 
@@ -146,29 +150,30 @@ def screen(catalog: Catalog, mounted: Mapping[str, MountedImage], roots: Mapping
     return replace(catalog, images=images, skipped=skipped, withdrawn=withdrawn)
 
 
-def find_private(
+def find_readers(
     catalog: Catalog,
     mounted: Mapping[str, MountedImage],
+    cached: Collection[str],
     roots: Mapping[str, Permissions],
     known: Mapping[str, Permissions],
 ) -> dict[str, Permissions]:
-    """Find the datasets that not everybody may read, and who may.
+    """Find who may read each dataset, as far as that is known. What is missing is for root alone.
 
     Args:
-        known: what this function told before: it holds for a mount whose image cannot be asked now.
+        cached: datasets with a copy.
+        known: what this function told before: it holds for what is here and cannot be asked now.
     Returns: dataset -> permissions of its image.
     """
-    images = {name: image.permissions for name, image in catalog.images.items()}
-    images.update((name, each.permissions) for name, each in catalog.skipped.items() if each.permissions)
-    for name, mount in mounted.items():
-        root = roots.get(mount.generation_id or "")
-        if name in images:
-            continue
+    readers = {name: image.permissions for name, image in catalog.images.items()}
+    readers.update((name, each.permissions) for name, each in catalog.skipped.items() if each.permissions)
+    for name in {*catalog.skipped, *mounted, *cached} - readers.keys():
+        mount = mounted.get(name)
+        root = roots.get(mount.generation_id or "") if mount else None
         if name in known:
-            images[name] = known[name]
+            readers[name] = known[name]
         elif root:
-            images[name] = as_file(root)
-    return {name: permissions for name, permissions in images.items() if not is_public(permissions)}
+            readers[name] = as_file(root)
+    return readers
 
 
 def _refusal(image: SourceImage, root: Permissions | None) -> str | None:

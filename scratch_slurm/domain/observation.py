@@ -43,6 +43,8 @@ class Observation:
     """Path of a cached image that cannot be read or mounted -> why."""
     cache_problem: str = ""
     """Why the cache directory cannot be read, and so holds nothing; empty when it can."""
+    undecided: frozenset[str] = frozenset()
+    """Datasets with a pin of which it is not known (yet) whether it counts: they are left as they are."""
     foreign: frozenset[str] = frozenset()
     """Datasets whose mount point carries a mount that is not ours: it is left alone."""
 

@@ -75,6 +75,7 @@ class _Planner:
         self.seen = seen
         self.idle = _all_datasets(seen) - seen.busy - seen.foreign
         self.pinned = {pin.dataset for pin in seen.pins}
+        self.kept = self.pinned | seen.undecided
         self.copies = {
             (image.dataset, image.generation_id): image for image in seen.cached if image.path not in seen.bad_copies
         }
@@ -164,13 +165,13 @@ class _Planner:
             elif (
                 mounted
                 and dataset in self.seen.covered
-                and (dataset not in self.pinned or self._is_same_beneath(dataset))
+                and (dataset not in self.kept or self._is_same_beneath(dataset))
             ):
                 actions += self._plan_finish(dataset)
             elif image and not mounted and self.may(dataset, ActionKind.MOUNT):
                 actions.append(Mount(image, self._best_path(image), "new in the source"))
             elif image and mounted and mounted.generation_id != image.generation.id:
-                if dataset in self.pinned:
+                if dataset in self.kept:
                     self.problems[dataset] = Problem(
                         "the source has a newer image; it is mounted when nobody pins the old one", waiting_helps=False
                     )
@@ -182,7 +183,7 @@ class _Planner:
                 if self.may(dataset, ActionKind.REPLACE):
                     actions.append(Mend(image, self._best_path(image), reason))
             elif mounted and not image and self._is_gone(dataset):
-                if dataset in self.pinned:
+                if dataset in self.kept:
                     self.problems[dataset] = Problem(
                         "removed from the source; it stays while it is pinned", waiting_helps=False
                     )
@@ -207,7 +208,7 @@ class _Planner:
         if (same or wanted) and (dataset, ActionKind.UNCOVER) not in self.seen.backing_off:
             return [Uncover(dataset, beneath.device, "a change of its mount was cut short", same)]
         known = self.seen.catalog.complete and (image is not None or self._is_gone(dataset))
-        if dataset not in self.pinned and known and self.may(dataset, ActionKind.UNMOUNT):
+        if dataset not in self.kept and known and self.may(dataset, ActionKind.UNMOUNT):
             return [Unmount(dataset, "a change of its mount was cut short, and is begun anew")]
         return []
 
@@ -232,6 +233,8 @@ class _Planner:
                 continue
             if dataset in self.seen.catalog.withdrawn:
                 drops.append(DropStaged(staged, self.seen.catalog.withdrawn[dataset]))
+            elif dataset in self.seen.undecided:
+                continue
             elif dataset not in wanted and (dataset, ActionKind.STAGE) not in self.seen.backing_off:
                 verdict = wishes.verdicts.get(dataset)
                 drops.append(DropStaged(staged, verdict.reason if verdict else "nobody asks for it any more"))
@@ -329,6 +332,7 @@ class _Planner:
             self.current[dataset]
             for dataset in datasets
             if dataset in self.current
+            and dataset not in self.seen.undecided
             and self.may(dataset, ActionKind.EVICT)
             and (dataset not in self.seen.mounted or dataset in self.wanted)
         ]

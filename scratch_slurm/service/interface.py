@@ -125,7 +125,7 @@ class Interface:
         while True:
             view = status.view(self._loop)
             permitted = [name for name in names if view and view.permits(name, judge)]
-            untold = not audience.problem() and any(view.permits(name, judge) is None for name in names if view)
+            untold = not audience.problem() and any(view.awaits_verdict(name, judge) for name in names if view)
             settled = view is not None and not untold and all(view.is_settled(name, permitted) for name in permitted)
             changing = untold or (view is not None and any(view.is_changing_hands(name) for name in permitted))
             now = time.monotonic()
@@ -174,13 +174,12 @@ class Interface:
         await self._see_round(caller)
 
         def make() -> PlanAnswer:
-            private = self._loop.memory.private
-            hidden = {name for name, permissions in private.items() if not may_see(permissions)}
+            readers = self._loop.memory.readers
             plan = self._loop.what_if(asked)
             return msgspec.structs.replace(
                 plan,
-                actions=tuple(action for action in plan.actions if action.dataset not in hidden),
-                verdicts=tuple(verdict for verdict in plan.verdicts if verdict.name not in hidden),
+                actions=tuple(each for each in plan.actions if may_see(readers.get(each.dataset))),
+                verdicts=tuple(each for each in plan.verdicts if may_see(readers.get(each.name))),
             )
 
         return make
@@ -220,7 +219,7 @@ def _explain(view: status.StatusView, name: str, audience: _Audience) -> Dataset
         return told
     why = f"user {audience.uid} may not read its image"
     if view.permits(name, audience.judge) is None:
-        problem = audience.problem()
+        problem = audience.problem() if view.has_readers(name) else "its image has not been read"
         why = f"whether user {audience.uid} may read it is not known" + (f": {problem}" if problem else " yet")
     return msgspec.structs.replace(told, problem=why)
 

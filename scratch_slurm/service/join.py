@@ -90,12 +90,13 @@ def count_reads(memory: Memory, reading: Reading, ours: dict[str, MountedImage],
         del counters[gone]
 
 
-def screen(catalog: Catalog, ours: dict[str, MountedImage], memory: Memory) -> Catalog:
-    """Take out what may not be served, and remember which datasets are not for everybody."""
+def screen(catalog: Catalog, ours: dict[str, MountedImage], reading: Reading, memory: Memory) -> Catalog:
+    """Take out what may not be served, and remember who may read what."""
     memory.forget_other_images(catalog.images)
     memory.forget_other_roots(catalog.images, ours)
     catalog = access.screen(catalog, ours, memory.roots)
-    memory.private = access.find_private(catalog, ours, memory.roots, memory.private)
+    cached = {copy.dataset for copy in reading.cache.images}
+    memory.readers = access.find_readers(catalog, ours, cached, memory.roots, memory.readers)
     return catalog
 
 
@@ -108,6 +109,7 @@ def join(
     *,
     covered: Mapping[str, MountedImage],
     pins: tuple[Pin, ...],
+    undecided: Set[str],
     busy: Set[str],
     now: float,
 ) -> Observation:
@@ -117,6 +119,7 @@ def join(
         catalog: as `screen` gives it.
         covered: as `find_covered` gives it.
         pins: those that count, in the order of asking.
+        undecided: datasets with other pins, of which it is not known whether they count.
         busy: datasets with something under way.
         now: monotonic seconds, as the samples of `memory.counters` have them.
     """
@@ -128,6 +131,7 @@ def join(
         cached=reading.cache.images,
         staged=_staged(reading, memory),
         pins=pins,
+        undecided=frozenset(undecided),
         space=_space(reading, memory, config),
         last_used_at=dict(memory.last_used_at),
         busy=frozenset(busy),

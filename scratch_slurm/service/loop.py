@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import random
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Set
 from dataclasses import dataclass
 
 from scratch_slurm.domain import actions, planner
@@ -349,26 +349,34 @@ class Loop:
         former = former_ids(self.source.catalog)
         reading = take_over(reading, former)
         ours = find_ours(reading, memory, former)
-        catalog = screen(self.source.catalog, ours, memory)
+        catalog = screen(self.source.catalog, ours, reading, memory)
         count_reads(memory, reading, ours, self.config.period_s, now)
-        pins = self._admit(reading.pins)
+        here = {*catalog.images, *catalog.skipped, *ours, *(copy.dataset for copy in reading.cache.images)}
+        pins, undecided = self._admit(reading.pins, here)
         for pin in pins:
             memory.last_used_at[pin.dataset] = now
         return join(
             reading, catalog, ours, memory, self.config,
-            covered=find_covered(reading, memory, former), pins=pins, busy=self._tasks.keys(), now=now,
+            covered=find_covered(reading, memory, former), pins=pins, undecided=undecided, busy=self._tasks.keys(),
+            now=now,
         )  # fmt: skip
 
-    def _admit(self, pins: tuple[Pin, ...]) -> tuple[Pin, ...]:
-        """Choose the pins that count: of users who may read the dataset. The others are taken back, or wait."""
-        private = self.memory.private
-        verdicts = {pin: self.people.judge(pin.uid, private[pin.dataset]) for pin in pins if pin.dataset in private}
+    def _admit(self, pins: tuple[Pin, ...], here: Set[str]) -> tuple[tuple[Pin, ...], set[str]]:
+        """Choose the pins that count: of users who may read the dataset. The others are taken back, or wait.
+
+        Args:
+            here: datasets that this node has something of; a pin of another name has nothing to read.
+        Returns: the pins that count, and the datasets with a pin that waits.
+        """
+        readers = self.memory.readers
+        verdicts = {pin: self.people.judge(pin.uid, readers.get(pin.dataset)) for pin in pins if pin.dataset in here}
         self._refused = tuple(pin for pin, verdict in verdicts.items() if verdict is False)
-        return tuple(pin for pin in pins if verdicts.get(pin, True))
+        undecided = {pin.dataset for pin, verdict in verdicts.items() if verdict is None}
+        return tuple(pin for pin in pins if verdicts.get(pin, True)), undecided
 
     def _take_back(self, pins: tuple[Pin, ...]) -> None:
         for pin in pins:
-            permissions = self.memory.private.get(pin.dataset)
+            permissions = self.memory.readers.get(pin.dataset)
             detail = f"uid={pin.uid} may not read the image: {permissions}"
             if self._ledger.release(pin.holder, [pin.dataset], event="refused", detail=detail):
                 log.warning("refused dataset=%s holder=%s reason=%r", pin.dataset, pin.holder, detail)

@@ -81,8 +81,8 @@ class Memory:
     """Dataset that the administrator evicted -> monotonic seconds until when its throughput does not bring it back."""
     roots: dict[str, Permissions] = field(default_factory=dict)
     """Generation id -> the root directory of its mount."""
-    private: dict[str, Permissions] = field(default_factory=dict)
-    """Dataset that not everybody may read -> its image's file; as of the latest round."""
+    readers: dict[str, Permissions] = field(default_factory=dict)
+    """Dataset -> its image's file, as of the latest round: who may read it. What is missing is private."""
 
     def fail(
         self,

@@ -52,13 +52,15 @@ class People:
         self._problems: dict[int, str] = {}
         self._asking: dict[int, asyncio.Task[None]] = {}
 
-    def judge(self, uid: int, permissions: Permissions) -> bool | None:
+    def judge(self, uid: int, permissions: Permissions | None) -> bool | None:
         """Tell whether a user may read a file; asks for his groups if it depends on them.
 
+        Args:
+            permissions: None: they are not known (yet).
         Returns: None: it is not known yet, or cannot be told: `problem` has the reason then.
         """
         verdict = may_read(Person(uid, None), permissions)
-        if verdict is not None:
+        if verdict is not None or permissions is None:
             return verdict
         due = uid not in self._asking and self._monotonic() >= self._ask_at.get(uid, 0.0)
         if due and len(self._asking) < self._most:

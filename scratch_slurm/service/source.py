@@ -54,7 +54,9 @@ class Source:
             dataset = (parse_image_name(file_name) or (file_name, ""))[0]
             if entry.image and dataset in images:
                 other = Path(images[dataset].path).name
-                skipped[file_name] = SkippedImage(file_name, f"{other} holds dataset {dataset} already")
+                skipped[file_name] = SkippedImage(
+                    file_name, f"{other} holds dataset {dataset} already", entry.image.permissions
+                )
             elif entry.image:
                 images[dataset] = entry.image
             elif entry.skipped:

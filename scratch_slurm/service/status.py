@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Iterable
 
+from msgspec import structs
+
 from scratch_slurm import __version__
 from scratch_slurm.domain.actions import ActionKind
 from scratch_slurm.domain.config import Config
@@ -14,8 +16,13 @@ from scratch_slurm.domain.throughput import RECENT_S, rates
 from scratch_slurm.service.loop import Loop, Snapshot
 from scratch_slurm.service.memory import Memory
 
-Judge = Callable[[Permissions], bool | None]
-"""Whether somebody may read a file with these permissions; None: it is not known (yet)."""
+Judge = Callable[[Permissions | None], bool | None]
+"""Whether somebody may read a file with these permissions; None: they, or it, are not known (yet)."""
+
+
+def _may_read_all(permissions: Permissions | None) -> bool:
+    """Judge as for root."""
+    return True
 
 
 class StatusView:
@@ -39,13 +46,18 @@ class StatusView:
         for image in snapshot.seen.cached:
             self._cached_bytes[image.dataset] = self._cached_bytes.get(image.dataset, 0) + image.size_bytes
 
-    def names(self) -> list[str]:
-        """All datasets that this node knows or is asked for, sorted."""
+    def names(self, may_read: Judge = _may_read_all) -> list[str]:
+        """All datasets that this node has something of, sorted; for root, also those that are only asked for."""
         seen = self._seen
-        return sorted({*seen.catalog.images, *seen.catalog.skipped, *seen.mounted, *self._pins, *self._cached_bytes})
+        here = {*seen.catalog.images, *seen.catalog.skipped, *seen.mounted, *self._cached_bytes}
+        return sorted(here | self._pins.keys() if may_read(None) else here)
 
-    def dataset(self, name: str) -> DatasetStatus:
-        """Tell one dataset's status; an unknown name gives the state UNKNOWN, with the nearest names."""
+    def dataset(self, name: str, may_read: Judge = _may_read_all) -> DatasetStatus:
+        """Tell one dataset's status; an unknown name gives the state UNKNOWN, with the nearest names.
+
+        Args:
+            may_read: for whom the nearest names are.
+        """
         image = self._seen.catalog.images.get(name)
         mounted = self._seen.mounted.get(name)
         copy = self._memory.copies.get(name)
@@ -68,20 +80,37 @@ class StatusView:
             source_read_bytes=counter.source_bytes if counter else 0,
             cache_read_bytes=counter.cache_bytes if counter else 0,
             path=str(self._config.mount_dir / name) if mounted else "",
-            problem=self._problem(name),
-            update_waiting=bool(image and mounted and mounted.generation_id != image.generation.id),
+            problem=self._problem(name, may_read),
+            # What is mounted may be just that, as long as its tag is not read.
+            update_waiting=bool(image and mounted and mounted.generation_id not in (None, image.generation.id)),
         )
 
     def dataset_for(self, name: str, may_read: Judge) -> DatasetStatus:
-        """Tell one dataset's status to somebody: of one that he may not read, only that it exists."""
-        if self.permits(name, may_read):
-            return self.dataset(name)
-        return DatasetStatus(name, DatasetState.PRIVATE)
+        """Tell one dataset's status to somebody: of one that is private, only that it exists."""
+        if not self.permits(name, may_read):
+            return DatasetStatus(name, DatasetState.PRIVATE)
+        told = self.dataset(name, may_read)
+        if self._is_here(name) or may_read(None):
+            return told
+        return structs.replace(told, use_count=0, holders=())
 
     def permits(self, name: str, may_read: Judge) -> bool | None:
-        """Whether somebody may read a dataset; None: it is not known (yet)."""
-        permissions = self._memory.private.get(name)
-        return permissions is None or may_read(permissions)
+        """Whether somebody may be told of a dataset; None: it is not known (yet). A name of none hides nothing."""
+        return not self._is_here(name) or may_read(self._memory.readers.get(name))
+
+    def has_readers(self, name: str) -> bool:
+        """Whether it is known who may read a dataset."""
+        return name in self._memory.readers
+
+    def awaits_verdict(self, name: str, may_read: Judge) -> bool:
+        """Whether it may soon be known that somebody may read a dataset; not of an image that cannot be looked at."""
+        undecided = self.permits(name, may_read) is None
+        return undecided and (self.has_readers(name) or name not in self._seen.catalog.skipped)
+
+    def _is_here(self, name: str) -> bool:
+        seen = self._seen
+        places = (seen.catalog.images, seen.catalog.skipped, seen.mounted, self._cached_bytes)
+        return any(name in place for place in places)
 
     def _state(self, name: str) -> DatasetState:
         seen = self._seen
@@ -98,7 +127,7 @@ class StatusView:
         queued = copy is not None or (name in self._pins and image and not self._is_hopeless(name))
         return DatasetState.QUEUED if queued else DatasetState.SOURCE
 
-    def _problem(self, name: str) -> str:
+    def _problem(self, name: str, may_read: Judge) -> str:
         texts = [self._memory.problem(name, self._monotonic)]
         if name in self._memory.hanging_since:
             since = time.strftime("%H:%M:%S", time.localtime(self._memory.hanging_since[name]))
@@ -111,7 +140,7 @@ class StatusView:
         if name in self._seen.foreign:
             texts.append(f"{self._config.mount_dir / name} carries a mount that is not ours; it is left alone")
         if self._state(name) is DatasetState.UNKNOWN:
-            near = nearest_hint(name, self._seen.catalog.images)
+            near = nearest_hint(name, (each for each in self._seen.catalog.images if self.permits(each, may_read)))
             texts.append("no such dataset on this node" + (f"; {near}" if near else ""))
         return "; ".join(text for text in texts if text)
 
@@ -172,6 +201,6 @@ def node_status(loop: Loop, pid: int, may_read: Judge, *, slurm: str) -> NodeSta
         source_read_bytes=sum(counter.source_bytes for counter in loop.memory.counters.values()),
         cache_read_bytes=sum(counter.cache_bytes for counter in loop.memory.counters.values()),
         problem="; ".join(text for text in (loop.problem, loop.source.problem, loop.supervisor.problem) if text),
-        datasets=tuple(now_view.dataset_for(name, may_read) for name in now_view.names()) if now_view else (),
+        datasets=tuple(now_view.dataset_for(name, may_read) for name in now_view.names(may_read)) if now_view else (),
         slurm=slurm,
     )

@@ -170,6 +170,36 @@ def test_others_see_only_that_a_private_dataset_exists(folder):
         assert told.state is DatasetState.PRIVATE
 
 
+def test_what_is_not_known_yet_is_private_and_a_pin_on_it_neither_counts_nor_is_taken_back(folder):
+    def told(account):
+        (status,) = wait_for(daemon, account, "secret", timeout_s=0.0).datasets
+        return status.state, status.problem
+
+    with RunningDaemon(folder) as daemon:
+        image = build_private(daemon, "secret")
+        pin(daemon, 1, MEMBER.pw_uid, "secret")
+        daemon.until(lambda: daemon.is_cached("secret"))
+        daemon.stop()
+        # A node that boots before its source is there, and has kept nothing but the copy.
+        image.rename(folder / "away")
+        for path in (folder / "state").glob("catalog*"):
+            path.unlink()
+        clean_up(folder / "datasets")
+        pin(daemon, 2, STRANGER.pw_uid, "secret")
+        daemon.start()
+        unknown = (DatasetState.PRIVATE, "whether user {} may read it is not known: its image has not been read")
+        for account in (MEMBER, STRANGER):
+            assert told(account) == (unknown[0], unknown[1].format(account.pw_uid))
+        node = as_user(STRANGER, ask, daemon, "GET", "/v1/status", None, NodeStatus)
+        assert node.datasets == (DatasetStatus("secret", DatasetState.PRIVATE),)
+        assert daemon.dataset("secret").use_count == 0
+        assert held(daemon) == {("job:1", "secret"), ("job:2", "secret")}
+        assert len(daemon.cached_files()) == 1, "the copy stays, for whoever may turn out to read it"
+        (folder / "away").rename(image)
+        daemon.until(lambda: held(daemon) == {("job:1", "secret")}, "now it is known")
+        daemon.until(lambda: daemon.is_cached("secret") and daemon.dataset("secret").use_count == 1)
+
+
 def test_an_image_that_is_more_open_inside_than_its_file_is_not_mounted_until_it_is_mended(folder):
     with RunningDaemon(folder) as daemon:
         new = folder / "new"

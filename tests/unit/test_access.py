@@ -164,11 +164,20 @@ def test_an_older_generation_that_is_too_open_goes_too_and_the_new_one_stays():
     assert set(screened.withdrawn) == {"a"}
 
 
+def test_what_is_not_known_is_for_root_alone():
+    assert access.may_read(Person(0, None), None) is True
+    assert access.may_read(Person(ALICE, frozenset((STAFF,))), None) is None
+
+
 def test_what_is_known_of_a_mount_holds_while_its_image_cannot_be_asked():
     mount = MountedImage("a", "loop1", Backing.SOURCE, "/source/a", "g")
     public, gone = catalog(image("a")), catalog()
-    assert access.find_private(public, {"a": mount}, {"g": file(0o750)}, {}) == {}
-    assert access.find_private(gone, {"a": mount}, {"g": file(0o750)}, {}) == {"a": file(0o440)}
-    assert access.find_private(gone, {"a": mount}, {"g": file(0o750)}, {"a": file(0o640)}) == {"a": file(0o640)}
-    assert access.find_private(gone, {}, {"g": file(0o750)}, {"a": file(0o640)}) == {}
-    assert access.find_private(catalog(private_image()), {}, {}, {}) == {"a": file(0o640)}
+    find, known = access.find_readers, {"a": file(0o640)}
+    assert find(public, {"a": mount}, (), {"g": file(0o750)}, known) == {"a": Permissions()}
+    assert find(gone, {"a": mount}, (), {"g": file(0o750)}, {}) == {"a": file(0o440)}
+    assert find(gone, {"a": mount}, (), {"g": file(0o750)}, known) == known
+    assert find(gone, {"a": mount}, (), {}, {}) == {}, "nothing is known: it is private"
+    assert find(gone, {}, ("a",), {}, known) == known, "a copy"
+    assert find(catalog(skipped=("a",)), {}, (), {}, known) == known, "an image that cannot be looked at now"
+    assert find(gone, {}, (), {"g": file(0o750)}, known) == {}, "nothing is here of it"
+    assert find(catalog(private_image()), {}, (), {}, {}) == {"a": file(0o640)}

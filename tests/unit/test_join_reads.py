@@ -28,7 +28,8 @@ def test_the_plan_is_made_from_what_was_read_since_a_reading_began():
         reading = Reading({"a": mount}, NOTHING_CACHED, 0, ())
         ours = find_ours(reading, memory, {})
         count_reads(memory, reading, ours, CONFIG.period_s, now)
-    seen = join(reading, Catalog({}, {}), ours, memory, CONFIG, covered={}, pins=(), busy=frozenset(), now=now)
+    unread = {"covered": {}, "pins": (), "undecided": set(), "busy": set()}
+    seen = join(reading, Catalog({}, {}), ours, memory, CONFIG, **unread, now=now)
     assert seen.bytes_per_s == {"a": pytest.approx(100_000.0)}
     assert seen.reading_bytes == {"a": 6_000_000}
     assert seen.read_for_s == {"a": 60.0}

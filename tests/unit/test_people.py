@@ -70,6 +70,24 @@ def test_nobody_asks_where_groups_do_not_matter():
         assert it.service.asked == []
 
 
+def test_nobody_asks_while_the_permissions_are_not_known():
+    @told
+    async def story(it):
+        assert it.people.judge(7, None) is None
+        assert it.people.judge(0, None) is True
+        assert it.service.asked == []
+
+
+def test_no_more_users_wait_to_be_asked_about_than_are_remembered():
+    @told
+    async def story(it):
+        it.people = People(it.service, on_news=it.news.set, most=5)
+        it.service.answers.clear()
+        assert [it.judge(uid) for uid in range(1, 50)] == [None] * 49
+        assert len(it.people._asking) == 5
+        it.people.close()
+
+
 def test_a_name_service_that_hangs_holds_up_nobody():
     @told
     async def story(it):

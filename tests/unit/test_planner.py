@@ -24,6 +24,7 @@ from scratch_slurm.domain.model import Backing, Space
 from scratch_slurm.domain.planner import plan as make_plan
 from scratch_slurm.domain.planner import plan_eviction
 from tests.strategies import (
+    NAMES,
     admin_pin,
     cached,
     image,
@@ -703,6 +704,36 @@ def test_an_incomplete_listing_destroys_nothing(seen):
         if isinstance(action, Evict) and action.outdated:
             # Proof enough without a listing: the source is known to hold another generation.
             assert action.dataset in seen.catalog.images
+
+
+HELD = [
+    pytest.param(observation([image("a", version=2)], [mounted("a")]), id="a-newer-image"),
+    pytest.param(observation([image("b")], [mounted("a"), mounted("b")]), id="removed-from-the-source"),
+    pytest.param(
+        observation([image("a")], [mounted("a", backing=CACHE)], cached=(cached("a"),), space=room(-10, used=10)),
+        id="room-is-short",
+    ),
+    pytest.param(
+        observation([image("a")], [mounted("a")], staged=(staged("a", under_way=True),)), id="a-copy-under-way"
+    ),
+]
+
+
+@pytest.mark.parametrize("seen", HELD)
+def test_a_dataset_with_a_pin_that_may_count_is_left_as_it_is(seen):
+    assert len(words(seen)) == 1
+    assert words(dataclasses.replace(seen, undecided=frozenset("a"))) == []
+
+
+@given(observations(), st.frozensets(st.sampled_from(NAMES)))
+def test_nothing_is_taken_from_a_dataset_with_a_pin_that_may_count(seen, undecided):
+    seen = dataclasses.replace(seen, undecided=undecided)
+    for action in make_plan(seen).actions:
+        if action.dataset in undecided and action.dataset not in seen.catalog.withdrawn:
+            assert not isinstance(action, DropStaged), action
+            assert not isinstance(action, Unmount), action
+            assert not isinstance(action, Replace) or isinstance(action, Mend), action
+            assert not isinstance(action, Evict) or action.outdated, action
 
 
 @given(observations())

@@ -1,11 +1,14 @@
 """What the daemon says of each dataset, from one round and from what it remembers."""
 
+from functools import partial
+
 import pytest
 
+from scratch_slurm.domain.access import Person, may_read
 from scratch_slurm.domain.actions import ActionKind, Evict, Mount, Replace, Stage, Unmount
 from scratch_slurm.domain.config import build_config
-from scratch_slurm.domain.messages import DatasetState
-from scratch_slurm.domain.model import Backing
+from scratch_slurm.domain.messages import DatasetState, DatasetStatus
+from scratch_slurm.domain.model import Backing, Permissions
 from scratch_slurm.domain.planner import plan as make_plan
 from scratch_slurm.domain.throughput import ReadCounter
 from scratch_slurm.service.loop import Snapshot
@@ -169,7 +172,7 @@ def test_a_copy_that_waits_has_no_speed():
     [
         (ON_SOURCE, False),
         (NEWER, True),
-        (observation([image("a", version=2)], [mounted("a", version=None)]), True),
+        (observation([image("a", version=2)], [mounted("a", version=None)]), False),
         (observation([], [mounted("a")]), False),
         (observation([image("a")]), False),
     ],
@@ -193,6 +196,58 @@ def test_all_names_are_told_sorted():
         [image("d")], [mounted("c")], skipped=["b"], cached=(cached("a"),), pins=(pin("e"),), foreign=frozenset("d")
     )
     assert view_of(seen).names() == ["a", "b", "c", "d", "e"]
+    assert view_of(seen).names(STRANGER) == ["a", "b", "c", "d"], "what is only asked for is told to root alone"
+
+
+def readers(**permissions):
+    memory = Memory()
+    memory.readers = permissions
+    return memory
+
+
+STRANGER = partial(may_read, Person(12345, frozenset((12345,))))
+WITHOUT_GROUPS = partial(may_read, Person(12345, None))
+ROOT = partial(may_read, Person(0, frozenset((0,))))
+PUBLIC, FOR_STAFF = Permissions(0, 50, 0o644), Permissions(0, 50, 0o640)
+CACHED_ALONE = observation(cached=(cached("a"),), pins=(pin("a"),), complete=False)
+
+TOLD = [
+    # What is seen; who may read it, as far as known; who asks; whether all is told; whether it may be told soon.
+    pytest.param(ON_CACHE, readers(a=PUBLIC), STRANGER, True, False, id="public"),
+    pytest.param(ON_CACHE, readers(a=PUBLIC), WITHOUT_GROUPS, True, False, id="public-and-groups-do-not-matter"),
+    pytest.param(ON_CACHE, readers(a=FOR_STAFF), STRANGER, False, False, id="private"),
+    pytest.param(ON_CACHE, readers(a=FOR_STAFF), WITHOUT_GROUPS, None, True, id="private-and-groups-are-not-known"),
+    pytest.param(ON_CACHE, readers(a=FOR_STAFF), ROOT, True, False, id="private-and-root-asks"),
+    pytest.param(ON_CACHE, readers(), STRANGER, None, True, id="mounted-and-not-known-yet"),
+    pytest.param(ON_CACHE, readers(), ROOT, True, False, id="not-known-and-root-asks"),
+    pytest.param(CACHED_ALONE, readers(), STRANGER, None, True, id="a-copy-without-a-listing"),
+    pytest.param(SKIPPED, readers(), STRANGER, None, False, id="an-image-that-cannot-be-looked-at"),
+    pytest.param(SKIPPED, readers(a=PUBLIC), STRANGER, True, False, id="a-bad-image"),
+    pytest.param(observation(pins=(pin("a"),)), readers(), STRANGER, True, False, id="a-name-of-nothing"),
+]
+
+
+@pytest.mark.parametrize(("seen", "memory", "judge", "permits", "soon"), TOLD)
+def test_what_is_not_known_is_private(seen, memory, judge, permits, soon):
+    view = view_of(seen, memory)
+    assert (view.permits("a", judge), view.awaits_verdict("a", judge)) == (permits, soon)
+    told = view.dataset_for("a", judge)
+    if permits:
+        assert told.state is view.dataset("a").state
+    else:
+        assert told == DatasetStatus("a", DatasetState.PRIVATE)
+
+
+def test_of_a_name_of_nothing_strangers_are_not_told_who_asks_for_it():
+    view = view_of(observation(pins=(pin("a"),)))
+    assert view.dataset_for("a", STRANGER).holders == ()
+    assert view.dataset_for("a", ROOT).holders == ("job:1",)
+
+
+def test_the_nearest_names_are_those_that_the_reader_may_know():
+    view = view_of(observation([image("imagenet"), image("imagenot")]), readers(imagenet=PUBLIC, imagenot=FOR_STAFF))
+    assert view.dataset_for("imagene", STRANGER).problem.endswith("did you mean imagenet?")
+    assert "imagenot" in view.dataset_for("imagene", ROOT).problem
 
 
 HANDS = [
