@@ -1,6 +1,7 @@
 # make demo      the main job on a real local cluster, step by step; sets up what it needs and cleans up
 # make test      linters, type checks, C warnings, all tests (root: loop devices, mounts, a real Slurm cluster)
 # make test-slurm RELEASE=trixie   the tests on a real cluster, with the Slurm of another Debian release
+# make test-systemd   the unit on a machine that a real systemd boots, in namespaces
 # make cluster   a local cluster to play with; make cluster-down takes it down
 # make stress    the long random runs          make bench     the benchmarks
 # make install   what a node, a login node and the controller need, below $(DESTDIR)$(PREFIX); see there for its variables
@@ -10,24 +11,32 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SCRIPTS := prolog.d/50-scratch-slurm epilog.d/50-scratch-slurm tests/with_slurm.sh .ci/run
+SCRIPTS := prolog.d/50-scratch-slurm epilog.d/50-scratch-slurm tests/with_slurm.sh tests/systemd/boot.sh .ci/run
 
 # What the commands above need from Debian. A machine that is not Debian brings them itself.
 CLUSTER_PACKAGES := slurmctld slurmd slurm-client munge libslurm-dev slurm-wlm-basic-plugins-dev squashfs-tools \
 	erofs-utils fuse3 strace gcc libc6-dev make python3-venv e2fsprogs lua5.1 lua5.4
 DEBIAN_PACKAGES := $(CLUSTER_PACKAGES) shellcheck unicode-data dict-gcide
 
-.PHONY: test test-slurm cluster-tests demo cluster cluster-down stress bench check plugin packages clean
+.PHONY: test test-slurm test-systemd cluster-tests demo cluster cluster-down stress bench check plugin packages clean
 .PHONY: install install-python wheels uninstall
 
 test: check
-	$(BIN)/python -m pytest -m "not stress" --numprocesses=2 --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not stress and not systemd" --numprocesses=2 --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
 
 # The tests on a real cluster, in a Debian of another release: see the script. The first time takes some minutes.
 RELEASE ?= trixie
 test-slurm: DEBIAN_PACKAGES := mmdebstrap
 test-slurm: packages
 	tests/with_slurm.sh $(RELEASE) build/slurm-$(RELEASE) $(CLUSTER_PACKAGES)
+
+# A Debian root with systemd and Slurm 22.05; nothing of the machine's is changed. The first time takes a minute.
+SYSTEMD_PACKAGES := systemd systemd-sysv dbus slurmctld slurmd slurm-client munge libslurm-dev \
+	slurm-wlm-basic-plugins-dev squashfs-tools gcc libc6-dev make python3-venv
+test-systemd: DEBIAN_PACKAGES := mmdebstrap squashfs-tools python3-venv
+test-systemd: $(VENV)/ready packages
+	tests/with_slurm.sh --tree bookworm build/systemd-bookworm $(SYSTEMD_PACKAGES)
+	$(BIN)/python -m pytest -m systemd --durations=5 tests/systemd $(PYTEST_ARGS)
 
 cluster-tests: $(VENV)/ready plugin
 	$(BIN)/python -m pytest -m "not stress" --durations=15 $(or $(PYTEST_ARGS),tests/cluster)

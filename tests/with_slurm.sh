@@ -1,8 +1,9 @@
 #!/bin/bash
 # Runs the Makefile target `cluster-tests` with the Slurm of another Debian release:
 #
-#   tests/with_slurm.sh RELEASE DIRECTORY PACKAGE...
+#   tests/with_slurm.sh [--tree] RELEASE DIRECTORY PACKAGE...
 #
+# With --tree it only makes DIRECTORY, and runs nothing.
 # DIRECTORY is a whole Debian of that release with PACKAGES, made once by mmdebstrap. The tests run in it, in mount and
 # PID namespaces of their own: nothing that they mount or start outlives them. A copy of this project is in /src there,
 # with its own virtual environment and SPANK plugin, so nothing of the checkout changes.
@@ -17,6 +18,7 @@ main() {
     exec 9>"$tree.lock"
     flock --nonblock 9 || fail "$tree: is in use"
     make_tree "$*"
+    [ "$only_tree" = no ] || return 0
     copy_project
     # Process 1 is a shell: it reaps what loses its parent, and no Ctrl-C ends it before the tests have cleaned up.
     exec unshare --mount --pid --fork --kill-child -- "$0" --inside "$tree"
@@ -77,6 +79,8 @@ inside() {
     make -C /src cluster-tests DEBIAN_PACKAGES= PYTHON=python3
 }
 
+only_tree=no
+[ "$1" != --tree ] || { only_tree=yes; shift; }
 if [ "$1" = --inside ]; then
     inside "$2"
 else
