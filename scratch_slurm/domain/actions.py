@@ -129,6 +129,10 @@ class Evict:
     reason: str
     discounted: frozenset[str] = frozenset()
     """Holders whose pins do not keep it: it is beyond their users' share."""
+    needed_by: str = ""
+    """The dataset whose room it makes, and which `reason` names; empty: none."""
+    reason_unnamed: str = ""
+    """The reason without that dataset."""
 
     @property
     def dataset(self) -> str:

@@ -41,6 +41,8 @@ class SlurmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Tell Slurm what is cached, as features of this node."""
     feature_prefix: str = "ds:"
     """What those features begin with; every feature that does is ours."""
+    private_features: bool = False
+    """Tell Slurm, and so everybody on the cluster, of datasets too that not everybody may read."""
     reconcile_interval: str | int = "10m"
     """How often Slurm is asked whether features and pins are still right; thousands of nodes share it."""
 
@@ -98,6 +100,7 @@ class Config(msgspec.Struct, frozen=True):
     node_name: str
     features: bool
     feature_prefix: str
+    private_features: bool
     reconcile_interval_s: float
 
     @property
@@ -187,6 +190,7 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
         node_name=raw.slurm.node_name or host_name.partition(".")[0],
         features=raw.slurm.features,
         feature_prefix=raw.slurm.feature_prefix,
+        private_features=raw.slurm.private_features,
         reconcile_interval_s=_positive(origin, "slurm.reconcile_interval", raw.slurm.reconcile_interval),
     )
     _refuse_nested(origin, config)

@@ -1,5 +1,6 @@
 """The planner: from what is observed to ordered actions, each with its reason. Pure: `now` never enters."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,14 @@ from scratch_slurm.domain.choice import Candidate, Wishes, wish
 from scratch_slurm.domain.errors import DaemonError, NotFoundError, PinnedError
 from scratch_slurm.domain.model import Backing, CachedImage, SourceImage
 from scratch_slurm.domain.observation import Observation
-from scratch_slurm.domain.reasons import Problem, word_eviction, word_no_room, word_shrinking, word_staging
+from scratch_slurm.domain.reasons import (
+    Problem,
+    word_eviction,
+    word_eviction_unnamed,
+    word_no_room,
+    word_shrinking,
+    word_staging,
+)
 from scratch_slurm.domain.shares import find_beyond, word_own_room
 
 
@@ -314,7 +322,9 @@ class _Planner:
                     self.problems.setdefault(dataset, self._word_no_room(image, room_bytes, victims))
                 continue
             for victim in chosen:
-                evictions.append(self.eviction(victim, word_eviction(self.seen, wishes, victim, dataset)))
+                evict = self.eviction(victim, word_eviction(self.seen, wishes, victim, dataset))
+                unnamed = word_eviction_unnamed(wishes, victim)
+                evictions.append(dataclasses.replace(evict, needed_by=dataset, reason_unnamed=unnamed))
             # Their room is seen, and staged into, only when they are gone.
             leaving_bytes += sum(victim.size_bytes for victim in chosen) + room_bytes - need_bytes
             room_bytes = 0

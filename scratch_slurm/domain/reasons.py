@@ -31,6 +31,11 @@ def word_eviction(seen: Observation, wishes: Wishes, victim: CachedImage, needed
     return f"{_word_worth(wishes, victim)}, its room is needed by {by}"
 
 
+def word_eviction_unnamed(wishes: Wishes, victim: CachedImage) -> str:
+    """Say the same without the other dataset, for those that may not be told of it."""
+    return f"{_word_worth(wishes, victim)}, its room is needed by another dataset"
+
+
 def word_shrinking(space: Space, wishes: Wishes, victim: CachedImage) -> str:
     """Say why a cached image goes although no other needs its room."""
     if space.used_bytes > space.capacity_bytes:

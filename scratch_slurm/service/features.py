@@ -5,10 +5,12 @@ import contextlib
 import logging
 import random
 import time
+from collections.abc import Callable
 
+from scratch_slurm.domain.access import is_public
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import SlurmError
-from scratch_slurm.domain.features import is_extra_ours, plan_features
+from scratch_slurm.domain.features import feature_name, is_extra_ours, plan_features
 from scratch_slurm.domain.model import Backing
 from scratch_slurm.service.loop import Loop
 from scratch_slurm.service.slurm_calls import SlurmCalls
@@ -76,7 +78,7 @@ class FeatureTeller:
             # Slurm knows a node on which it starts a job.
             is_known_now = self._is_stranger and self._job_pins() - self._jobs
             return min(due_at, self._read_at + self._gather_s) if is_known_now else due_at
-        if self._cached() == self._told:
+        if self._to_tell(lambda name: name in (self._told or ())) == self._told:
             self._changed_at = None
         elif self._told is not None:
             self._changed_at = self._changed_at or now
@@ -85,20 +87,26 @@ class FeatureTeller:
             due_at = min(due_at, self._read_at + self._config.reconcile_interval_s / 5)
         return due_at
 
-    def _cached(self) -> frozenset[str]:
-        """What is served from the cache, and is to stay there."""
+    def _to_tell(self, is_told: Callable[[str], bool]) -> frozenset[str]:
+        """What is served from the cache, is to stay there, and may be told: everybody on the cluster reads it.
+
+        Args:
+            is_told: whether a dataset is told already: it stays so until it is known who may read it.
+        """
         if self._loop.snapshot is None:
             return frozenset()
-        seen = self._loop.snapshot.seen
-        served = {name for name, mounted in seen.mounted.items() if mounted.backing is Backing.CACHE}
-        return frozenset(served - seen.leaving)
+        seen, readers = self._loop.snapshot.seen, self._loop.memory.readers
+        served = {name for name, mounted in seen.mounted.items() if mounted.backing is Backing.CACHE} - seen.leaving
+        if self._config.private_features:
+            return frozenset(served)
+        return frozenset(name for name in served if (is_public(readers[name]) if name in readers else is_told(name)))
 
     def _job_pins(self) -> frozenset[str]:
         pins = self._loop.snapshot.seen.pins if self._loop.snapshot else ()
         return frozenset(pin.holder for pin in pins if pin.job_id is not None)
 
     async def _tell(self) -> None:
-        cached, node = self._cached(), self._config.node_name
+        node, prefix = self._config.node_name, self._config.feature_prefix
         self._jobs = self._job_pins()
         try:
             now = await self._calls.read_features(node)
@@ -109,7 +117,9 @@ class FeatureTeller:
                 return
             if not is_extra_ours(now.extra or ""):
                 self._say_once("extra-left-alone node=%s reason=%r", node, "it holds something of the administrator's")
-            planned = plan_features(now, cached, prefix=self._config.feature_prefix)
+            has = frozenset(now.available)
+            cached = self._to_tell(lambda name: feature_name(name, prefix) in has)
+            planned = plan_features(now, cached, prefix=prefix)
             if planned is not None:
                 await self._calls.write_features(node, planned)
                 self._written_at = time.monotonic()

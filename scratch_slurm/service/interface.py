@@ -175,12 +175,7 @@ class Interface:
 
         def make() -> PlanAnswer:
             readers = self._loop.memory.readers
-            plan = self._loop.what_if(asked)
-            return msgspec.structs.replace(
-                plan,
-                actions=tuple(each for each in plan.actions if may_see(readers.get(each.dataset))),
-                verdicts=tuple(each for each in plan.verdicts if may_see(readers.get(each.name))),
-            )
+            return self._loop.what_if(asked, is_told=lambda name: may_see(readers.get(name)))
 
         return make
 

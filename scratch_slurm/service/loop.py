@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import random
 import time
-from collections.abc import Coroutine, Set
+from collections.abc import Callable, Coroutine, Set
 from dataclasses import dataclass
 
 from scratch_slurm.domain import actions, planner
@@ -255,9 +255,11 @@ class Loop:
         self._saved_at = time.monotonic()
         save_counters(self.config.reads_path, self.memory.counters.copy(), self._ledger.boot_id)
 
-    def what_if(self, asked: PlanRequest) -> PlanAnswer:
+    def what_if(self, asked: PlanRequest, *, is_told: Callable[[str], object]) -> PlanAnswer:
         """Plan with other figures, from the latest observation; nothing is done.
 
+        Args:
+            is_told: whether the reader may be told of a dataset.
         Raises: DaemonError: there is no observation. UsageError: a figure is not valid.
         """
         if self.snapshot is None:
@@ -273,7 +275,7 @@ class Loop:
             bytes_per_s=reading_rates(self.memory.counters, time.monotonic(), period_s),
             horizon_s=asked.horizon_s or seen.horizon_s,
         )
-        return answer_plan(seen, planner.plan(seen), period_s)
+        return answer_plan(seen, planner.plan(seen), period_s, is_told)
 
     def _start(self, action: actions.Action) -> None:
         """Start an action; a copy under way that is dropped is stopped first."""

@@ -1,12 +1,19 @@
 """A plan as the interface tells it. Pure."""
 
+from collections.abc import Callable
+
+from scratch_slurm.domain.actions import Action, Evict
 from scratch_slurm.domain.messages import ActionAnswer, PlanAnswer, VerdictAnswer
 from scratch_slurm.domain.observation import Observation
 from scratch_slurm.domain.planner import Plan
 
 
-def answer_plan(seen: Observation, plan: Plan, period_s: float) -> PlanAnswer:
-    """Tell what a plan would do and why; verdicts on what is cached, pinned or read, the most valuable first."""
+def answer_plan(seen: Observation, plan: Plan, period_s: float, is_told: Callable[[str], object]) -> PlanAnswer:
+    """Tell what a plan would do and why; verdicts on what is cached, pinned or read, the most valuable first.
+
+    Args:
+        is_told: whether the reader may be told of a dataset; of others no name is said, nor what is done for them.
+    """
     wishes = plan.wishes
     verdicts = sorted(wishes.verdicts.values(), key=lambda each: (not each.wanted, -each.value_bytes, each.dataset))
     return PlanAnswer(
@@ -17,7 +24,11 @@ def answer_plan(seen: Observation, plan: Plan, period_s: float) -> PlanAnswer:
         horizon_s=seen.horizon_s,
         value_bytes=wishes.knapsack.value_bytes,
         gap=wishes.knapsack.gap,
-        actions=tuple(ActionAnswer(action.kind, action.dataset, action.reason) for action in plan.actions),
+        actions=tuple(
+            ActionAnswer(action.kind, action.dataset, _reason(action, is_told))
+            for action in plan.actions
+            if is_told(action.dataset)
+        ),
         verdicts=tuple(
             VerdictAnswer(
                 each.dataset,
@@ -29,5 +40,12 @@ def answer_plan(seen: Observation, plan: Plan, period_s: float) -> PlanAnswer:
                 each.reason + (f"; {plan.problems[each.dataset].text}" if each.dataset in plan.problems else ""),
             )
             for each in verdicts
+            if is_told(each.dataset)
         ),
     )
+
+
+def _reason(action: Action, is_told: Callable[[str], object]) -> str:
+    if isinstance(action, Evict) and action.needed_by and not is_told(action.needed_by):
+        return action.reason_unnamed
+    return action.reason

@@ -10,7 +10,7 @@ import pytest
 
 from scratch_slurm.domain.config import build_config
 from scratch_slurm.domain.features import NodeFeatures, format_extra
-from scratch_slurm.domain.model import ADMINISTRATOR, Backing
+from scratch_slurm.domain.model import ADMINISTRATOR, Backing, Permissions
 from scratch_slurm.domain.observation import Observation
 from scratch_slurm.node.ledger import Ledger
 from scratch_slurm.service.features import FeatureTeller
@@ -27,6 +27,7 @@ class LoopInMemory:
 
     def __init__(self):
         self.snapshot = None
+        self.memory = SimpleNamespace(readers={})
         self.nudges = 0
         self._ended = asyncio.Condition()
 
@@ -37,17 +38,19 @@ class LoopInMemory:
     def nudge(self):
         self.nudges += 1
 
-    async def show(self, *cached, on_source=(), leaving=(), pins=()):
+    async def show(self, *cached, on_source=(), leaving=(), pins=(), private=(), not_known=()):
         mounts = [world.mounted(name, backing=Backing.CACHE) for name in cached]
         mounts += [world.mounted(name) for name in on_source]
         seen: Observation = world.observation((), mounts, pins=tuple(pins), leaving=frozenset(leaving))
         self.snapshot = SimpleNamespace(seen=seen)
+        modes = {name: 0o640 if name in private else 0o644 for name in cached if name not in not_known}
+        self.memory.readers = {name: Permissions(mode=mode) for name, mode in modes.items()}
         async with self._ended:
             self._ended.notify_all()
 
 
-def make_config(reconcile="1h", node="n1"):
-    slurm = {"reconcile_interval": reconcile, "node_name": node}
+def make_config(reconcile="1h", node="n1", **more):
+    slurm = {"reconcile_interval": reconcile, "node_name": node, **more}
     values = {"source_dir": "/source", "cache_dir": "/cache", "interval": "1s", "slurm": slurm}
     return build_config(values, origin="test", host_name="n1")
 
@@ -88,6 +91,52 @@ def test_nothing_is_told_before_the_first_round_then_what_is_served_from_the_cac
         assert slurm.calls == []
         await loop.show("a", "b", on_source=["c"], leaving=["b"])
         await until(lambda: slurm.features["n1"] == told("a"))
+
+    tell(scenario, slurm)
+
+
+def test_a_private_dataset_is_not_told_to_the_cluster():
+    slurm = FakeSlurm("n1")
+
+    async def scenario(loop):
+        await loop.show("a", "secret", private=["secret"])
+        await until(lambda: slurm.features["n1"] == told("a"))
+
+    tell(scenario, slurm)
+
+
+def test_a_private_dataset_is_told_where_the_site_says_so():
+    slurm = FakeSlurm("n1")
+
+    async def scenario(loop):
+        await loop.show("a", "secret", private=["secret"])
+        await until(lambda: slurm.features["n1"] == told("a", "secret"))
+
+    tell(scenario, slurm, private_features=True)
+
+
+def test_until_it_is_known_who_may_read_a_dataset_it_is_told_only_if_slurm_has_it_already():
+    slurm = FakeSlurm("n1")
+    slurm.features["n1"] = told("a", "b")
+
+    async def scenario(loop):
+        await loop.show("a", "b", "c", "d", not_known=["a", "b", "c"])
+        await until(lambda: slurm.features["n1"] == told("a", "b", "d"))
+        await loop.show("a", "b", "c", "d", private=["b"])
+        await until(lambda: slurm.features["n1"] == told("a", "c", "d"))
+
+    tell(scenario, slurm, reconcile="1s")
+
+
+def test_what_is_not_known_yet_is_not_asked_about_again_and_again():
+    slurm = FakeSlurm("n1")
+    slurm.features["n1"] = told("a")
+
+    async def scenario(loop):
+        for _ in range(20):
+            await loop.show("a", "b", not_known=["a", "b"])
+            await asyncio.sleep(0.01)
+        assert slurm.calls == ["read"]
 
     tell(scenario, slurm)
 

@@ -1,0 +1,33 @@
+"""A plan as it is told: to those that may be told of a dataset, and to the others."""
+
+from scratch_slurm.domain.model import Backing
+from scratch_slurm.domain.planner import plan as make_plan
+from scratch_slurm.service.plans import answer_plan
+from tests.strategies import cached, image, mounted, observation, pin, room
+
+# `secret` is pinned and needs the room of `common`, which nobody reads.
+SEEN = observation(
+    [image("secret"), image("common")],
+    [mounted("secret"), mounted("common", backing=Backing.CACHE)],
+    cached=(cached("common"),),
+    pins=(pin("secret", 7),),
+    space=room(0, used=10),
+)
+
+
+def told(is_told):
+    answer = answer_plan(SEEN, make_plan(SEEN), 600.0, is_told)
+    return [(each.kind, each.dataset, each.reason) for each in answer.actions], {each.name for each in answer.verdicts}
+
+
+def test_an_eviction_names_the_dataset_that_needs_the_room():
+    actions, names = told(lambda name: True)
+    assert actions == [("evict", "common", "nobody reads it, its room is needed by secret, pinned by job:7")]
+    assert names == {"secret", "common"}
+
+
+def test_a_dataset_that_is_not_told_is_named_nowhere():
+    actions, names = told(lambda name: name != "secret")
+    assert actions == [("evict", "common", "nobody reads it, its room is needed by another dataset")]
+    assert names == {"common"}
+    assert told(lambda name: name != "common") == ([], {"secret"})
