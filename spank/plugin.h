@@ -63,8 +63,10 @@ void client_init_post_opt(spank_t sp);
 void client_local_user_init(spank_t sp);
 
 /* stepd.c: slurmstepd. Nothing here can fail a job. */
+void stepd_init(void);
 void stepd_on_datasets(const char *arg);
 void stepd_init_post_opt(spank_t sp, const struct arguments *arguments);
+void stepd_task_init_privileged(spank_t sp, const struct arguments *arguments);
 void stepd_task_init(spank_t sp);
 
 /* jobscript.c: slurmstepd as `spank prolog|epilog`, as root. Nothing here can fail a job or drain a node. */

@@ -82,8 +82,10 @@ int slurm_spank_init(spank_t sp, int ac, char **av)
 			rv = -1;
 		}
 	}
-	if (context == S_CTX_REMOTE)
+	if (context == S_CTX_REMOTE) {
+		stepd_init();
 		return 0;
+	}
 	client_init(sp);
 	return rv;
 }
@@ -110,6 +112,14 @@ int slurm_spank_local_user_init(spank_t sp, int ac, char **av)
 	(void)ac;
 	(void)av;
 	client_local_user_init(sp);
+	return 0;
+}
+
+int slurm_spank_task_init_privileged(spank_t sp, int ac, char **av)
+{
+	(void)ac;
+	(void)av;
+	stepd_task_init_privileged(sp, &arguments);
 	return 0;
 }
 

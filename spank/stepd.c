@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "namespace.h"
 #include "plugin.h"
 #include "report.h"
 
@@ -15,6 +16,14 @@ static char flag_datasets[LIST_SIZE];
 
 /* For the first task on this node to show. */
 static char messages[32 * 1024];
+
+/* The node's mount namespace; tasks may be in one of the job's own (job_container/tmpfs and its like). */
+static int node_namespace = -1;
+
+void stepd_init(void)
+{
+	node_namespace = namespace_open();
+}
 
 void stepd_on_datasets(const char *arg)
 {
@@ -154,6 +163,24 @@ void stepd_init_post_opt(spank_t sp, const struct arguments *arguments)
 		slurm_info("scratch-slurm: stepd: cannot read %s/jobs/%u: %s", arguments->run_dir, job_id,
 			   strerror(errno));
 	apply_request(sp, arguments, step_id, job);
+}
+
+/*
+ * Runs in the task, as root, in the job's namespace. There the prolog's mounts, or those made since the job's start, may
+ * be missing: an empty directory in the place of a dataset. The first task of a job mends it for all that follow.
+ */
+void stepd_task_init_privileged(spank_t sp, const struct arguments *arguments)
+{
+	char why[WHY_SIZE], names[2], text[WHY_SIZE + 128];
+
+	if (node_namespace < 0 || namespace_show(node_namespace, arguments->mount_dir, why) == 0)
+		return;
+	slurm_info("scratch-slurm: task: %s in the job's mount namespace: %s", arguments->mount_dir, why);
+	if (spank_getenv(sp, JOB_DATASETS, names, sizeof(names)) == ESPANK_ENV_NOEXIST)
+		return;
+	snprintf(text, sizeof(text), "the datasets cannot be seen in this job's own mount namespace: %s", why);
+	add_message(text);
+	spank_unsetenv(sp, JOB_DATASETS_STATE);
 }
 
 /* Runs in the task, as the user, with the job's own stderr: no slurmstepd prefix, no error. */

@@ -14,7 +14,7 @@ REPORT_SIZE_MAX = 64 * 1024
 NAME_SIZE = 65
 NEAREST_MAX = 3
 
-SOURCES = ("parse.c", "report.c", "hook.c", "arguments.c", "nearest.c", "source.c")
+SOURCES = ("parse.c", "report.c", "hook.c", "namespace.c", "arguments.c", "nearest.c", "source.c")
 
 
 def build(directory: Path) -> ctypes.CDLL:

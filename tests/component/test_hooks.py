@@ -564,6 +564,38 @@ def test_a_stub_told_to_end_exits_0_at_once_whatever_its_hook_does(node, stub, n
         running.wait(10)
 
 
+BLOCKED = ["/usr/bin/env", "--block-signal=CHLD", "--block-signal=TERM", "--block-signal=ALRM"]
+
+
+@pytest.mark.parametrize("stub", [PROLOG, EPILOG], ids=["prolog", "epilog"])
+@pytest.mark.parametrize("env_is", ["new", "old"])
+def test_a_stub_sees_its_hook_end_where_slurm_has_signals_blocked(node, stub, env_is):
+    """As under PrologFlags=RunInJob on 26.05."""
+    if env_is == "old":
+        env = node.hook.with_name("env")
+        env.write_text("#!/bin/sh\nexit 125\n")
+        env.chmod(0o755)
+    node.hook.write_text(f"#!/bin/sh\necho ran >>{node.folder}/ran\n")
+    done = subprocess.run([*BLOCKED, stub], env=node.environment(SPANK_DATASETS="a"), timeout=30, check=False)
+    assert done.returncode == 0
+    assert (node.folder / "ran").read_text() == "ran\n"
+
+
+def test_a_stub_told_to_end_by_a_blocked_signal_exits_0_at_once(node):
+    started, gate = node.folder / "started", node.folder / "gate"
+    os.mkfifo(gate)
+    node.hook.write_text(f"#!/bin/sh\ntrap '' TERM\necho >{started}\nread _ <{gate}\n")
+    environment = node.environment(SPANK_DATASETS="a")
+    running = subprocess.Popen([*BLOCKED, PROLOG], env=environment, start_new_session=True)
+    try:
+        wait_until(started.exists)
+        os.kill(running.pid, signal.SIGTERM)
+        assert running.wait(30) == 0
+    finally:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait(10)
+
+
 def hooks_below(hook: Path) -> list[str]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):

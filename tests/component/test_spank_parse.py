@@ -173,7 +173,7 @@ def test_the_plugin_builds_and_exports_only_what_slurm_calls(tmp_path):
     assert {line.split()[2] for line in symbols.stdout.splitlines()} == {
         "plugin_name", "plugin_type", "plugin_version", "spank_plugin_version",
         "slurm_spank_init", "slurm_spank_init_post_opt", "slurm_spank_local_user_init", "slurm_spank_task_init",
-        "slurm_spank_job_prolog", "slurm_spank_job_epilog",
+        "slurm_spank_task_init_privileged", "slurm_spank_job_prolog", "slurm_spank_job_epilog",
     }  # fmt: skip
 
 

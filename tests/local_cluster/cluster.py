@@ -35,6 +35,7 @@ class LocalCluster(Lifecycle):
         cpus: CPUs that Slurm believes each node has.
         daemons: start `scratch-slurmd` on every node. Default: if it is installed.
         bin_dir: where scratch-slurm's scripts are. Default: beside this Python.
+        files: more configuration files beside slurm.conf, name -> text.
         slurm_runs_hooks: Prolog= and Epilog= of slurm.conf name the hooks; otherwise the SPANK plugin runs them.
         keep: leave the directory for a look at the logs. Default: $SCRATCH_SLURM_KEEP is set.
     """

@@ -133,6 +133,7 @@ def config_files(layout: Layout, *, plugin_exists: bool, release: tuple[int, int
         layout.directory / "job_submit.lua": job_submit_lua(layout),
         layout.directory / "cgroup.conf": cgroup_conf(release),
         layout.config: config_yaml(layout.settings),
+        **{layout.directory / name: text for name, text in layout.files.items()},
     }
     for hooks in ("prolog.d", "epilog.d"):
         stub = layout.repository / hooks / HOOK_NAME

@@ -33,6 +33,7 @@ class Layout:
         bin_dir: directory of `scratch-slurmd` and the other scripts.
         settings: scratch-slurm's configuration, complete; the same on every node.
         slurm_options: lines of slurm.conf that replace or follow the generated ones.
+        files: more configuration files beside slurm.conf, name -> text.
         slurm_runs_hooks: Prolog= and Epilog= of slurm.conf name the hooks; otherwise the SPANK plugin runs them.
         remove_directory: at the end, remove the directory too and not only what is in it.
         keep: at the end, leave all files for a look at the logs.
@@ -47,6 +48,7 @@ class Layout:
     bin_dir: Path
     settings: Mapping[str, Any]
     slurm_options: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
     slurm_runs_hooks: bool = False
     remove_directory: bool = True
     keep: bool = False

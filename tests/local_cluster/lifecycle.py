@@ -34,6 +34,7 @@ class Lifecycle:
         cpus: int = 8,
         daemons: bool | None = None,
         bin_dir: Path | None = None,
+        files: Mapping[str, str] | None = None,
         slurm_runs_hooks: bool = False,
         keep: bool | None = None,
     ) -> None:
@@ -46,6 +47,7 @@ class Lifecycle:
         self._cpus = cpus
         self._daemons = daemons
         self._bin_dir = bin_dir or Path(sys.executable).parent
+        self._files = dict(files or {})
         self._slurm_runs_hooks = slurm_runs_hooks
         self._keep = bool(os.environ.get("SCRATCH_SLURM_KEEP")) if keep is None else keep
         self._layout: Layout | None = None
@@ -154,6 +156,7 @@ class Lifecycle:
             bin_dir=self._bin_dir,
             settings=merge_settings(default_settings(claim.directory), self._settings),
             slurm_options={**({"JobSubmitPlugins": "lua"} if has_job_submit_lua() else {}), **self._slurm},
+            files=self._files,
             slurm_runs_hooks=self._slurm_runs_hooks,
             remove_directory=claim.created,
             keep=self._keep,
