@@ -117,6 +117,10 @@ class Catalog:
     """By dataset name where the file name gives one, else by file name."""
     complete: bool = True
     """False until the source has been listed once: what is missing may be there all the same."""
+    doubt: str = ""
+    """Why it is not complete, in words."""
+    awaited: bool = False
+    """The first listing is under way: what is not known yet may be in a moment."""
     withdrawn: Mapping[str, str] = field(default_factory=dict)
     """Dataset -> why its mount must go at once: it lets in people who may not read the image."""
 

@@ -163,7 +163,9 @@ class _Planner:
     def _plan_mounts(self) -> list[Action]:
         """Mount what is new, unmount what is gone, replace what is newer and pinned by nobody."""
         actions: list[Action] = []
-        for dataset in sorted(self.idle):
+        cached = {copy.dataset for copy in self.seen.cached}
+        # Whom a job waits for first, then what is mounted without the slow storage.
+        for dataset in sorted(self.idle, key=lambda name: (name not in self.pinned, name not in cached, name)):
             image = self.seen.catalog.images.get(dataset)
             mounted = self.seen.mounted.get(dataset)
             if mounted and dataset in self.seen.catalog.withdrawn:

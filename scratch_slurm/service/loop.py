@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 _GATHER_S = 0.02
 _ROUND_LIMIT_S = 60.0
 """No step of a round takes so long."""
+_MOUNTS_AT_ONCE = 16
+"""New datasets whose mount has begun: twice as many as worker processes. The next one is chosen when one of them is
+done, so that a job's dataset need not wait for a thousand others that were new before it was asked for."""
 _SAVE_EVERY_S = 30.0
 
 
@@ -85,6 +88,7 @@ class Loop:
         self._kept: set[str] = set()
         """Datasets whose latest eviction came after a pin."""
         self._nudged = asyncio.Event()
+        source.on_news = self.nudge
         self._kept_files: dict[str, int] = {}
         self._begun = 0
         self._ended = 0
@@ -285,13 +289,28 @@ class Loop:
             if running is not None and not running.cancelling():
                 running.cancel()
             return
-        if running is not None:
+        if running is not None or (action.kind is ActionKind.MOUNT and self._mounts_begun() >= _MOUNTS_AT_ONCE):
             return
         # Without memory for a task it is not begun: then nothing may say that it is.
         self._tasks[dataset] = asyncio.create_task(self._perform(action))
         self.memory.running[dataset] = action
         if isinstance(action, actions.Stage):
             self.memory.copies[dataset] = Copy(action.image)
+
+    def _mounts_begun(self) -> int:
+        hanging = self.memory.hanging_since
+        return sum(
+            action.kind is ActionKind.MOUNT and dataset not in hanging
+            for dataset, action in self.memory.running.items()
+        )
+
+    def has_mounted_all(self) -> bool:
+        """Whether every image that was known in the latest round is mounted, skipped, failed, or gives no answer."""
+        return (
+            self.snapshot is not None
+            and not any(action.kind is ActionKind.MOUNT for action in self.snapshot.plan.actions)
+            and not self._mounts_begun()
+        )
 
     async def _perform(self, action: actions.Action) -> None:
         dataset, memory = action.dataset, self.memory

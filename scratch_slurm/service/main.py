@@ -30,6 +30,7 @@ from scratch_slurm.service.interface import Interface
 from scratch_slurm.service.logs import complain, set_up_logging
 from scratch_slurm.service.loop import Loop
 from scratch_slurm.service.notify import keep_watchdog, notify, notify_reloading, system_is_stopping, watchdog_s
+from scratch_slurm.service.ready import until_ready
 from scratch_slurm.service.slurm_calls import take_features_back
 from scratch_slurm.service.slurm_side import SlurmSide
 from scratch_slurm.service.source import Source
@@ -227,9 +228,10 @@ async def _serve(config: Config, check_again: Callable[[], None]) -> bool:
     try:
         interface.start(config.socket_path, config.root_socket_path)
         await _first(loop.after_next_round(), end, rounds)
-        notify("READY=1")
         log.info("serving socket=%s capacity=%s", config.socket_path, _capacity(loop))
         slurm.start()
+        await _first(until_ready(loop), end, rounds, reload)
+        notify("READY=1")
         await asyncio.wait([end, rounds, reload], return_when=asyncio.FIRST_COMPLETED)
         if rounds.done():
             rounds.result()

@@ -13,7 +13,10 @@ class Request(msgspec.Struct, frozen=True, tag=True):
 
 
 class Scan(Request, frozen=True):
-    """List the source, or read only `file_names`; answered by a `Listed`, then a `Scanned` for each file in order."""
+    """List the source, or read only `file_names`.
+
+    Answered by a `Reached`, a `Listed` (of a listing), then a `Scanned` for each file in order.
+    """
 
     source_dir: str
     file_names: tuple[str, ...] | None
@@ -104,6 +107,10 @@ class Line(msgspec.Struct, frozen=True, tag=True):
     """Base of all lines that come back."""
 
 
+class Reached(Line, frozen=True):
+    """The source's directory has been looked at: what hangs from here on is one file of it."""
+
+
 class Listed(Line, frozen=True):
     file_names: tuple[str, ...]
 
@@ -160,4 +167,4 @@ class Failed(Line, frozen=True):
 AnyRequest = (
     Scan | MountImage | UncoverMount | UnmountImage | SwitchBacking | ReadTag | ProbeMount | CopyImage | ReadGroups
 )
-AnyLine = Listed | Scanned | Tag | Root | Groups | Copied | Done | Failed
+AnyLine = Reached | Listed | Scanned | Tag | Root | Groups | Copied | Done | Failed

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from scratch_slurm.domain.errors import ScratchError
@@ -14,6 +16,16 @@ from scratch_slurm.service.workers import Workers
 log = logging.getLogger(__name__)
 
 _LONGEST_PAUSE_S = 120.0
+_LOOKED_FOR_AT_ONCE = 256
+"""Datasets that are looked for by name before the look under way has ended; the next listing finds the others."""
+
+
+@dataclass
+class _Look:
+    """Datasets to look for by name, and when that was done."""
+
+    datasets: dict[str, None] = field(default_factory=dict)
+    done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Source:
@@ -32,6 +44,10 @@ class Source:
         """File name -> epoch seconds since when it gives no answer."""
         self.sign_at = time.monotonic()
         """When a scan last went on, monotonic seconds."""
+        self.has_told = asyncio.Event()
+        """Set once the source was listed, or said why not, or gave no answer."""
+        self.on_news: Callable[[], None] = lambda: None
+        """Called when a file turned out to be something else than before."""
         self._dir = source_dir
         self._workers = workers
         self._silence_s = silence_s
@@ -39,6 +55,11 @@ class Source:
         self._entries: dict[str, op.Scanned] = {}
         self._listed = False
         self._scanning = asyncio.Lock()
+        self._looked: set[str] = set()
+        """File names that looks found since the listing under way began; it may have missed them."""
+        self._look: _Look | None = None
+        self._next_look: _Look | None = None
+        self._looker: asyncio.Task[None] | None = None
         self._lost: set[asyncio.Task[None]] = set()
         self._lost_listing: asyncio.Task[None] | None = None
         self._strikes: dict[str, int] = {}
@@ -68,7 +89,18 @@ class Source:
                 skipped[dataset] = SkippedImage(file_name, f"gives no answer since {clock}")
         # An empty source is no proof that its images are gone: it looks like that before it is mounted, too.
         complete = self._listed and bool(self._entries)
-        return Catalog(images, {name: why for name, why in skipped.items() if name not in images}, complete)
+        return Catalog(
+            images,
+            {name: why for name, why in skipped.items() if name not in images},
+            complete,
+            doubt="" if complete else self._doubt(),
+            awaited=not self.has_told.is_set(),
+        )
+
+    def _doubt(self) -> str:
+        if self._listed:
+            return f"{self._dir} holds no image, as if nothing were mounted there"
+        return f"{self._dir} has not been listed yet" + (f": {self.problem}" if self.problem else "")
 
     async def scan(self) -> None:
         """List the source and read what changed. A failure is remembered in `problem`; what was known stays known.
@@ -78,23 +110,56 @@ class Source:
         if self._lost_listing is not None:
             return
         async with self._scanning:
+            self._looked.clear()
             await self._scan(None)
 
     async def look(self, datasets: list[str]) -> None:
-        """Look for datasets by name, without listing the source: they may be newer than the latest listing."""
-        names = tuple(dataset + suffix for dataset in datasets for suffix in IMAGE_SUFFIXES)
-        async with self._scanning:
-            await self._scan(names)
+        """Look for datasets by name, without listing the source: they may be newer than the latest listing.
+
+        One look is under way at a time, beside a listing. Whoever gives up waiting for it does not stop it, and what
+        it finds counts.
+        """
+        running, following = self._look, self._next_look or _Look()
+        new = [name for name in datasets if running is None or name not in running.datasets]
+        room = max(0, _LOOKED_FOR_AT_ONCE - len(following.datasets))
+        following.datasets.update(dict.fromkeys(new[:room]))
+        if following.datasets:
+            self._next_look = following
+        if self._looker is None or self._looker.done():
+            self._looker = asyncio.create_task(self._look_on())
+        looks = [look for look in (running, self._next_look) if look and not look.datasets.keys().isdisjoint(datasets)]
+        if looks:
+            await asyncio.wait([look.done for look in looks])
+
+    async def _look_on(self) -> None:
+        while self._next_look is not None:
+            look, self._look, self._next_look = self._next_look, self._next_look, None
+            try:
+                if self._lost_listing is None:
+                    await self._scan(tuple(name + suffix for name in look.datasets for suffix in IMAGE_SUFFIXES))
+            finally:
+                self._look = None
+                look.done.set_result(None)
 
     def close(self) -> None:
         """Forget the workers that hang."""
-        for task in self._lost:
+        for task in (*self._lost, *([self._looker] if self._looker else [])):
             task.cancel()
 
     async def _scan(self, file_names: tuple[str, ...] | None) -> None:
         reading = _Reading(self, file_names)
-        while reading.again:
-            await reading.run_once()
+        try:
+            while reading.again:
+                await reading.run_once()
+        except (OSError, RuntimeError, MemoryError) as exc:  # no process, no thread, no memory
+            self.report(f"{self._dir}: cannot be looked at: {type(exc).__name__}: {exc}")
+
+    def report(self, problem: str) -> None:
+        """Remember what is wrong with the source as a whole."""
+        if self.problem != problem:
+            log.warning("source degraded problem=%r", problem)
+        self.problem = problem
+        self.has_told.set()
 
     def touch_later(self, file_name: str) -> None:
         """Let a file that hung be read again after a pause, longer each time: every try holds a scan up."""
@@ -110,17 +175,23 @@ class Source:
         self._strikes.pop(scanned.file_name, None)
         old = self._entries.get(scanned.file_name)
         if not scanned.there:
-            self._entries.pop(scanned.file_name, None)
+            if self._entries.pop(scanned.file_name, None):
+                self.on_news()
         elif scanned.image or scanned.skipped or old is None:
             self._entries[scanned.file_name] = scanned
             if scanned.skipped and (old is None or old.skipped != scanned.skipped):
                 log.warning("skipped file=%s reason=%r", scanned.file_name, scanned.skipped.reason)
             if scanned.note and (old is None or old.note != scanned.note):
                 log.info("served file=%s note=%r", scanned.file_name, scanned.note)
+            self.on_news()
+
+    def found_by_look(self, file_name: str) -> None:
+        """Remember that a file is there, whatever a listing that began before says."""
+        self._looked.add(file_name)
 
     def keep_only(self, file_names: tuple[str, ...]) -> None:
         """Forget the files that a complete listing does not show any more."""
-        for gone in self._entries.keys() - set(file_names):
+        for gone in self._entries.keys() - set(file_names) - self._looked:
             del self._entries[gone]
 
 
@@ -131,11 +202,14 @@ class _Reading:
         self.source = source
         self.wanted = file_names
         self.pending: list[str] | None = None
+        self.reached = False
+        """Whether the directory has answered: what hangs then is a file."""
         self.again = True
 
     async def run_once(self) -> None:
         source = self.source
         source.sign_at = time.monotonic()
+        self.reached = False
         names = tuple(self.pending) if self.pending is not None else self.wanted
         stamps = {name: entry.stamp for name, entry in source._entries.items()}
         request = op.Scan(str(source._dir), names, tuple(source.hanging), stamps, source._owners)
@@ -164,12 +238,16 @@ class _Reading:
     def _on_line(self, line: op.Line) -> None:
         self.source.sign_at = time.monotonic()
         match line:
+            case op.Reached():
+                self.reached = True
             case op.Listed():
                 self.pending = [name for name in line.file_names if name not in self.source.hanging]
                 self.source.keep_only(line.file_names)
             case op.Scanned():
                 if self.pending and self.pending[0] == line.file_name:
                     self.pending.pop(0)
+                if line.there and self.wanted is not None:
+                    self.source.found_by_look(line.file_name)
                 self.source.take(line)
 
     def _finish(self, task: asyncio.Task[None]) -> None:
@@ -177,7 +255,7 @@ class _Reading:
         try:
             task.result()
         except ScratchError as exc:
-            self._report(exc.message)
+            self.source.report(exc.message)
             return
         self._complete()
 
@@ -188,21 +266,17 @@ class _Reading:
         if self.source.problem:
             log.info("source answers again source_dir=%s", self.source._dir)
         self.source.problem = ""
-
-    def _report(self, problem: str) -> None:
-        if self.source.problem != problem:
-            log.warning("source degraded problem=%r", problem)
-        self.source.problem = problem
+        self.source.has_told.set()
 
     def _give_up(self, task: asyncio.Task[None]) -> None:
         """Leave the worker to the kernel; go on behind the file that caught it, or stop if the listing itself did."""
         source = self.source
-        stuck = self.pending.pop(0) if self.pending else None
+        stuck = self.pending.pop(0) if self.pending and self.reached else None
         since = time.time() - source._silence_s
-        self.again = bool(self.pending)
+        self.again = stuck is not None and bool(self.pending)
         if stuck is None:
             clock = time.strftime("%H:%M:%S", time.localtime(since))
-            self._report(f"{source._dir} gives no answer since {clock}")
+            self.source.report(f"{source._dir} gives no answer since {clock}")
             source._lost_listing = task
 
             def on_gone(done: asyncio.Task[None]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from msgspec import structs
 
 from scratch_slurm import __version__
-from scratch_slurm.domain.actions import ActionKind
+from scratch_slurm.domain.actions import ActionKind, Mount
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.messages import DatasetState, DatasetStatus, NodeStatus
 from scratch_slurm.domain.model import Backing, Permissions, Pin
@@ -43,6 +43,7 @@ class StatusView:
         for pin in snapshot.seen.pins:
             self._pins.setdefault(pin.dataset, []).append(pin)
         self._cached_bytes: dict[str, int] = {}
+        self._to_mount = {action.dataset for action in snapshot.plan.actions if isinstance(action, Mount)}
         for image in snapshot.seen.cached:
             self._cached_bytes[image.dataset] = self._cached_bytes.get(image.dataset, 0) + image.size_bytes
 
@@ -139,7 +140,9 @@ class StatusView:
             texts.append(f"skipped: {skipped.file_name} {skipped.reason}")
         if name in self._seen.foreign:
             texts.append(f"{self._config.mount_dir / name} carries a mount that is not ours; it is left alone")
-        if self._state(name) is DatasetState.UNKNOWN:
+        if self._state(name) is DatasetState.UNKNOWN and not self._seen.catalog.complete:
+            texts.append(f"not known yet: {self._seen.catalog.doubt}")
+        elif self._state(name) is DatasetState.UNKNOWN:
             near = nearest_hint(name, (each for each in self._seen.catalog.images if self.permits(each, may_read)))
             texts.append("no such dataset on this node" + (f"; {near}" if near else ""))
         return "; ".join(text for text in texts if text)
@@ -153,7 +156,9 @@ class StatusView:
         """
         if name in self._memory.copies:
             return False
-        if self._state(name) in (DatasetState.CACHED, DatasetState.UNKNOWN):
+        if self._state(name) is DatasetState.UNKNOWN:
+            return not self._seen.catalog.awaited
+        if self._state(name) is DatasetState.CACHED:
             return True
         failed = any(dataset == name for dataset, _ in self._memory.failures)
         if name in self._plan.problems and self._exceed_all_room(asked):
@@ -172,8 +177,12 @@ class StatusView:
 
     def is_changing_hands(self, name: str) -> bool:
         """Whether its mount is being made, replaced or taken away: a job must not start reading now."""
+        if self._state(name) is DatasetState.UNKNOWN:
+            return self._seen.catalog.awaited
         action = self._memory.running.get(name)
-        return action is not None and action.kind in ("mount", "replace", "uncover", "unmount")
+        return name in self._to_mount or (
+            action is not None and action.kind in ("mount", "replace", "uncover", "unmount")
+        )
 
 
 def view(loop: Loop) -> StatusView | None:

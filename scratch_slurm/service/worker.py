@@ -89,6 +89,7 @@ def _serve(request: op.Request, say: Say) -> None:
 def _scan(request: op.Scan, say: Say) -> None:
     source_dir = Path(request.source_dir)
     trust = catalog.read_trust(source_dir, _read_owners(request.owners))
+    say(op.Reached())
     if request.file_names is None:
         names = catalog.list_source(source_dir)
         say(op.Listed(tuple(names)))

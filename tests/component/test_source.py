@@ -216,10 +216,96 @@ def test_scans_at_the_same_time_share_one_after_the_other(good, folder):
     async def story():
         before = children()
         async with opened(folder) as source:
-            await asyncio.gather(source.scan(), source.look(["a"]), source.scan())
+            await asyncio.gather(source.scan(), source.scan(), source.scan())
             return list(source.catalog.images), len(children() - before)
 
     assert asyncio.run(story()) == (["a"], 1)
+
+
+def test_looks_at_the_same_time_share_one_beside_a_scan(good, folder):
+    put(good, folder, "a.squashfs", "b.squashfs", "c.squashfs")
+
+    async def story():
+        before = children()
+        async with opened(folder) as source:
+            names = (["a"], ["b"], ["c"], ["a", "b"], ["missing"])
+            await asyncio.gather(source.scan(), *(source.look(each) for each in names))
+            return sorted(source.catalog.images), len(children() - before)
+
+    assert asyncio.run(story()) == (["a", "b", "c"], 2)
+
+
+def test_a_look_for_more_datasets_than_are_looked_for_at_once_ends(good, folder):
+    put(good, folder, "a.squashfs")
+
+    async def story():
+        async with opened(folder) as source:
+            first = asyncio.create_task(source.look(["a"]))
+            await asyncio.sleep(0)
+            async with asyncio.timeout(LONG_S):
+                await source.look([f"name{number}" for number in range(5000)])
+            await first
+            return sorted(source.catalog.images)
+
+    assert asyncio.run(story()) == ["a"]
+
+
+class Broken(Workers):
+    """As workers are while the node has no process, thread or memory left."""
+
+    error: BaseException | None = None
+
+    async def run(self, *arguments, **options):
+        if self.error:
+            raise self.error
+        await super().run(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("can't start new thread"), MemoryError(), OSError(11, "Resource temporarily unavailable")]
+)
+def test_a_scan_without_processes_threads_or_memory_is_a_problem_and_the_next_one_is_well(good, folder, error):
+    put(good, folder, "a.squashfs")
+
+    async def story():
+        workers = Broken()
+        source = Source(folder, workers, silence_s=LONG_S)
+        try:
+            workers.error = error
+            await source.scan()
+            await source.look(["a"])
+            during = source.problem, source.catalog.complete, source.has_told.is_set()
+            workers.error = None
+            await source.look(["a"])
+            looked = list(source.catalog.images)
+            await source.scan()
+            return during, looked, source.problem
+        finally:
+            await workers.close(patience_s=10)
+
+    (problem, complete, told), looked, after = asyncio.run(story())
+    assert f"{folder}: cannot be looked at: {type(error).__name__}" in problem
+    assert (complete, told, looked, after) == (False, True, ["a"], "")
+
+
+def test_what_is_not_known_is_told_with_its_reason(good, folder):
+    async def story():
+        async with opened(folder / "missing") as source:
+            told = [source.catalog]
+            await source.scan()
+            told.append(source.catalog)
+        async with opened(folder) as source:
+            await source.scan()
+            told.append(source.catalog)
+            put(good, folder, "a.squashfs")
+            await source.scan()
+            return [*told, source.catalog]
+
+    before, failed, empty, listed = asyncio.run(story())
+    assert (before.doubt, before.awaited) == (f"{folder}/missing has not been listed yet", True)
+    assert failed.doubt.startswith(f"{folder}/missing has not been listed yet: {folder}/missing: cannot list")
+    assert (empty.doubt, empty.awaited) == (f"{folder} holds no image, as if nothing were mounted there", False)
+    assert (failed.awaited, listed.doubt, listed.awaited) == (False, "", False)
 
 
 def test_a_scan_that_is_cancelled_leaves_no_process(good, folder):
@@ -368,6 +454,73 @@ def test_a_listing_that_hangs_is_told_and_not_tried_again_meanwhile(slow):
     assert problem.startswith(f"{slow.path} gives no answer since ")
     assert images == ["a", "b", "c"]
     assert after == ""
+
+
+@pytest.mark.root
+def test_a_look_that_nobody_waits_for_any_more_goes_on_and_counts(slow):
+    async def story():
+        async with opened(slow.path, silence_s=LONG_S) as source:
+            slow.set(hang=True, only=("b.squashfs",))
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(source.look(["b"]), SHORT_S)
+            found, news = list(source.catalog.images), []
+            source.on_news = lambda: news.append(1)
+            await asyncio.to_thread(slow.set, hang=False)
+            await until(lambda: news)
+            return found, list(source.catalog.images)
+
+    assert asyncio.run(story()) == ([], ["b"])
+
+
+@pytest.mark.root
+def test_a_look_does_not_wait_for_a_listing_that_is_held_up(slow):
+    async def story():
+        async with opened(slow.path, silence_s=LONG_S) as source:
+            slow.set(hang=True, only=("a.squashfs",))
+            scan = asyncio.create_task(source.scan())
+            await until(slow.blocked)
+            async with asyncio.timeout(LONG_S / 2):
+                await source.look(["c"])
+            found = list(source.catalog.images)
+            await asyncio.to_thread(slow.set, hang=False)
+            await scan
+            return found, sorted(source.catalog.images)
+
+    assert asyncio.run(story()) == (["c"], ["a", "b", "c"])
+
+
+@pytest.mark.root
+def test_a_file_that_a_look_found_stays_known_to_a_listing_that_began_before(slow, good, folder):
+    """The directory was read, and then the file came: the listing does not show it."""
+
+    async def story():
+        async with opened(slow.path, silence_s=LONG_S) as source:
+            source.found_by_look("c.squashfs")
+            await source.look(["a", "c"])
+            source.keep_only(("b.squashfs",))
+            return sorted(source.catalog.images)
+
+    assert asyncio.run(story()) == ["a", "c"]
+
+
+@pytest.mark.root
+def test_a_directory_that_hangs_is_no_file_s_fault(slow):
+    async def story():
+        async with opened(slow.path, silence_s=SHORT_S) as source:
+            slow.set(hang_all=True)
+            await source.look(["a", "b"])
+            hung = dict(source.hanging), source.problem, source.has_told.is_set()
+            workers = len(children())
+            await source.look(["c"])
+            assert len(children()) == workers, "nothing else is tried while it hangs"
+            await asyncio.to_thread(slow.set, hang_all=False)
+            await until(lambda: source._lost_listing is None)
+            await source.look(["c"])
+            return hung, list(source.catalog.images)
+
+    (hanging, problem, told), images = asyncio.run(story())
+    assert (hanging, told, images) == ({}, True, ["c"])
+    assert problem.startswith(f"{slow.path} gives no answer since ")
 
 
 @pytest.mark.root

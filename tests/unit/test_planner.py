@@ -805,3 +805,8 @@ def test_without_a_cache_directory_a_pinned_dataset_has_that_problem_and_no_wait
     decided = make_plan(seen)
     assert decided.actions == ()
     assert (decided.problems["a"].text, decided.problems["a"].waiting_helps) == ("/cache: cannot read it", False)
+
+
+def test_what_a_job_waits_for_is_mounted_first_and_then_what_is_cached():
+    seen = observation([image(name) for name in "abcde"], cached=(cached("c"), cached("e")), pins=(pin("d"), pin("e")))
+    assert words(seen) == ["mount e", "mount d", "mount c", "mount a", "mount b"]

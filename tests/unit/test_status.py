@@ -1,5 +1,6 @@
 """What the daemon says of each dataset, from one round and from what it remembers."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ from scratch_slurm.domain.access import Person, may_read
 from scratch_slurm.domain.actions import ActionKind, Evict, Mount, Replace, Stage, Unmount
 from scratch_slurm.domain.config import build_config
 from scratch_slurm.domain.messages import DatasetState, DatasetStatus
-from scratch_slurm.domain.model import Backing, Permissions
+from scratch_slurm.domain.model import Backing, Catalog, Permissions
 from scratch_slurm.domain.planner import plan as make_plan
 from scratch_slurm.domain.throughput import ReadCounter
 from scratch_slurm.service.loop import Snapshot
@@ -49,6 +50,11 @@ TOO_LARGE = observation([image("a", 20)], [mounted("a", 20)], pins=(pin("a"),), 
 FULL = observation([image("a")], [mounted("a")], pins=(pin("a"),), space=room(0, used=50))
 NEWER = observation([image("a", version=2)], [mounted("a")], pins=(pin("a"),))
 SKIPPED = observation(skipped=["a"])
+UNLISTED = replace(observation(), catalog=Catalog({}, {}, False, doubt="/source has not been listed yet: it hangs"))
+AWAITED = replace(
+    observation(), catalog=replace(UNLISTED.catalog, doubt="/source has not been listed yet", awaited=True)
+)
+NEW = observation([image("a")])
 FOREIGN = observation([image("a")], foreign=frozenset("a"), pins=(pin("a"),))
 
 STATES = [
@@ -68,6 +74,8 @@ STATES = [
         observation([image("a")]), failed(ActionKind.MOUNT), DatasetState.UNMOUNTED, True, id="a-mount-that-failed"
     ),
     pytest.param(SKIPPED, None, DatasetState.UNMOUNTED, True, id="a-bad-image"),
+    pytest.param(AWAITED, None, DatasetState.UNKNOWN, False, id="the-first-listing-is-under-way"),
+    pytest.param(UNLISTED, None, DatasetState.UNKNOWN, True, id="the-source-cannot-be-listed"),
     pytest.param(FOREIGN, None, DatasetState.UNMOUNTED, True, id="a-mount-of-others"),
     pytest.param(
         observation(cached=(cached("a"),)), None, DatasetState.UNMOUNTED, False, id="cached-but-not-listed-yet"
@@ -109,6 +117,10 @@ PROBLEMS = [
         FOREIGN, None, "/datasets/a carries a mount that is not ours; it is left alone", id="a-mount-of-others"
     ),
     pytest.param(observation(), None, "no such dataset on this node", id="unknown"),
+    pytest.param(AWAITED, None, "not known yet: /source has not been listed yet", id="the-first-listing-is-under-way"),
+    pytest.param(
+        UNLISTED, None, "not known yet: /source has not been listed yet: it hangs", id="the-source-cannot-be-listed"
+    ),
     pytest.param(
         observation([image("aa")]), None, "no such dataset on this node; did you mean aa?", id="unknown-with-a-near-one"
     ),
@@ -265,3 +277,10 @@ def test_a_mount_changes_hands(action, changing):
     memory.running["a"] = action
     view = view_of(ON_SOURCE, memory)
     assert (view.is_changing_hands("a"), view.is_changing_hands("b")) == (changing, False)
+
+
+def test_what_is_about_to_be_mounted_or_may_be_listed_in_a_moment_changes_hands():
+    assert view_of(NEW).is_changing_hands("a"), "a mount waits for its turn"
+    assert view_of(AWAITED).is_changing_hands("a")
+    assert not view_of(UNLISTED).is_changing_hands("a")
+    assert not view_of(NEW).is_changing_hands("b")
