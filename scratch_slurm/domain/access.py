@@ -134,6 +134,10 @@ def screen(catalog: Catalog, mounted: Mapping[str, MountedImage], roots: Mapping
         roots: generation id -> its mounted root directory, as far as it has been seen.
     Returns: the catalog with these images skipped, and with the mounts that must go at once.
     """
+    refused = [name for name, image in catalog.recalled.items() if _refusal(image, roots.get(image.generation.id))]
+    if refused:
+        recalled = {name: image for name, image in catalog.recalled.items() if name not in refused}
+        catalog = replace(catalog, recalled=recalled)
     private = {dataset: image for dataset, image in catalog.images.items() if not is_public(image.permissions)}
     if not private:
         return catalog

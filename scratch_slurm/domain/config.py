@@ -121,6 +121,10 @@ class Config(msgspec.Struct, frozen=True):
         return self.state_dir / "ledger.sqlite"
 
     @property
+    def catalog_path(self) -> Path:
+        return self.state_dir / "catalog.json"
+
+    @property
     def reads_path(self) -> Path:
         return self.state_dir / "reads.json"
 

@@ -121,6 +121,9 @@ class Catalog:
     """Why it is not complete, in words."""
     awaited: bool = False
     """The first listing is under way: what is not known yet may be in a moment."""
+    recalled: Mapping[str, SourceImage] = field(default_factory=dict)
+    """What an earlier listing showed of datasets that the source cannot tell of now: whole copies of it are served. It
+    says nothing of what the source holds."""
     withdrawn: Mapping[str, str] = field(default_factory=dict)
     """Dataset -> why its mount must go at once: it lets in people who may not read the image."""
 

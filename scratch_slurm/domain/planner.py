@@ -178,6 +178,8 @@ class _Planner:
                 and (dataset not in self.kept or self._is_same_beneath(dataset))
             ):
                 actions += self._plan_finish(dataset)
+            elif image is None and not mounted and self.may(dataset, ActionKind.MOUNT):
+                actions += self._mount_recalled(dataset)
             elif image and not mounted and self.may(dataset, ActionKind.MOUNT):
                 actions.append(Mount(image, self._best_path(image), "new in the source"))
             elif image and mounted and mounted.generation_id != image.generation.id:
@@ -221,6 +223,14 @@ class _Planner:
         if dataset not in self.kept and known and self.may(dataset, ActionKind.UNMOUNT):
             return [Unmount(dataset, "a change of its mount was cut short, and is begun anew")]
         return []
+
+    def _mount_recalled(self, dataset: str) -> list[Action]:
+        """Serve a whole copy of what an earlier listing showed; nothing else is known of it."""
+        image = self.seen.catalog.recalled.get(dataset)
+        copy = self.copies.get((dataset, image.generation.id)) if image else None
+        if image is None or copy is None:
+            return []
+        return [Mount(image, copy.path, "cached, and known from an earlier listing; the source cannot tell")]
 
     def _is_gone(self, dataset: str) -> bool:
         """Whether the source certainly has no such image: a listing that failed, or a bad image, is no proof."""

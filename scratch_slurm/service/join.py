@@ -24,7 +24,7 @@ FormerIds = Mapping[tuple[str, str], str]
 
 def former_ids(catalog: Catalog) -> FormerIds:
     """Find the images whose manifest may be younger than what was made of them."""
-    generations = {dataset: image.generation for dataset, image in catalog.images.items()}
+    generations = {name: image.generation for name, image in {**catalog.recalled, **catalog.images}.items()}
     return {(name, each.former_id): each.id for name, each in generations.items() if each.former_id}
 
 

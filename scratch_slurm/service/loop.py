@@ -29,6 +29,7 @@ from scratch_slurm.service.people import People
 from scratch_slurm.service.perform import Performer
 from scratch_slurm.service.plans import answer_plan
 from scratch_slurm.service.reads import load_counters, save_counters
+from scratch_slurm.service.recall import Recall
 from scratch_slurm.service.source import Source
 from scratch_slurm.service.supervise import Supervisor
 from scratch_slurm.service.workers import Workers
@@ -89,6 +90,9 @@ class Loop:
         """Datasets whose latest eviction came after a pin."""
         self._nudged = asyncio.Event()
         source.on_news = self.nudge
+        self._recall = Recall(config)
+        source.recalled = self._recall.load()
+        self.memory.readers = {name: image.permissions for name, image in source.recalled.items()}
         self._kept_files: dict[str, int] = {}
         self._begun = 0
         self._ended = 0
@@ -214,6 +218,9 @@ class Loop:
         while True:
             await self.source.scan()
             self.nudge()
+            images = self.source.remember()
+            if images is not None:
+                await asyncio.to_thread(self._recall.save, images)
             # Jitter: thousands of nodes share the source.
             pause_s = self.config.interval_s * random.uniform(0.9, 1.1)  # noqa: S311 # not a secret
             self._scan_due = time.monotonic() + pause_s + _ROUND_LIMIT_S

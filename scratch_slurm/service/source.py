@@ -48,6 +48,8 @@ class Source:
         """Set once the source was listed, or said why not, or gave no answer."""
         self.on_news: Callable[[], None] = lambda: None
         """Called when a file turned out to be something else than before."""
+        self.recalled: dict[str, SourceImage] = {}
+        """What the latest complete listing showed, before this daemon's first one: what an earlier daemon's did."""
         self._dir = source_dir
         self._workers = workers
         self._silence_s = silence_s
@@ -89,13 +91,31 @@ class Source:
                 skipped[dataset] = SkippedImage(file_name, f"gives no answer since {clock}")
         # An empty source is no proof that its images are gone: it looks like that before it is mounted, too.
         complete = self._listed and bool(self._entries)
+        hanging = {(parse_image_name(file_name) or (file_name, ""))[0] for file_name in self.hanging}
+        untold = self.has_told.is_set() and not complete
         return Catalog(
             images,
             {name: why for name, why in skipped.items() if name not in images},
             complete,
+            recalled={
+                name: image
+                for name, image in self.recalled.items()
+                if name not in images and (name in hanging or (untold and name not in skipped))
+            },
             doubt="" if complete else self._doubt(),
             awaited=not self.has_told.is_set(),
         )
+
+    def remember(self) -> dict[str, SourceImage] | None:
+        """Give what is known of the source when it was listed as a whole, for a daemon that starts without it.
+
+        Returns: None: it was not.
+        """
+        catalog = self.catalog
+        if not catalog.complete:
+            return None
+        self.recalled = {**catalog.recalled, **catalog.images}
+        return self.recalled
 
     def _doubt(self) -> str:
         if self._listed:

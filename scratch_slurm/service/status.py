@@ -140,7 +140,7 @@ class StatusView:
             texts.append(f"skipped: {skipped.file_name} {skipped.reason}")
         if name in self._seen.foreign:
             texts.append(f"{self._config.mount_dir / name} carries a mount that is not ours; it is left alone")
-        if self._state(name) is DatasetState.UNKNOWN and not self._seen.catalog.complete:
+        if self._is_untold(name):
             texts.append(f"not known yet: {self._seen.catalog.doubt}")
         elif self._state(name) is DatasetState.UNKNOWN:
             near = nearest_hint(name, (each for each in self._seen.catalog.images if self.permits(each, may_read)))
@@ -156,9 +156,9 @@ class StatusView:
         """
         if name in self._memory.copies:
             return False
-        if self._state(name) is DatasetState.UNKNOWN:
-            return not self._seen.catalog.awaited
-        if self._state(name) is DatasetState.CACHED:
+        if self._is_untold(name):
+            return not self._seen.catalog.awaited and name not in self._to_mount
+        if self._state(name) in (DatasetState.CACHED, DatasetState.UNKNOWN):
             return True
         failed = any(dataset == name for dataset, _ in self._memory.failures)
         if name in self._plan.problems and self._exceed_all_room(asked):
@@ -170,6 +170,12 @@ class StatusView:
         sizes = (cached.get(name) or (images[name].size_bytes if name in images else 0) for name in names)
         return sum(sizes) > most_bytes(self._seen.space)
 
+    def _is_untold(self, name: str) -> bool:
+        """Whether the source may have it for all that is known, and it is not served."""
+        catalog = self._seen.catalog
+        known = name in catalog.images or name in catalog.skipped or name in self._seen.mounted
+        return not known and not catalog.complete
+
     def _is_hopeless(self, name: str) -> bool:
         problem = self._plan.problems.get(name)
         stage = self._memory.failures.get((name, ActionKind.STAGE))
@@ -177,8 +183,8 @@ class StatusView:
 
     def is_changing_hands(self, name: str) -> bool:
         """Whether its mount is being made, replaced or taken away: a job must not start reading now."""
-        if self._state(name) is DatasetState.UNKNOWN:
-            return self._seen.catalog.awaited
+        if self._is_untold(name) and self._seen.catalog.awaited:
+            return True
         action = self._memory.running.get(name)
         return name in self._to_mount or (
             action is not None and action.kind in ("mount", "replace", "uncover", "unmount")

@@ -1,0 +1,108 @@
+"""The latest complete listing outlives the daemon and the node's boot: catalog.json in state_dir.
+
+A node that boots before its source is there serves whole cached copies with it: it tells which image a copy is of, and
+who may read it. It is never proof of what the source holds: nothing is read from the source because of it.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from scratch_slurm.domain.config import Config
+from scratch_slurm.domain.model import SourceImage
+from scratch_slurm.domain.names import DATASET_NAME, parse_image_name
+
+log = logging.getLogger(__name__)
+
+_LIMIT_BYTES = 32 * 1024 * 1024
+_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+class _Saved(msgspec.Struct, frozen=True):
+    source_dir: str
+    source_owners: tuple[str | int, ...]
+    """Whose images were trusted."""
+    images: dict[str, SourceImage]
+
+
+class Recall:
+    """What the source held when it was last listed as a whole, by this daemon or an earlier one."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._saved: Mapping[str, SourceImage] | None = None
+
+    def load(self) -> dict[str, SourceImage]:
+        """Read the images by dataset; none where there are none, of another source, or not to be trusted."""
+        path, config = self._config.catalog_path, self._config
+        try:
+            text = _read_own(path)
+            saved = msgspec.json.decode(text, type=_Saved)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, msgspec.MsgspecError) as exc:
+            log.warning("cannot recall the source file=%s problem=%r", path, str(exc))
+            return {}
+        if (saved.source_dir, saved.source_owners) != (str(config.source_dir), config.source_owners):
+            return {}
+        return {name: image for name, image in saved.images.items() if self._is_sound(name, image)}
+
+    def save(self, images: Mapping[str, SourceImage]) -> None:
+        """Write what a complete listing showed, if it is something else than was written before; may block.
+
+        A failure costs what a node can serve that boots before its source is there.
+        """
+        if images == self._saved:
+            return
+        path, config = self._config.catalog_path, self._config
+        text = msgspec.json.encode(_Saved(str(config.source_dir), config.source_owners, dict(images)))
+        if len(text) > _LIMIT_BYTES:
+            log.warning(
+                "cannot keep the listing of the source file=%s bytes=%d limit=%d", path, len(text), _LIMIT_BYTES
+            )
+            return
+        new = path.with_name(path.name + ".new")
+        try:
+            new.unlink(missing_ok=True)
+            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+            self._saved = dict(images)
+        except OSError as exc:
+            log.warning("cannot keep the listing of the source file=%s problem=%r", path, exc.strerror)
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
+
+    def _is_sound(self, name: str, image: SourceImage) -> bool:
+        parsed = parse_image_name(Path(image.path).name)
+        digest = image.generation.digest
+        return (
+            DATASET_NAME.fullmatch(name) is not None
+            and image.dataset == name
+            and parsed == (name, image.fs_type)
+            and Path(image.path).parent == self._config.source_dir
+            and image.generation.size_bytes > 0
+            and (digest is None or _DIGEST.fullmatch(digest) is not None)
+        )
+
+
+def _read_own(path: Path) -> bytes:
+    """Read a file that nobody but this process's user can have written.
+
+    Raises: OSError: it cannot be read. ValueError: somebody else may have written it, or it is too large.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise ValueError("is not a file of root's that nobody else may write")
+        if status.st_size > _LIMIT_BYTES:
+            raise ValueError(f"has {status.st_size} bytes, at most {_LIMIT_BYTES}")
+        return file.read(_LIMIT_BYTES)
