@@ -53,19 +53,22 @@ class SlurmContract:
         here, there, both, held = world.run_job("n1"), world.run_job("n2"), world.run_job("n1", "n2"), world.hold_job()
         jobs = [here, there, both, held, NO_SUCH_JOB]
         on_n1 = {here: LIVE, there: GONE, both: LIVE, held: LIVE, NO_SUCH_JOB: GONE}
-        assert world.slurm.job_presence(jobs, "n1") == on_n1
-        assert world.slurm.job_presence([], "n1") == {}
-        assert world.slurm.job_presence([both, here], "n2") == {both: LIVE, here: GONE}
-        assert world.slurm.job_presence([both], "n3") == {both: GONE}
+        assert world.slurm.job_presence(jobs, ["n1"]) == on_n1
+        assert world.slurm.job_presence([], ["n1"]) == {}
+        assert world.slurm.job_presence([both, here], ["n2"]) == {both: LIVE, here: GONE}
+        assert world.slurm.job_presence([both], ["n3"]) == {both: GONE}
+        assert world.slurm.job_presence([both, there], ["n3", "n2"]) == {both: LIVE, there: LIVE}
+        nobody = {here: UNKNOWN, there: UNKNOWN, both: UNKNOWN, held: LIVE, NO_SUCH_JOB: GONE}
+        assert world.slurm.job_presence(jobs, []) == nobody
         world.suspend(here)
         world.requeue(both)
         world.end(there)
         world.end(held)
-        assert world.slurm.job_presence([here, both], "n1") == {here: LIVE, both: LIVE}
-        assert world.slurm.job_presence([there, held], "n2") == {there: GONE, held: GONE}
+        assert world.slurm.job_presence([here, both], ["n1"]) == {here: LIVE, both: LIVE}
+        assert world.slurm.job_presence([there, held], ["n2"]) == {there: GONE, held: GONE}
         world.end(here)
         world.end(both)
-        assert world.slurm.job_presence([here, both], "n1") == {here: GONE, both: GONE}
+        assert world.slurm.job_presence([here, both], ["n1"]) == {here: GONE, both: GONE}
 
     @pytest.mark.parametrize(
         "features",
@@ -99,16 +102,32 @@ class SlurmContract:
         assert world.slurm.read_features("nosuch") is None
         job = world.run_job("n1")
         with world.controller_down():
-            assert world.slurm.job_presence([job, NO_SUCH_JOB], "n1") == {job: UNKNOWN, NO_SUCH_JOB: UNKNOWN}
+            assert world.slurm.job_presence([job, NO_SUCH_JOB], ["n1"]) == {job: UNKNOWN, NO_SUCH_JOB: UNKNOWN}
             with pytest.raises(SlurmError):
                 world.slurm.read_features("nosuch")
             with pytest.raises(SlurmError):
                 world.slurm.write_features("n4", NodeFeatures(("a",), ("a",), None))
-        assert world.slurm.job_presence([job, NO_SUCH_JOB], "n1") == {job: LIVE, NO_SUCH_JOB: GONE}
+        assert world.slurm.job_presence([job, NO_SUCH_JOB], ["n1"]) == {job: LIVE, NO_SUCH_JOB: GONE}
         world.end(job)
+
+    def test_hosts_are_told_by_node(self, world: World) -> None:
+        everybody = world.slurm.read_hosts(None)
+        assert {"n1", "n2", "n3", "n4"} <= everybody.keys()
+        assert all(everybody.values())
+        assert world.slurm.read_hosts("n2") == {"n2": everybody["n2"]}
+        assert world.slurm.read_hosts("nosuch") == {}
+        with world.controller_down(), pytest.raises(SlurmError):
+            world.slurm.read_hosts("n2")
+
+    def test_the_rules_for_prologs_are_told(self, world: World) -> None:
+        rules = world.slurm.read_prolog_rules()
+        assert not rules.serial
+        assert rules.timeout_s is None or rules.timeout_key.startswith("Prolog")
+        with world.controller_down(), pytest.raises(SlurmError):
+            world.slurm.read_prolog_rules()
 
     def test_closed_it_knows_nothing(self, world: World) -> None:
         world.slurm.close()
-        assert world.slurm.job_presence([1], "n1") == {1: UNKNOWN}
+        assert world.slurm.job_presence([1], ["n1"]) == {1: UNKNOWN}
         with pytest.raises(SlurmError):
             world.slurm.read_features("n1")

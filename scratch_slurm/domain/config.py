@@ -36,7 +36,7 @@ class SlurmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """This node under Slurm."""
 
     node_name: str = ""
-    """Empty: the host name up to its first dot."""
+    """Empty: the daemon learns it, from prologs and from Slurm."""
     features: bool = True
     """Tell Slurm what is cached, as features of this node."""
     feature_prefix: str = "ds:"
@@ -97,7 +97,10 @@ class Config(msgspec.Struct, frozen=True):
     bandwidth_bytes_per_s: int | None
     wait_s: float
     wait_limit_s: float
+    host_name: str
     node_name: str
+    """As the configuration has it, or the host name up to its first dot."""
+    node_name_given: bool
     features: bool
     feature_prefix: str
     private_features: bool
@@ -191,6 +194,8 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
         bandwidth_bytes_per_s=int(_checked(origin, "copy.bandwidth", raw.copy.bandwidth, _parse_bandwidth)) or None,
         wait_s=_checked(origin, "preheat.wait", raw.preheat.wait, parse_duration),
         wait_limit_s=_checked(origin, "preheat.timeout", raw.preheat.timeout, parse_duration),
+        host_name=host_name,
+        node_name_given=bool(raw.slurm.node_name),
         node_name=raw.slurm.node_name or host_name.partition(".")[0],
         features=raw.slurm.features,
         feature_prefix=raw.slurm.feature_prefix,

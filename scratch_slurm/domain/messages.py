@@ -79,6 +79,8 @@ class WaitRequest(msgspec.Struct, frozen=True):
     timeout_s: float = 0.0
     uid: int | None = None
     """For whom root asks; None: for itself. From anybody else it does not count."""
+    node: str = ""
+    """What slurmd calls this node, which a hook knows; from anybody but root it does not count."""
 
 
 class WaitAnswer(msgspec.Struct, frozen=True):

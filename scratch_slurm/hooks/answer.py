@@ -30,9 +30,9 @@ class Answer(NamedTuple):
     settled: bool
 
 
-def format_question(datasets: tuple[str, ...], timeout_s: float, uid: int | None = None) -> bytes:
+def format_question(datasets: tuple[str, ...], timeout_s: float, uid: int | None = None, node: str = "") -> bytes:
     """Write a WaitRequest."""
-    return json.dumps({"datasets": datasets, "timeout_s": timeout_s, "uid": uid}).encode()
+    return json.dumps({"datasets": datasets, "timeout_s": timeout_s, "uid": uid, "node": node}).encode()
 
 
 def parse_answer(content: bytes) -> Answer:

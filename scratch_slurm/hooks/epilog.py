@@ -14,10 +14,10 @@ from scratch_slurm.node.ledger import Ledger, read_boot_id
 _NUDGE_TIMEOUT_S = 2.0
 
 
-def run_epilog(config: HookConfig, job_id: int) -> None:
+def run_epilog(config: HookConfig, job_id: int, node: str = "") -> None:
     """Let go of everything of a job's. Pins that cannot be released are the daemon's to find."""
     if _release(config, job_id):
-        _nudge(config, job_id)
+        _nudge(config, job_id, node)
     try:
         remove_report(config.jobs_dir, job_id)
     except (OSError, DeniedError) as exc:
@@ -38,8 +38,8 @@ def _release(config: HookConfig, job_id: int) -> tuple[str, ...]:
     return released
 
 
-def _nudge(config: HookConfig, job_id: int) -> None:
+def _nudge(config: HookConfig, job_id: int, node: str) -> None:
     try:
-        asker(config.socket_path, _NUDGE_TIMEOUT_S)((), 0.0)
+        asker(config.socket_path, _NUDGE_TIMEOUT_S, node=node)((), 0.0)
     except ScratchError as exc:
         hooklog.warning("no-answer", job=job_id, error=exc.message)

@@ -38,6 +38,6 @@ def _run(hook: str) -> None:
 
     request = parse_request(os.environ)
     if hook == "epilog":
-        run_epilog(load_hook_config(), request.job_id)
+        run_epilog(load_hook_config(), request.job_id, request.node)
     elif request.datasets_text:
         run_prolog(load_hook_config(), request)

@@ -17,12 +17,13 @@ from scratch_slurm.hooks import hooklog
 from scratch_slurm.hooks.answer import Seen
 from scratch_slurm.hooks.report import Report, format_report, write_report
 from scratch_slurm.hooks.request import JobRequest
-from scratch_slurm.hooks.waiting import SLICE_S, asker, wait_for
+from scratch_slurm.hooks.waiting import ANSWER_TIMEOUT_S, SLICE_S, asker, wait_for
 from scratch_slurm.hooks.wording import word_status
 from scratch_slurm.node.hookconfig import HookConfig
 from scratch_slurm.node.ledger import Ledger, read_boot_id
 
-# What the hook needs beside the waiting: the ledger's patience, the daemon's last answer, writing the report.
+# What the hook needs beside the waiting: the ledger's patience, the daemon's last answer, writing the report. Where
+# Slurm's limit is short it is half of that: the rest seldom takes long, and the stubs end well when it does.
 _MARGIN_S = 30.0
 
 _CUT_SHORT = "the prolog was cut short: the datasets are read from the source until they are cached"
@@ -45,10 +46,12 @@ def run_prolog(config: HookConfig, request: JobRequest) -> None:
     _leave_word(config, request, early)
     statuses, problem = _ask_and_wait(config, request, datasets, wait_s)
     waited_s = time.monotonic() - began_at
+    all_cached = bool(statuses) and all(status.state is DatasetState.CACHED for status in statuses)
+    if all_cached and not request.wait_text:
+        wait_message = ""
     messages += [wait_message, problem, *(word_status(status) or "" for status in statuses)]
     _leave_word(config, request, Report(config.mount_dir, datasets, statuses, tuple(messages)))
     states = ",".join(f"{status.name}:{status.state}" for status in statuses)
-    all_cached = bool(statuses) and all(status.state is DatasetState.CACHED for status in statuses)
     log = hooklog.info if all_cached else hooklog.warning
     log("cached" if all_cached else "degraded", job=request.job_id, states=states, waited_s=f"{waited_s:.2f}")
 
@@ -58,17 +61,43 @@ def choose_wait(request: JobRequest, config: HookConfig) -> tuple[float, str]:
 
     Returns: seconds, and what the job is told if that is not what it asked for, else empty text.
     """
-    longest_s = max(0.0, min(config.wait_limit_s, request.limit_s - _MARGIN_S))
+    longest_s, why = _longest_wait(request, config)
     if not request.wait_text:
-        return min(config.wait_s, longest_s), ""
+        told = f"the job's start waits {format_duration(longest_s)} at most: {why}" if why else ""
+        return min(config.wait_s, longest_s), told if longest_s < config.wait_s else ""
     try:
         asked_s = parse_wait(request.wait_text)
     except UsageError as exc:
         wait_s = min(config.wait_s, longest_s)
         return wait_s, f"{exc.message}; the job's start waits {format_duration(wait_s)} at most"
-    if longest_s < asked_s < NO_LIMIT_S:
-        return longest_s, f"--datasets-wait: this node waits {format_duration(longest_s)} at most"
+    if longest_s < asked_s and (why or asked_s < NO_LIMIT_S):
+        told = f"--datasets-wait: this node waits {format_duration(longest_s)} at most"
+        return longest_s, f"{told}: {why}" if why else told
     return min(asked_s, longest_s), ""
+
+
+def _longest_wait(request: JobRequest, config: HookConfig) -> tuple[float, str]:
+    """Tell the longest wait here in seconds, and why it is shorter than the site's configuration allows, if it is."""
+    if config.prolog_serial:
+        return 0.0, "Slurm runs one prolog at a time on this node (PrologFlags=Serial), and other jobs would wait, too"
+    longest_s = max(0.0, min(config.wait_limit_s, request.limit_s - _MARGIN_S))
+    if config.prolog_timeout_s is None:
+        return longest_s, ""
+    by_slurm_s = config.prolog_timeout_s - _margin_s(config.prolog_timeout_s)
+    if by_slurm_s < longest_s:
+        return by_slurm_s, f"Slurm ends a prolog after {config.prolog_timeout_s:.0f} s ({config.prolog_timeout_key})"
+    return longest_s, ""
+
+
+def _margin_s(limit_s: float) -> float:
+    return min(_MARGIN_S, limit_s / 2)
+
+
+def _answer_timeout_s(config: HookConfig) -> float:
+    """How long the daemon may take to answer beyond the wait: half the margin, where Slurm's limit is short."""
+    if config.prolog_timeout_s is None:
+        return ANSWER_TIMEOUT_S
+    return min(ANSWER_TIMEOUT_S, _margin_s(config.prolog_timeout_s) / 2)
 
 
 def _pin(config: HookConfig, request: JobRequest, datasets: tuple[str, ...]) -> list[str]:
@@ -90,7 +119,7 @@ def _ask_and_wait(
 ) -> tuple[tuple[Seen, ...], str]:
     """Have the daemon see to the pins, and wait. Returns: the states, and what the job is told of a silent daemon."""
     try:
-        ask = asker(config.socket_path, uid=request.uid)
+        ask = asker(config.socket_path, _answer_timeout_s(config), uid=request.uid, node=request.node)
         answer = wait_for(datasets, wait_s, ask, is_over=_over_check(request.job_id, wait_s))
         if len(answer.datasets) == len(datasets):
             return answer.datasets, ""

@@ -22,6 +22,8 @@ class JobRequest(NamedTuple):
     wait_text: str
     limit_s: float
     """The hook is killed so long after its start."""
+    node: str = ""
+    """What slurmd calls this node: slurmd's own word, not the user's."""
 
 
 def parse_request(environ: Mapping[str, str]) -> JobRequest:
@@ -41,6 +43,7 @@ def parse_request(environ: Mapping[str, str]) -> JobRequest:
         datasets_text=environ.get("SPANK_DATASETS", ""),
         wait_text=environ.get("SPANK_DATASETS_WAIT", ""),
         limit_s=DEFAULT_LIMIT_S if limit_s is None else float(limit_s),
+        node=environ.get("SLURMD_NODENAME", ""),
     )
 
 

@@ -51,15 +51,18 @@ def wait_for(
         sleep(max(0.0, min(asked_at + _PAUSE_S, give_up_at) - monotonic()))
 
 
-def asker(socket_path: str, answer_timeout_s: float = ANSWER_TIMEOUT_S, *, uid: int | None = None) -> Ask:
+def asker(
+    socket_path: str, answer_timeout_s: float = ANSWER_TIMEOUT_S, *, uid: int | None = None, node: str = ""
+) -> Ask:
     """Make the function that asks the daemon at `socket_path`.
 
     Args:
         uid: the user for whom it asks; None: nobody in particular.
+        node: what slurmd calls this node.
     """
 
     def ask(datasets: tuple[str, ...], timeout_s: float) -> Answer:
-        body = format_question(datasets, timeout_s, uid)
+        body = format_question(datasets, timeout_s, uid, node)
         answer = request(socket_path, "POST", "/v1/wait", body, timeout_s + answer_timeout_s)
         try:
             return parse_answer(answer)

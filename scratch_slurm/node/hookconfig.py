@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from scratch_slurm.domain.config import Config
 
 FILE_NAME = "hook.json"
+# Slurm's rules for prologs; apart, as they are right whatever the configuration file says now.
+RULES_NAME = "slurm.json"
 # The stubs' word for run_dir, which is written in the very file that is not to be parsed.
 RUN_DIR_VARIABLE = "SCRATCH_SLURM_RUN_DIR"
 DEFAULT_RUN_DIR = "/run/scratch-slurm"
@@ -40,6 +42,12 @@ class HookConfig(NamedTuple):
     state_dir: str
     wait_s: float
     wait_limit_s: float
+    prolog_timeout_s: float | None = None
+    """Slurm's limit for a prolog; None: there is none, or it is not known."""
+    prolog_timeout_key: str = ""
+    """What it is called in slurm.conf."""
+    prolog_serial: bool = False
+    """Slurm runs one prolog at a time on a node."""
 
     @property
     def socket_path(self) -> str:
@@ -64,7 +72,7 @@ def load_hook_config() -> HookConfig:
     origin = config_path()
     content = read_config(origin)
     ready = _read_ready(os.environ.get(RUN_DIR_VARIABLE) or DEFAULT_RUN_DIR, content)
-    return ready or _choose(parse_config(content, origin))
+    return _with_rules(ready or _choose(parse_config(content, origin)))
 
 
 def save_hook_config(path: "str | Path | None" = None, options: Mapping[str, str] | None = None) -> None:
@@ -84,11 +92,23 @@ def save_hook_config(path: "str | Path | None" = None, options: Mapping[str, str
     }
     from pathlib import Path  # not for the hooks
 
-    target = Path(values.run_dir) / FILE_NAME
-    new = target.with_name(f".{FILE_NAME}.new")
+    _write(Path(values.run_dir) / FILE_NAME, written)
+
+
+def save_prolog_rules(run_dir: "Path", timeout_s: float | None, timeout_key: str, *, serial: bool) -> None:
+    """Write Slurm's rules for prologs for the hooks; they count until they are written again.
+
+    Raises: OSError: it cannot be written; the hooks do without.
+    """
+    rules = {"prolog_timeout_s": timeout_s, "prolog_timeout_key": timeout_key, "prolog_serial": serial}
+    _write(run_dir / RULES_NAME, rules)
+
+
+def _write(target: "Path", values: Mapping[str, object]) -> None:
+    new = target.with_name(f".{target.name}.new")
     new.unlink(missing_ok=True)
     with open(os.open(new, _NEW_FILE, 0o600), "w", encoding="ascii") as file:
-        json.dump(written, file)
+        json.dump(values, file)
     new.rename(target)
 
 
@@ -112,18 +132,30 @@ def _read_ready(run_dir: str, content: bytes) -> HookConfig | None:
     return None
 
 
+def _with_rules(config: HookConfig) -> HookConfig:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        told = json.loads(_read_own(config.run_dir, RULES_NAME))
+        timeout_s = told["prolog_timeout_s"]
+        return config._replace(
+            prolog_timeout_s=None if timeout_s is None else float(timeout_s),
+            prolog_timeout_key=str(told["prolog_timeout_key"]),
+            prolog_serial=bool(told["prolog_serial"]),
+        )
+    return config
+
+
 def _absolute(path: str) -> str:
     if not path.startswith("/"):
         raise ValueError(f"{path!r} is not absolute")
     return path
 
 
-def _read_own(run_dir: str) -> bytes:
+def _read_own(run_dir: str, name: str = FILE_NAME) -> bytes:
     """Read a file that nobody else can have put there, or changed. Raises: OSError: it is not so."""
     directory = os.open(run_dir, _DIRECTORY)
     try:
         _refuse_others(directory)
-        with open(os.open(FILE_NAME, _OLD_FILE, dir_fd=directory), "rb") as file:
+        with open(os.open(name, _OLD_FILE, dir_fd=directory), "rb") as file:
             _refuse_others(file.fileno())
             return file.read(_MAX_BYTES)
     finally:

@@ -13,6 +13,7 @@ from scratch_slurm.domain.errors import SlurmError
 from scratch_slurm.domain.features import feature_name, is_extra_ours, plan_features
 from scratch_slurm.domain.model import Backing
 from scratch_slurm.service.loop import Loop
+from scratch_slurm.service.nodename import NodeName
 from scratch_slurm.service.slurm_calls import SlurmCalls
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,11 @@ class FeatureTeller:
         retry_s: the pause after a first question that was in vain; it doubles with each.
     """
 
-    def __init__(self, config: Config, calls: SlurmCalls, loop: Loop, *, retry_s: float = _FIRST_RETRY_S) -> None:
+    def __init__(
+        self, config: Config, calls: SlurmCalls, loop: Loop, name: NodeName, *, retry_s: float = _FIRST_RETRY_S
+    ) -> None:
         self._config = config
+        self._name = name
         self._calls = calls
         self._loop = loop
         self._retry_s = retry_s
@@ -106,12 +110,14 @@ class FeatureTeller:
         return frozenset(pin.holder for pin in pins if pin.job_id is not None)
 
     async def _tell(self) -> None:
-        node, prefix = self._config.node_name, self._config.feature_prefix
+        prefix = self._config.feature_prefix
         self._jobs = self._job_pins()
         try:
-            now = await self._calls.read_features(node)
-            if now is None:
-                self._say_once("no-features node=%s reason=%r", node, "Slurm does not know this node")
+            node = self._name.given or next(iter(await self._calls.confirm(self._name)), None)
+            now = await self._calls.read_features(node) if node else None
+            if node is None or now is None:
+                self._name.doubt()
+                self._say_once("no-features node=%s reason=%r", self._name.name, "Slurm does not know this node")
                 self._read_at = time.monotonic()
                 self._try_later(is_stranger=True)
                 return

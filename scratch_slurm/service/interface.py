@@ -109,13 +109,15 @@ class Interface:
 
     async def _status(self, request: Request, caller: Person) -> Make:
         judge = self._audience(caller).judge
-        return lambda: status.node_status(self._loop, os.getpid(), judge, slurm=self._slurm.describe())
+        return lambda: status.node_status(self._loop, os.getpid(), judge, slurm=self._slurm)
 
     async def _wait(self, request: Request, caller: Person) -> Make:
         asked = _body(request, WaitRequest)
         if len(asked.datasets) > MAX_DATASETS_PER_JOB:
             raise UsageError(f"wait: {len(asked.datasets)} datasets, at most {MAX_DATASETS_PER_JOB} at once")
         names = [parse_dataset_name(name) for name in asked.datasets]
+        if caller.uid == ROOT and asked.node:
+            self._slurm.hear(asked.node)
         began = time.monotonic()
         await self._look_for_new(names, caller.uid)
         audience = self._audience(caller, asked.uid)

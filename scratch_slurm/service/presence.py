@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 
 from scratch_slurm.domain.config import Config
-from scratch_slurm.domain.errors import LedgerError
+from scratch_slurm.domain.errors import LedgerError, SlurmError
 from scratch_slurm.domain.jobs import Presence
 from scratch_slurm.domain.model import Pin, job_holder
 from scratch_slurm.node.ledger import Ledger
 from scratch_slurm.service.loop import Loop
+from scratch_slurm.service.nodename import NodeName
 from scratch_slurm.service.slurm_calls import SlurmCalls
 
 log = logging.getLogger(__name__)
@@ -31,9 +32,11 @@ class PinJudge:
         calls: SlurmCalls,
         loop: Loop,
         ledger: Ledger,
+        name: NodeName,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
+        self._name = name
         self._monotonic = monotonic
         self._calls = calls
         self._loop = loop
@@ -53,13 +56,20 @@ class PinJudge:
             jobs = self._choose(await asyncio.to_thread(self._ledger.pins))
             if not jobs:
                 return
-            presence = await self._calls.job_presence(jobs, self._config.node_name)
+            presence = await self._calls.job_presence(jobs, await self._names())
             for job_id in jobs:
                 self._asked_at[job_id] = self._monotonic()
                 if presence[job_id] is Presence.GONE:
                     await asyncio.to_thread(self._release, job_id)
         except LedgerError as exc:
             log.warning("cannot judge pins problem=%r", exc.message)
+
+    async def _names(self) -> tuple[str, ...]:
+        """Which names a job's nodes are compared with; with none nobody is judged by them."""
+        try:
+            return await self._calls.confirm(self._name)
+        except SlurmError:
+            return ()
 
     def _choose(self, pins: list[Pin]) -> list[int]:
         """Choose the jobs to ask about: none with a young pin, those first that were not asked about for longest."""

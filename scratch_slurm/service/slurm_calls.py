@@ -11,6 +11,8 @@ from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import SlurmError
 from scratch_slurm.domain.features import NodeFeatures, plan_features
 from scratch_slurm.domain.jobs import Presence
+from scratch_slurm.domain.prolog import PrologRules
+from scratch_slurm.service.nodename import NodeName
 from scratch_slurm.slurm.choose import choose_slurm
 from scratch_slurm.slurm.interface import Slurm
 
@@ -46,8 +48,8 @@ class SlurmCalls:
         since = time.strftime("%H:%M:%S", time.localtime(self._silent_since))
         return f"{self._slurm.name}; no answer since {since}"
 
-    async def job_presence(self, job_ids: Collection[int], node: str) -> dict[int, Presence]:
-        found = await self._call(lambda: self._slurm.job_presence(job_ids, node))
+    async def job_presence(self, job_ids: Collection[int], nodes: Collection[str]) -> dict[int, Presence]:
+        found = await self._call(lambda: self._slurm.job_presence(job_ids, nodes))
         unclear = frozenset(job_id for job_id, presence in found.items() if presence is Presence.UNKNOWN)
         if unclear - self._unclear:
             jobs = ",".join(map(str, sorted(unclear)))
@@ -60,6 +62,13 @@ class SlurmCalls:
 
     async def write_features(self, node: str, features: NodeFeatures) -> None:
         await self._heard(lambda: self._slurm.write_features(node, features))
+
+    async def confirm(self, name: NodeName) -> tuple[str, ...]:
+        """Find out what this node is called; see `NodeName.confirm`."""
+        return await self._heard(lambda: name.confirm(self._slurm))
+
+    async def read_prolog_rules(self) -> PrologRules:
+        return await self._heard(self._slurm.read_prolog_rules)
 
     def close(self) -> None:
         """End the call under way, and let no other begin."""
@@ -95,12 +104,13 @@ def take_features_back(config: Config) -> list[str]:
     if slurm is None:
         return []
     try:
-        now = slurm.read_features(config.node_name)
+        node = next(iter(NodeName(config).confirm(slurm)), None)
+        now = slurm.read_features(node) if node else None
         planned = plan_features(now, (), prefix=config.feature_prefix) if now else None
-        if planned is None:
+        if node is None or planned is None:
             return []
-        slurm.write_features(config.node_name, planned)
+        slurm.write_features(node, planned)
     except SlurmError as exc:
         log.info("features-stay node=%s problem=%r", config.node_name, exc.message)
         return []
-    return [f"features of node {config.node_name}: taken back"]
+    return [f"features of node {node}: taken back"]

@@ -8,7 +8,9 @@ from scratch_slurm.domain.config import Config
 from scratch_slurm.node.ledger import Ledger
 from scratch_slurm.service.features import FeatureTeller
 from scratch_slurm.service.loop import Loop
+from scratch_slurm.service.nodename import NodeName
 from scratch_slurm.service.presence import PinJudge
+from scratch_slurm.service.rules import RulesReader
 from scratch_slurm.service.slurm_calls import SlurmCalls
 from scratch_slurm.service.supervise import Supervisor
 from scratch_slurm.slurm.choose import choose_slurm
@@ -23,6 +25,7 @@ class SlurmSide:
 
     def __init__(self, config: Config, loop: Loop, ledger: Ledger, supervisor: Supervisor) -> None:
         self._config = config
+        self._name = NodeName(config)
         self._supervisor = supervisor
         self._loop = loop
         self._ledger = ledger
@@ -30,9 +33,20 @@ class SlurmSide:
         self._description = ""
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def node(self) -> str:
+        """What this node is called, as far as is known."""
+        return self._name.name
+
+    def hear(self, node: str) -> None:
+        """Take a hook's word on what slurmd calls this node."""
+        self._name.hear(node)
+
     def describe(self) -> str:
         """Tell who is asked about jobs and features; empty while that is being found out."""
-        return self._calls.describe() if self._calls else self._description
+        if self._calls is None:
+            return self._description
+        return "; ".join(text for text in (self._calls.describe(), self._name.problem) if text)
 
     def start(self) -> None:
         """Find Slurm, and start what keeps in touch with it."""
@@ -54,10 +68,12 @@ class SlurmSide:
             await asyncio.Event().wait()
             return
         calls = self._calls = SlurmCalls(slurm)
-        log.info("slurm name=%r node=%s features=%s", calls.describe(), self._config.node_name, self._config.features)
+        log.info("slurm name=%r node=%s features=%s", calls.describe(), self._name.name, self._config.features)
         async with asyncio.TaskGroup() as group:
-            judge = PinJudge(self._config, calls, self._loop, self._ledger)
+            judge = PinJudge(self._config, calls, self._loop, self._ledger, self._name)
             group.create_task(self._supervisor.keep("the question who is gone", judge.run))
+            reader = RulesReader(self._config, calls)
+            group.create_task(self._supervisor.keep("the reading of Slurm's settings", reader.run))
             if self._config.features:
-                teller = FeatureTeller(self._config, calls, self._loop)
+                teller = FeatureTeller(self._config, calls, self._loop, self._name)
                 group.create_task(self._supervisor.keep("the telling of features", teller.run))

@@ -15,6 +15,7 @@ from scratch_slurm.domain.shares import most_bytes
 from scratch_slurm.domain.throughput import RECENT_S, rates
 from scratch_slurm.service.loop import Loop, Snapshot
 from scratch_slurm.service.memory import Memory
+from scratch_slurm.service.slurm_side import SlurmSide
 
 Judge = Callable[[Permissions | None], bool | None]
 """Whether somebody may read a file with these permissions; None: they, or it, are not known (yet)."""
@@ -198,11 +199,11 @@ def view(loop: Loop) -> StatusView | None:
     return StatusView(loop.config, loop.memory, loop.snapshot, monotonic=time.monotonic())
 
 
-def node_status(loop: Loop, pid: int, may_read: Judge, *, slurm: str) -> NodeStatus:
+def node_status(loop: Loop, pid: int, may_read: Judge, *, slurm: SlurmSide) -> NodeStatus:
     """Tell the whole node's status to somebody."""
     config, now_view, space = loop.config, view(loop), loop.snapshot.seen.space if loop.snapshot else None
     return NodeStatus(
-        node=config.node_name,
+        node=slurm.node,
         version=__version__,
         pid=pid,
         started_at=loop.memory.started_at,
@@ -217,5 +218,5 @@ def node_status(loop: Loop, pid: int, may_read: Judge, *, slurm: str) -> NodeSta
         cache_read_bytes=sum(counter.cache_bytes for counter in loop.memory.counters.values()),
         problem="; ".join(text for text in (loop.problem, loop.source.problem, loop.supervisor.problem) if text),
         datasets=tuple(now_view.dataset_for(name, may_read) for name in now_view.names(may_read)) if now_view else (),
-        slurm=slurm,
+        slurm=slurm.describe(),
     )

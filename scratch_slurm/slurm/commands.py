@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from scratch_slurm.domain.errors import SlurmError
 from scratch_slurm.domain.features import NodeFeatures
 from scratch_slurm.domain.jobs import Presence, has_nodes, judge
+from scratch_slurm.domain.prolog import PrologRules, parse_prolog_rules
 from scratch_slurm.slurm.programs import Programs
 
 # A null text of Slurm's, where a field has no value; no feature can be called so.
@@ -29,7 +30,7 @@ class Commands:
     def name(self) -> str:
         return f"Slurm's commands {self._version}"
 
-    def job_presence(self, job_ids: Collection[int], node: str) -> dict[int, Presence]:
+    def job_presence(self, job_ids: Collection[int], nodes: Collection[str]) -> dict[int, Presence]:
         """Ask for the jobs one by one, which is cheap for the controller.
 
         squeue's exit code is the same for a job that is not known and a controller that is down, and only words tell
@@ -42,11 +43,11 @@ class Commands:
                 text = self._squeue(f"--jobs={job_id}")
             except SlurmError:
                 break
-            found |= self._judge_all([job_id], text, node)
+            found |= self._judge_all([job_id], text, nodes)
         left = [job_id for job_id in job_ids if job_id not in found]
         if left:
             try:
-                found |= self._judge_all(left, self._squeue(), node)
+                found |= self._judge_all(left, self._squeue(), nodes)
             except SlurmError:
                 found |= dict.fromkeys(left, Presence.UNKNOWN)
         return found
@@ -74,34 +75,49 @@ class Commands:
             words.append(f"extra={features.extra}")
         self._programs.run(["scontrol", "update", *words])
 
+    def read_hosts(self, node: str | None) -> dict[str, str]:
+        which = [] if node is None else [f"--nodes={node}"]
+        text = self._programs.run(["sinfo", *_EVERYTHING, "--Node", *which, "--Format=NodeList:|,NodeHost:"])
+        found = {}
+        for line in text.splitlines():
+            name, _, host = (field.strip() for field in line.partition("|"))
+            if not name or not host:
+                raise SlurmError(f"sinfo: said {line[:80]!r}")
+            found[name] = host
+        return found if node is None else {name: host for name, host in found.items() if name == node}
+
+    def read_prolog_rules(self) -> PrologRules:
+        return parse_prolog_rules(self._programs.run(["scontrol", "show", "config"]))
+
     def close(self) -> None:
         self._programs.close()
 
     def _squeue(self, *options: str) -> str:
         return self._programs.run(["squeue", *_EVERYTHING, "--states=all", "--format=%A|%T|%N", *options])
 
-    def _judge_all(self, job_ids: Iterable[int], text: str, node: str) -> dict[int, Presence]:
+    def _judge_all(self, job_ids: Iterable[int], text: str, nodes: Collection[str]) -> dict[int, Presence]:
         """Judge jobs by squeue's lines; the array's or the heterogeneous job's other parts may be among them."""
         lines = [line.split("|", 2) for line in text.splitlines()]
         jobs = {fields[0]: (fields[1], fields[2]) for fields in lines if len(fields) == 3}
-        return {job_id: self._judge(jobs.get(str(job_id)), node) for job_id in job_ids}
+        return {job_id: self._judge(jobs.get(str(job_id)), nodes) for job_id in job_ids}
 
-    def _judge(self, job: tuple[str, str] | None, node: str) -> Presence:
+    def _judge(self, job: tuple[str, str] | None, names: Collection[str]) -> Presence:
         if job is None:
             return Presence.GONE
         state, nodes = job
-        return judge(state, on_node=self._is_among(node, nodes) if has_nodes(state) else None)
+        return judge(state, on_node=self._is_among(names, nodes) if has_nodes(state) else None)
 
-    def _is_among(self, node: str, nodes: str) -> bool | None:
-        """Tell whether a node is in a list like `n[1-3,7]`; None when that cannot be told."""
-        if not nodes:
+    def _is_among(self, names: Collection[str], nodes: str) -> bool | None:
+        """Tell whether one of the names is in a list like `n[1-3,7]`; None when that cannot be told."""
+        if not nodes or not names:
             return None
-        if nodes == node:
+        if nodes in names:
             return True
         try:
-            return node in self._programs.run(["scontrol", "show", "hostnames", nodes]).split()
+            listed = self._programs.run(["scontrol", "show", "hostnames", nodes]).split()
         except SlurmError:
             return None
+        return not set(names).isdisjoint(listed)
 
 
 def _parse_text(field: str) -> str:

@@ -26,7 +26,7 @@ def main() -> None:
     found: list[Any] = []
     match asked["do"]:
         case "presence":
-            found = [_presence(pyslurm, job_id, asked["node"]) for job_id in asked["job_ids"]]
+            found = [_presence(pyslurm, job_id, asked["nodes"]) for job_id in asked["job_ids"]]
         case "read":
             node = pyslurm.Node.load(asked["node"])
             found = [list(node.available_features), list(node.active_features), node.extra or ""]
@@ -38,7 +38,7 @@ def main() -> None:
     answers.close()
 
 
-def _presence(pyslurm: Any, job_id: int, node: str) -> str:
+def _presence(pyslurm: Any, job_id: int, names: list[str]) -> str:
     try:
         job = pyslurm.Job.load(job_id)
         if job.id != job_id:
@@ -50,7 +50,8 @@ def _presence(pyslurm: Any, job_id: int, node: str) -> str:
     except pyslurm.RPCError as exc:
         return Presence.GONE if exc.errno == _INVALID_JOB_ID else Presence.UNKNOWN
     nodes = job.allocated_nodes if has_nodes(job.state) else None
-    on_node = node in pyslurm.utils.nodelist_from_range_str(nodes) if nodes else None
+    listed = pyslurm.utils.nodelist_from_range_str(nodes) if nodes and names else None
+    on_node = None if listed is None else not set(names).isdisjoint(listed)
     return judge(job.state, on_node=on_node)
 
 

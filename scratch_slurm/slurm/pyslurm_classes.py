@@ -8,6 +8,7 @@ from typing import Any
 from scratch_slurm.domain.errors import SlurmError
 from scratch_slurm.domain.features import NodeFeatures
 from scratch_slurm.domain.jobs import Presence
+from scratch_slurm.domain.prolog import PrologRules
 from scratch_slurm.slurm.commands import Commands
 from scratch_slurm.slurm.programs import Programs
 
@@ -31,10 +32,10 @@ class PyslurmClasses:
     def name(self) -> str:
         return f"pyslurm {self._release}"
 
-    def job_presence(self, job_ids: Collection[int], node: str) -> dict[int, Presence]:
+    def job_presence(self, job_ids: Collection[int], nodes: Collection[str]) -> dict[int, Presence]:
         asked = sorted(set(job_ids))
         try:
-            found = self._ask({"do": "presence", "job_ids": asked, "node": node})
+            found = self._ask({"do": "presence", "job_ids": asked, "nodes": sorted(nodes)})
             return {job_id: Presence(word) for job_id, word in zip(asked, found, strict=True)}
         except (SlurmError, ValueError):
             return dict.fromkeys(asked, Presence.UNKNOWN)
@@ -53,6 +54,12 @@ class PyslurmClasses:
         changes = {"available_features": list(features.available), "active_features": list(features.active)}
         extra = {} if features.extra is None else {"extra": features.extra}
         self._ask({"do": "write", "node": node, "changes": {**changes, **extra}})
+
+    def read_hosts(self, node: str | None) -> dict[str, str]:
+        return self.commands.read_hosts(node)
+
+    def read_prolog_rules(self) -> PrologRules:
+        return self.commands.read_prolog_rules()
 
     def close(self) -> None:
         self._programs.close()

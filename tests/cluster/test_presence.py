@@ -135,6 +135,44 @@ def test_a_young_pin_is_not_judged_and_none_while_the_controller_is_down(
     until(lambda: has(cluster, "n2", d), "the feature is told again after the restart", 45)
 
 
+@contextlib.contextmanager
+def called_otherwise(view: NodeView) -> Iterator[None]:
+    """The node's host has another name than its NodeName, as on cloud machines."""
+    view.cluster.run(["hostname", "ip-10-0-0-17"], node=view.name)
+    try:
+        view.restart_daemon()
+        yield
+    finally:
+        view.cluster.run(["hostname", view.name], node=view.name)
+        view.restart_daemon()
+
+
+def test_a_node_whose_host_is_called_otherwise_judges_nobody_by_nodes_until_a_prolog_tells_its_name(
+    cluster: LocalCluster, make: Make, node: Nodes, gate: Gates
+) -> None:
+    d, n4, hold, told = make(), node("n4"), gate(), gate()
+    with called_otherwise(n4):
+        running = cluster.sbatch(hold.lines, "-wn4")
+        hold.wait_reached("n4")
+        gone = UNHEARD_OF + 3
+        assert n4.hook("prolog", running, d.name) == n4.hook("prolog", gone, d.name) == 0
+        age(n4, running, gone)
+        until(lambda: holders(n4) == {running}, "who is gone lets go, who may be here does not")
+        assert "does not know this node" in n4.command("status", "--json").stdout
+        job = cluster.sbatch(told.lines, f"--datasets={d.name}", "-wn4")
+        told.wait_reached("n4")
+        until(lambda: has(cluster, "n4", d), "its prolog told the name, and the feature is told")
+        age(n4, job)
+        n4.hook("prolog", gone, d.name)
+        age(n4, gone)
+        until(lambda: holders(n4) == {running, job}, "who is gone lets go, who is here does not")
+        hold.open()
+        told.open()
+        cluster.wait_job(running)
+        cluster.wait_job(job)
+        until(lambda: holders(n4) == set(), "all let go")
+
+
 def test_a_node_that_crashed_holds_nothing_when_it_is_back(
     cluster: LocalCluster, make: Make, node: Nodes, gate: Gates
 ) -> None:

@@ -119,7 +119,7 @@ def test_a_job_with_everything_cached(node):
             {
                 "method": "POST",
                 "path": "/v1/wait",
-                "body": {"datasets": ["imagenet", "coco"], "timeout_s": 0.0, "uid": 1000},
+                "body": {"datasets": ["imagenet", "coco"], "timeout_s": 0.0, "uid": 1000, "node": ""},
             }
         ]
         assert node.held() == [("job:7", "imagenet"), ("job:7", "coco")]

@@ -81,10 +81,10 @@ def pyslurm(tmp_path):
 
 def test_pyslurm_judges_jobs_by_their_own_record(pyslurm):
     slurm, _ = pyslurm
-    found = slurm.job_presence([1, 2, 3, 4, 5, 6], "n1")
+    found = slurm.job_presence([1, 2, 3, 4, 5, 6], ["n1"])
     gone, live, unknown = Presence.GONE, Presence.LIVE, Presence.UNKNOWN
     assert found == {1: live, 2: gone, 3: gone, 4: live, 5: gone, 6: unknown}
-    assert slurm.job_presence([1], "n3") == {1: gone}
+    assert slurm.job_presence([1], ["n3"]) == {1: gone}
 
 
 def test_pyslurm_reads_and_writes_features_and_leaves_empty_lists_to_the_commands(pyslurm):
@@ -102,7 +102,7 @@ def test_a_pyslurm_that_does_not_load_knows_nothing(tmp_path):
     root = Path(__file__).parents[2]
     programs = Programs({"PATH": "", "PYTHONPATH": f"{tmp_path}:{root}"}, timeout_s=20)
     slurm = PyslurmClasses(programs, "25.11.2", Commands(programs, "25.11.2"))
-    assert slurm.job_presence([1], "n1") == {1: Presence.UNKNOWN}
+    assert slurm.job_presence([1], ["n1"]) == {1: Presence.UNKNOWN}
     with pytest.raises(SlurmError):
         slurm.read_features("n1")
 

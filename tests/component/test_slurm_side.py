@@ -12,9 +12,13 @@ from scratch_slurm.domain.config import build_config
 from scratch_slurm.domain.features import NodeFeatures, format_extra
 from scratch_slurm.domain.model import ADMINISTRATOR, Backing, Permissions
 from scratch_slurm.domain.observation import Observation
+from scratch_slurm.domain.prolog import PrologRules
+from scratch_slurm.node.hookconfig import HookConfig, _with_rules
 from scratch_slurm.node.ledger import Ledger
 from scratch_slurm.service.features import FeatureTeller
+from scratch_slurm.service.nodename import NodeName
 from scratch_slurm.service.presence import JOBS_AT_ONCE, PinJudge
+from scratch_slurm.service.rules import RulesReader
 from scratch_slurm.service.slurm_calls import SlurmCalls
 from tests import strategies as world
 from tests.component.fake_slurm import FakeSlurm
@@ -71,8 +75,10 @@ def tell(scenario, slurm, retry_s=5.0, **values):
     """Run a scenario beside a teller."""
 
     async def run():
-        loop = LoopInMemory()
-        task = asyncio.create_task(FeatureTeller(make_config(**values), SlurmCalls(slurm), loop, retry_s=retry_s).run())
+        loop, config = LoopInMemory(), make_config(**values)
+        task = asyncio.create_task(
+            FeatureTeller(config, SlurmCalls(slurm), loop, NodeName(config), retry_s=retry_s).run()
+        )
         try:
             await scenario(loop)
             assert not task.done()
@@ -290,7 +296,7 @@ def judge(scenario, slurm, ledger):
     async def run():
         loop = LoopInMemory()
         config = make_config(reconcile="0.05s")
-        task = asyncio.create_task(PinJudge(config, SlurmCalls(slurm), loop, ledger).run())
+        task = asyncio.create_task(PinJudge(config, SlurmCalls(slurm), loop, ledger, NodeName(config)).run())
         try:
             await scenario(loop)
             assert not task.done()
@@ -332,6 +338,19 @@ def test_only_what_is_certainly_gone_is_released(ledger, clock):
     assert holders(ledger) == {"job:1", "job:3", "job:6", ADMINISTRATOR}
     gone = {event.holder for event in ledger.events(100) if event.event == "released-gone"}
     assert gone == {"job:2", "job:4", "job:5"}
+
+
+def test_a_node_whose_name_slurm_does_not_know_judges_nobody_by_nodes(ledger, clock):
+    slurm = FakeSlurm("n7")  # this node is n1 by its configuration
+    slurm.jobs = {1: ("RUNNING", ("n7",)), 2: ("FAILED", ()), 3: ("COMPLETING", ("n1",))}
+    pin(ledger, clock, 300, 1, 2, 3, 4)
+
+    async def scenario(loop):
+        await until(lambda: holders(ledger) == {"job:1", "job:3"})
+        await until(lambda: slurm.calls.count("presence") >= 3)
+        assert holders(ledger) == {"job:1", "job:3"}, "what has ended is gone, and nobody else"
+
+    judge(scenario, slurm, ledger)
 
 
 def test_a_young_pin_is_not_asked_about_nor_is_its_jobs_older_one(ledger, clock):
@@ -389,3 +408,44 @@ def test_nobody_is_asked_while_no_job_pins(ledger):
 
     judge(scenario, slurm, ledger)
     assert slurm.calls == []
+
+
+# Slurm's rules for prologs
+
+
+def test_the_hooks_learn_slurms_rules_for_prologs_at_the_start_and_whenever_they_change(tmp_path):
+    slurm, run_dir = FakeSlurm("n1"), tmp_path / "run"
+    run_dir.mkdir(mode=0o755)
+    (tmp_path / "config.yaml").write_text(f"{{source_dir: /s, cache_dir: /c, run_dir: {run_dir}}}")
+    values = {"source_dir": "/s", "cache_dir": "/c", "run_dir": str(run_dir), "slurm": {"reconcile_interval": "0.05s"}}
+    config = build_config(values, origin="test", host_name="n1")
+    base = HookConfig("/datasets", str(run_dir), "/state", 10.0, 600.0)
+
+    async def run():
+        slurm.down = True
+        task = asyncio.create_task(RulesReader(config, SlurmCalls(slurm), retry_s=0.01).run())
+        try:
+            await until(lambda: slurm.calls.count("rules") >= 2)
+            assert _with_rules(base) == base, "what is not known changes nothing"
+            slurm.down, slurm.rules = False, PrologRules(15.0, "PrologTimeout")
+            await until(lambda: _with_rules(base).prolog_timeout_s == 15.0)
+            assert _with_rules(base).prolog_timeout_key == "PrologTimeout"
+            slurm.rules = PrologRules(serial=True)
+            await until(lambda: _with_rules(base).prolog_serial)
+            assert _with_rules(base).prolog_timeout_s is None
+            (run_dir / "slurm.json").unlink()
+            await until((run_dir / "slurm.json").exists)
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "7", "{}", '{"prolog_timeout_s": "x", "prolog_timeout_key": "", "prolog_serial": 1}']
+)
+def test_rules_that_are_none_change_nothing(tmp_path, text):
+    base = HookConfig("/datasets", str(tmp_path), "/state", 10.0, 600.0)
+    (tmp_path / "slurm.json").write_text(text)
+    assert _with_rules(base) == base

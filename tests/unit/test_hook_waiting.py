@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from scratch_slurm.domain.config import build_config
 from scratch_slurm.domain.errors import DaemonError, NotFoundError, UsageError
 from scratch_slurm.domain.messages import WaitAnswer
 from scratch_slurm.hooks.prolog import choose_wait
 from scratch_slurm.hooks.report import Report, format_report
 from scratch_slurm.hooks.request import parse_request
 from scratch_slurm.hooks.waiting import SLICE_S, wait_for
+from scratch_slurm.node.hookconfig import HookConfig
 
 SETTLED = WaitAnswer((), True)
 UNSETTLED = WaitAnswer((), False)
@@ -89,11 +89,9 @@ def test_what_the_daemon_refuses_is_not_asked_again():
         node.wait(600)
 
 
-CONFIG = build_config(
-    {"source_dir": "/s", "cache_dir": "/c", "preheat": {"wait": "10s", "timeout": "10m"}},
-    origin="test",
-    host_name="n1",
-)
+CONFIG = HookConfig("/datasets", "/run/s", "/var/lib/s", wait_s=10.0, wait_limit_s=600.0)
+SHORT = CONFIG._replace(prolog_timeout_s=40.0, prolog_timeout_key="PrologTimeout")
+SERIAL = CONFIG._replace(prolog_serial=True, prolog_timeout_s=4000.0)
 
 WAITS = [
     pytest.param({}, 10, "", id="nothing-said-is-the-sites-default"),
@@ -115,6 +113,49 @@ def test_how_long_a_job_waits(environ, wait_s, message):
     assert message in told
     assert bool(message) == bool(told)
     assert len(told) < 200
+
+
+BOUNDED = [
+    pytest.param(SHORT, {}, 10, "", id="the-sites-default-fits"),
+    pytest.param(
+        SHORT._replace(prolog_timeout_s=15.0),
+        {},
+        7.5,
+        "waits 8 s at most: Slurm ends a prolog after 15 s (PrologTimeout)",
+        id="a-short-limit-is-halved",
+    ),
+    pytest.param(
+        SHORT, {"SPANK_DATASETS_WAIT": "all"}, 20, "waits 20 s at most: Slurm ends", id="all-is-told-what-bounds-it"
+    ),
+    pytest.param(SHORT, {"SPANK_DATASETS_WAIT": "15s"}, 15, "", id="as-asked"),
+    pytest.param(SHORT, {"SPANK_DATASETS_WAIT": "0"}, 0, "", id="no-wait"),
+    pytest.param(
+        SHORT._replace(prolog_timeout_s=1200.0), {"SPANK_DATASETS_WAIT": "all"}, 600, "", id="the-site-allows-less"
+    ),
+    pytest.param(
+        SHORT._replace(prolog_timeout_s=100.0), {"SPANK_DATASETS_WAIT": "all"}, 70, "100 s", id="the-margin-is-30-s"
+    ),
+    pytest.param(
+        SHORT._replace(prolog_timeout_s=1.0), {"SPANK_DATASETS_WAIT": "all"}, 0.5, "after 1 s", id="one-second"
+    ),
+    pytest.param(
+        SHORT, {"SPANK_DATASETS_WAIT": "all", "SCRATCH_SLURM_HOOK_LIMIT": "40"}, 10, "", id="the-hook-has-less"
+    ),
+    pytest.param(
+        SERIAL, {"SPANK_DATASETS_WAIT": "all"}, 0, "PrologFlags=Serial", id="nobody-waits-where-strangers-would"
+    ),
+    pytest.param(SERIAL, {}, 0, "PrologFlags=Serial", id="nor-by-default"),
+    pytest.param(SERIAL, {"SPANK_DATASETS_WAIT": "0"}, 0, "", id="who-does-not-ask-is-told-nothing"),
+    pytest.param(SERIAL._replace(wait_s=0.0), {}, 0, "", id="a-site-that-does-not-wait-is-told-nothing"),
+]
+
+
+@pytest.mark.parametrize(("config", "environ", "wait_s", "message"), BOUNDED)
+def test_slurms_settings_bound_the_wait(config, environ, wait_s, message):
+    got_s, told = choose_wait(parse_request({"SLURM_JOB_ID": "7", **environ}), config)
+    assert got_s == wait_s
+    assert message in told
+    assert bool(message) == bool(told)
 
 
 def test_a_request_is_read():
