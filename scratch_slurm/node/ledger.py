@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 EVENTS_KEPT = 5000
+# Of what is no job's, whatever jobs do: a user with many short jobs does not push out what happened to the node.
+OTHER_EVENTS_KEPT = 2500
 
 _SCHEMA_VERSION = 1
 # A pin counts in the boot that made it; one with an empty boot_id, the administrator's, counts in every boot.
@@ -255,7 +257,7 @@ class Ledger:
         return self._file.write(remove_if_free)
 
     def record(self, event: str, *, dataset: str = "", holder: str = "", detail: str = "") -> None:
-        """Remember an event; of more than `EVENTS_KEPT` the oldest are forgotten."""
+        """Remember an event. Jobs' are kept among the newest `EVENTS_KEPT`, of others `OTHER_EVENTS_KEPT`."""
         happened = Event(self._now(), event, dataset, holder, detail)
         self._file.write(lambda db: _add_event(db, happened))
 
@@ -287,4 +289,10 @@ def _add_event(db: sqlite3.Connection, event: Event) -> None:
         "INSERT INTO events (at, event, dataset, holder, detail) VALUES (?, ?, ?, ?, ?)",
         (event.at, event.event, event.dataset, event.holder, event.detail),
     )
-    db.execute("DELETE FROM events WHERE id <= ?", ((added.lastrowid or 0) - EVENTS_KEPT,))
+    db.execute("DELETE FROM events WHERE id <= ? AND holder GLOB 'job:*'", ((added.lastrowid or 0) - EVENTS_KEPT,))
+    if not event.holder.startswith("job:"):
+        db.execute(
+            "DELETE FROM events WHERE holder NOT GLOB 'job:*' AND id <= ("
+            "SELECT id FROM events WHERE holder NOT GLOB 'job:*' ORDER BY id DESC LIMIT 1 OFFSET ?)",
+            (OTHER_EVENTS_KEPT,),
+        )

@@ -381,8 +381,8 @@ class Loop:
         count_reads(memory, reading, ours, self.config.period_s, now)
         here = {*catalog.images, *catalog.skipped, *ours, *(copy.dataset for copy in reading.cache.images)}
         pins, undecided = self._admit(reading.pins, here)
-        for pin in pins:
-            memory.last_used_at[pin.dataset] = now
+        memory.last_used_at.update((pin.dataset, now) for pin in pins if pin.dataset in here)
+        memory.forget_other_uses(here)
         return join(
             reading, catalog, ours, memory, self.config,
             covered=find_covered(reading, memory, former), pins=pins, undecided=undecided, busy=self._tasks.keys(),

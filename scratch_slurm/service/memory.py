@@ -134,6 +134,11 @@ class Memory:
             if failure.generation_id and image and image.generation.id != failure.generation_id:
                 del self.failures[dataset, kind]
 
+    def forget_other_uses(self, here: Set[str]) -> None:
+        """Forget, now and then, when datasets were last used of which this node has nothing any more."""
+        if len(self.last_used_at) > 2 * len(here) + 100:
+            self.last_used_at = {name: at for name, at in self.last_used_at.items() if name in here}
+
     def forget_other_roots(self, images: Mapping[str, SourceImage], mounted: Mapping[str, MountedImage]) -> None:
         """Forget, now and then, the root directories of generations that are neither in the source nor mounted."""
         if len(self.roots) > 2 * (len(images) + len(mounted)) + 100:

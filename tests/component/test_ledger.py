@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from scratch_slurm.domain.errors import LedgerError
 from scratch_slurm.domain.model import ADMINISTRATOR, job_holder
-from scratch_slurm.node.ledger import EVENTS_KEPT, Ledger, read_boot_id
+from scratch_slurm.node.ledger import EVENTS_KEPT, OTHER_EVENTS_KEPT, Ledger, read_boot_id
 from tests.component import tracing
 
 BOOT = "boot-1"
@@ -568,6 +568,23 @@ def test_a_file_of_a_newer_release_is_left_alone(path):
     assert files(path) == ["ledger.sqlite"]
 
 
+def test_a_user_with_many_jobs_does_not_push_out_what_happened_to_the_node(ledger):
+    ledger.record("evicted", dataset="coco", detail="nobody reads it")
+    for number in range(3):
+        ledger.pin(f"job:{number}", [f"d{each}" for each in range(EVENTS_KEPT)], uid=1000)
+    assert [each.event for each in ledger.events(10 * EVENTS_KEPT) if each.dataset == "coco"] == ["evicted"]
+    assert len(ledger.events(10 * EVENTS_KEPT)) == EVENTS_KEPT + 1
+
+
+def test_of_what_happened_to_the_node_the_newest_is_kept(ledger):
+    ledger.pin("job:1", ["imagenet"], uid=1000)
+    for number in range(OTHER_EVENTS_KEPT + 10):
+        ledger.record("staged", dataset=f"d{number}")
+    kept = ledger.events(10 * EVENTS_KEPT)
+    assert len(kept) == OTHER_EVENTS_KEPT + 1
+    assert (kept[0].dataset, kept[-1].event, kept[-2].dataset) == (f"d{OTHER_EVENTS_KEPT + 9}", "pinned", "d10")
+
+
 def test_events_come_newest_first_and_the_oldest_are_forgotten(ledger):
     ledger.pin("job:1", ["coco"], uid=1000)
     ledger.release("job:1")
@@ -581,8 +598,9 @@ def test_events_come_newest_first_and_the_oldest_are_forgotten(ledger):
     assert ledger.events(0) == []
     ledger.pin("job:2", [f"d{number}" for number in range(EVENTS_KEPT)], uid=1000)
     kept = ledger.events(2 * EVENTS_KEPT)
-    assert len(kept) == EVENTS_KEPT
-    assert kept[-1].dataset == "d0"
+    assert len(kept) == EVENTS_KEPT + 1
+    assert [each.event for each in kept[-2:]] == ["pinned", "evicted"]
+    assert kept[-2].dataset == "d0"
 
 
 def test_closing_twice_is_no_error(ledger):

@@ -106,3 +106,10 @@ def test_what_the_administrator_evicted_is_not_staged_for_its_throughput_but_for
     assert memory.backing_off(99.0, set()) == {("coco", ActionKind.STAGE)}
     assert memory.backing_off(99.0, {"coco"}) == frozenset()
     assert memory.backing_off(100.0, set()) == frozenset()
+
+
+def test_when_names_were_used_that_nothing_is_here_of_is_forgotten():
+    memory = Memory()
+    memory.last_used_at = {f"name{number}": 1.0 for number in range(1000)}
+    memory.forget_other_uses({"name7"})
+    assert memory.last_used_at == {"name7": 1.0}
