@@ -25,6 +25,9 @@ M.feature_prefix = "ds:"
 -- `can_hold` is true, from Slurm 24.11.4 on. Without one slurm.conf tells, where it is certain.
 M.nodes_are_alike = nil
 
+-- Whether a job's admin comment, which others may see, tells its datasets.
+M.admin_comment = true
+
 local NAME = "^[A-Za-z0-9][A-Za-z0-9._@+-]*$"
 local MAX_DATASETS = 64
 local MAX_NAME = 64
@@ -582,7 +585,7 @@ end
 local function note(job_desc)
     local datasets = request_of(job_desc)
     local names = datasets and names_of(datasets)
-    if not names or is_text(job_desc.admin_comment) then
+    if not M.admin_comment or not names or is_text(job_desc.admin_comment) then
         return nil, "no --datasets, or a comment is there"
     end
     local text = "datasets=" .. table.concat(names, ",")

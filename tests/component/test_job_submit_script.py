@@ -327,10 +327,17 @@ UNLIKE_CONFS = [
     pytest.param(NODES + GPU + "Include slurm.conf\n", id="includes-itself"),
     pytest.param(NODES + "MaxNodeCount=9\n" + GPU, id="dynamic-nodes"),
     pytest.param(NODES + "NodeSet=set Feature=a\nPartitionName=gpu Nodes=set\n", id="a-set-of-a-feature"),
+    pytest.param(
+        NODES + "NodeSet=set Nodes=n[1-2] Feature=a\nPartitionName=gpu Nodes=set\n", id="a-set-of-nodes-and-a-feature"
+    ),
+    pytest.param(
+        NODES + "NodeSet=set Nodes=n[1-2]\nNodeSet=set Nodes=n3\nPartitionName=gpu Nodes=set\n", id="a-set-twice"
+    ),
     pytest.param(NODES + "PartitionName=gpu Nodes=n[1-2],-n3\n", id="an-exclusion"),
     pytest.param(NODES + GPU + GPU, id="partition-twice"),
     pytest.param(NODES + "PartitionName=gpu Nodes=n1\n", id="another-list-than-slurm-has"),
     pytest.param(NODES + "PartitionName=gpu Nodes=n[1-3]\n", id="a-longer-list-than-slurm-has"),
+    pytest.param(NODES + "PartitionName=gpu Nodes=n[2-3]\n", id="as-many-others-as-slurm-has"),
     pytest.param("ClusterName=a NodeName=n3 CPUs=9\n" + NODES + GPU, id="a-node-on-a-line-of-another"),
 ]
 PARTITIONS = {"gpu": {"nodes": "n[1-2]", "flag_default": 0}, "cpu": {"nodes": "n3", "flag_default": 1}}
@@ -455,6 +462,11 @@ COMMENTS = [
 @pytest.mark.parametrize(("job", "comment"), COMMENTS)
 def test_the_admin_comment_tells_the_datasets(script, job, comment):
     assert script.submit(job).admin_comment == comment
+
+
+def test_a_site_can_leave_the_admin_comment_alone(interpreter, tmp_path):
+    outcome = Script(interpreter, tmp_path, settings="script.admin_comment = false\n").submit(asking(*A))
+    assert (outcome.admin_comment, outcome.prefer) == (None, "ds:a")
 
 
 def test_of_a_long_list_the_admin_comment_has_the_first_names(script):
