@@ -17,7 +17,15 @@ import msgspec
 
 from scratch_slurm import __version__
 from scratch_slurm.domain.config import Config
-from scratch_slurm.domain.errors import ConfigError, DaemonError, DeniedError, DeviceError, DiskError, ScratchError
+from scratch_slurm.domain.errors import (
+    ConfigError,
+    DaemonError,
+    DeniedError,
+    DeviceError,
+    DiskError,
+    PinnedError,
+    ScratchError,
+)
 from scratch_slurm.domain.sizes import format_bytes
 from scratch_slurm.node import mountinfo, mounts
 from scratch_slurm.node.cache import Cache
@@ -56,7 +64,10 @@ _OPTIONS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `scratch-slurmd`; ends the process with the error's exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.force and not options.unmount:
+        parser.error("--force goes with --unmount")
     again = False
     try:
         config = load_config(options.config, _given(options))
@@ -76,8 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = _prepare_directories(config)
         with _only_daemon(config):
             if options.unmount:
-                for line in [*asyncio.run(unmount_all(config)), *take_features_back(config)]:
-                    print(line)
+                _unmount(config, force=options.force)
             else:
                 _close_mount_points(config)
                 _prepare_hooks(options)
@@ -87,6 +97,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ScratchError as exc:
         complain(f"scratch-slurmd: {exc}")
         sys.exit(exc.exit_code)
+
+
+def _unmount(config: Config, *, force: bool) -> None:
+    done = asyncio.run(unmount_all(config, force=force))
+    for line in [*done.lines, *take_features_back(config)]:
+        print(line)
+    if done.left:
+        raise PinnedError(
+            f"unmount: left mounted for jobs: {', '.join(done.left)}",
+            hint="run it again when these jobs have ended; --force takes their datasets from them",
+        )
 
 
 def _check_again(options: argparse.Namespace) -> None:
@@ -135,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--check-config", action="store_true", help="check the configuration, show it, and end")
     what.add_argument("--leaving", action="store_true", help="take node features down if the system is shutting down")
     what.add_argument("--unmount", action="store_true", help="take all mounts and node features down; the cache stays")
+    parser.add_argument("--force", action="store_true", help="with --unmount: also what jobs pin")
     return parser
 
 

@@ -130,6 +130,7 @@ def test_sigterm_leaves_the_mounts_serving_and_unmount_takes_all_down(
     cached, other, n3 = make(), make(), node("n3")
     cluster.run(["srun", f"--datasets={cached.name}", "-wn3", "true"])
     n3.status(other.name)
+    until(lambda: not n3.pins(), "the epilog has released")
     before = n3.mounted(cached.name)
     with n3.daemon_stopped():
         assert n3.mounted(cached.name) == before

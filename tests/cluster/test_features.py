@@ -145,7 +145,7 @@ def test_a_node_that_shuts_down_takes_its_features_back(
 
 def unmount(view: NodeView) -> None:
     env = view.cluster.layout.daemon_environment()
-    done = view.cluster.run([str(view.cluster.layout.daemon_script), "--unmount"], node=view.name, env=env)
+    done = view.cluster.run([str(view.cluster.layout.daemon_script), "--unmount", "--force"], node=view.name, env=env)
     assert f"features of node {view.name}: taken back" in done.stdout
 
 

@@ -312,9 +312,28 @@ def test_a_job_that_pins_meanwhile_gets_the_administrators_pin_put_back(node, da
 
 
 @root
-def test_evict_without_the_daemon_releases_nothing(node, capsys):
+def test_evict_without_the_daemon_releases_nothing_that_is_cached(node, capsys):
+    (node.cache / f"coco@{'0' * 16}.image").write_bytes(b"x" * 4096)
     with node.ledger() as ledger:
-        ledger.pin(ADMINISTRATOR, ["coco"], uid=0)
+        ledger.pin(ADMINISTRATOR, ["coco", "nowhere"], uid=0)
+    for names in (["coco"], ["nowhere", "coco"], ["nowhere", "never-pinned"]):
+        assert node.run("evict", *names) == 5
+        assert len(node.pinned()) == 2
+
+
+@root
+def test_evict_without_the_daemon_takes_back_a_preheat_that_never_came(node, capsys):
+    assert node.run("preheat", "imagenett") == 5
+    assert node.run("evict", "imagenett") == 0
+    assert node.pinned() == []
+    assert capsys.readouterr().out == "imagenett: let go; it was not cached\n"
+
+
+@root
+def test_evict_without_the_daemon_and_with_a_cache_that_cannot_be_read_releases_nothing(node):
+    assert node.run("preheat", "coco") == 5
+    (node.cache / ".staging").rmdir()
+    node.cache.rmdir()
     assert node.run("evict", "coco") == 5
     assert node.pinned() == [("coco", ADMINISTRATOR)]
 

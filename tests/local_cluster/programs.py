@@ -96,7 +96,7 @@ def unmount_datasets(layout: Layout) -> None:
         control = Control(layout.control_socket(node))
         try:
             control.end("daemon", signal.SIGTERM, timeout_s=5.0)
-            argv = [str(layout.daemon_script), "--unmount"]
+            argv = [str(layout.daemon_script), "--unmount", "--force"]
             control.spawn("unmount", argv, layout.daemon_environment(), daemon_log(layout, node))
         except ClusterError as exc:
             print(f"warning: {exc}", file=sys.stderr)
