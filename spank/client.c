@@ -1,3 +1,4 @@
+#include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -23,6 +24,12 @@ static struct {
 	char wait_time[WAIT_SIZE];
 	bool required;
 } request;
+
+/* What <COMMAND>_DATASETS and <COMMAND>_DATASETS_WAIT say, for each component that says nothing itself; or empty. */
+static struct {
+	char datasets[LIST_SIZE];
+	char wait_time[WAIT_SIZE];
+} usual;
 
 /* Some component asks for datasets. */
 static bool is_asked;
@@ -63,6 +70,36 @@ static void unset(void *context, const char *name)
 	unsetenv(name);
 }
 
+/*
+ * Slurm's own options have such variables, which count for more than a #SBATCH line and less than the command line. So
+ * does SLURM_SPANK_<OPTION_ENV>, which Slurm reads itself. Too long a value is left to the option to refuse.
+ */
+static void take_variable(const char *command, const char *option, const char *option_env)
+{
+	char name[64];
+	const char *value;
+
+	snprintf(name, sizeof(name), "%s_%s", command, option);
+	value = getenv(name);
+	snprintf(name, sizeof(name), "SLURM_SPANK_%s", option_env);
+	if (value != NULL && *value != '\0')
+		setenv(name, value, 0);
+}
+
+static void take_variables(void)
+{
+	const char *command = "SBATCH";
+
+	if (spank_context() == S_CTX_LOCAL)
+		command = "SRUN";
+	else if (strcmp(program_invocation_short_name, "salloc") == 0)
+		command = "SALLOC";
+	else if (strcmp(program_invocation_short_name, "scrontab") == 0)
+		return;
+	take_variable(command, "DATASETS", DATASETS_OPTION_ENV);
+	take_variable(command, "DATASETS_WAIT", WAIT_OPTION_ENV);
+}
+
 void client_init(spank_t sp)
 {
 	static const struct environment ours = {.get = get, .unset = unset};
@@ -80,6 +117,7 @@ void client_init(spank_t sp)
 	/* Outside of a job such variables are the user's own. */
 	if (outer_job_id[0] != '\0')
 		exported_forget(&ours);
+	take_variables();
 }
 
 /* Tell of a dataset that the source does not have; what is done about it is the site's choice. */
@@ -101,11 +139,23 @@ static int check_source(const struct arguments *arguments)
 	return -1;
 }
 
+/* scrontab takes the options of plugins and sends none of what they ask for: refused, rather than forgotten. */
+static int check_crontab(const char *option)
+{
+	if (strcmp(program_invocation_short_name, "scrontab") != 0)
+		return 0;
+	slurm_error("scratch-slurm: options: cannot use --%s: scrontab does not pass it on; let the command submit "
+		    "a job that asks (sbatch --%s)", option, option);
+	return -1;
+}
+
 /* Checked here only to fail early for the user: the hook runs as root and checks again. */
 int client_on_datasets(const char *arg, const struct arguments *arguments)
 {
 	char why[WHY_SIZE];
 
+	if (check_crontab("datasets") < 0)
+		return -1;
 	if (parse_datasets(arg, request.datasets, why) < 0) {
 		slurm_error("scratch-slurm: options: cannot use --datasets: %s", why);
 		return -1;
@@ -119,6 +169,8 @@ int client_on_wait(const char *arg)
 	char why[WHY_SIZE];
 	long long seconds;
 
+	if (check_crontab("datasets-wait") < 0)
+		return -1;
 	if (parse_wait(arg, &seconds, why) < 0) {
 		slurm_error("scratch-slurm: options: cannot use --datasets-wait: %s", why);
 		return -1;
@@ -127,9 +179,12 @@ int client_on_wait(const char *arg)
 	return 0;
 }
 
-void client_on_required(void)
+int client_on_required(void)
 {
+	if (check_crontab("datasets-required") < 0)
+		return -1;
 	request.required = true;
+	return 0;
 }
 
 static void set_control(spank_t sp, const char *name, const char *value)
@@ -181,6 +236,27 @@ static void forget_request_before(spank_t sp)
 	unsetenv(REQUIRED_IN_JOB);
 }
 
+/*
+ * The variables of the first component's options must not stay in the environment, which becomes the job's. What they
+ * said is kept for the others. (There a #SBATCH line counts for more.)
+ */
+static void apply_usual(void)
+{
+	const char *datasets = getenv("SLURM_SPANK_" DATASETS_OPTION_ENV);
+	const char *wait_time = getenv("SLURM_SPANK_" WAIT_OPTION_ENV);
+	char why[WHY_SIZE];
+	long long seconds;
+
+	if (datasets != NULL)
+		(void)parse_datasets(datasets, usual.datasets, why);
+	if (wait_time != NULL && parse_wait(wait_time, &seconds, why) == 0)
+		snprintf(usual.wait_time, sizeof(usual.wait_time), "%s", wait_time);
+	if (request.datasets[0] == '\0')
+		strcpy(request.datasets, usual.datasets);
+	if (request.wait_time[0] == '\0' && request.datasets[0] != '\0')
+		strcpy(request.wait_time, usual.wait_time);
+}
+
 static void ask(spank_t sp)
 {
 	if (request.datasets[0] == '\0') {
@@ -215,6 +291,7 @@ void client_init_post_opt(spank_t sp)
 		}
 		pass_on_request_of_job(sp);
 	} else {
+		apply_usual();
 		ask(sp);
 	}
 	forget_flag_variables();

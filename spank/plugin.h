@@ -58,7 +58,7 @@ void exported_forget(const struct environment *environment);
 void client_init(spank_t sp);
 int client_on_datasets(const char *arg, const struct arguments *arguments);
 int client_on_wait(const char *arg);
-void client_on_required(void);
+int client_on_required(void);
 void client_init_post_opt(spank_t sp);
 void client_local_user_init(spank_t sp);
 

@@ -29,9 +29,7 @@ static int on_required(int val, const char *arg, int remote)
 {
 	(void)val;
 	(void)arg;
-	if (!remote)
-		client_on_required();
-	return 0;
+	return remote ? 0 : client_on_required();
 }
 
 static struct spank_option options[] = {

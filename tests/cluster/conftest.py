@@ -24,6 +24,20 @@ def cluster() -> Iterator[LocalCluster]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def scribes() -> Iterator[LocalCluster]:
+    """Two nodes whose prolog only writes down what it is asked for (`asked`), and no job_submit script."""
+    with LocalCluster(nodes=2, daemons=False, slurm={"ScronParameters": "enable"}) as running:
+        stub = running.directory / "prolog.d" / "50-scratch-slurm"
+        stub.write_text(
+            f"#!/bin/sh\n/usr/bin/env | /bin/grep ^SPANK_ >{running.layout.work_dir}/asked.$SLURMD_NODENAME\n"
+        )
+        functions = [f"function slurm_job_{what}() return slurm.SUCCESS end\n" for what in ("submit", "modify")]
+        (running.directory / "job_submit.lua").write_text("".join(functions))
+        running.restart_slurmctld()
+        yield running
+
+
 @pytest.fixture(scope="session")
 def numbers() -> Iterator[int]:
     return itertools.count(1)

@@ -318,6 +318,18 @@ def read_job_environment(output: str) -> dict[str, str]:
     return {name: value for name, _, value in lines}
 
 
+def asked(cluster: LocalCluster) -> list[dict[str, str]]:
+    """What the last job asked for on each node of `scribes`: the prolog's variables, none where no prolog ran."""
+    found = []
+    for node in cluster.nodes:
+        path = cluster.layout.work_dir / f"asked.{node.name}"
+        lines = path.read_text().splitlines() if path.exists() else []
+        pairs = [line.removeprefix("SPANK_").partition("=") for line in lines]
+        found.append({name: value for name, _, value in pairs})
+        path.unlink(missing_ok=True)
+    return found
+
+
 @contextlib.contextmanager
 def four_nodes(settings: Mapping[str, Any], *, daemons: bool = True) -> Iterator[LocalCluster]:
     """Run a cluster of four nodes, none of which is ever drained."""

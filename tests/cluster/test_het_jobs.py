@@ -1,41 +1,13 @@
 """Heterogeneous jobs: what a component asks for is its own, in its prolog and in its variables."""
 
-from collections.abc import Iterator
-
 import pytest
 
-from tests.cluster.support import Gates, Make, Nodes, read_job_environment, until
+from tests.cluster.support import Gates, Make, Nodes, asked, read_job_environment, until
 from tests.local_cluster import LocalCluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.root]
 
 FIRST, SECOND = "n1", "n2"
-
-
-@pytest.fixture(scope="module")
-def pair() -> Iterator[LocalCluster]:
-    """Two nodes whose prolog only writes down what it is asked for; no job_submit script looks at it before."""
-    with LocalCluster(nodes=2, daemons=False) as running:
-        stub = running.directory / "prolog.d" / "50-scratch-slurm"
-        stub.write_text(
-            f"#!/bin/sh\n/usr/bin/env | /bin/grep ^SPANK_ >{running.layout.work_dir}/asked.$SLURMD_NODENAME\n"
-        )
-        functions = [f"function slurm_job_{what}() return slurm.SUCCESS end\n" for what in ("submit", "modify")]
-        (running.directory / "job_submit.lua").write_text("".join(functions))
-        running.restart_slurmctld()
-        yield running
-
-
-def asked(cluster: LocalCluster) -> list[dict[str, str]]:
-    """What the last job's components asked for: of each the prolog's variables, none where no prolog ran."""
-    found = []
-    for node in (FIRST, SECOND):
-        path = cluster.layout.work_dir / f"asked.{node}"
-        lines = path.read_text().splitlines() if path.exists() else []
-        pairs = [line.removeprefix("SPANK_").partition("=") for line in lines]
-        found.append({name: value for name, _, value in pairs})
-        path.unlink(missing_ok=True)
-    return found
 
 
 def by_sbatch(cluster: LocalCluster, first: list[str], second: list[str]) -> None:
@@ -88,10 +60,10 @@ REQUESTS = [
 @pytest.mark.parametrize("submit", [by_sbatch, by_lines_of_a_script, by_srun, by_salloc])
 @pytest.mark.parametrize(("first", "second", "of_first", "of_second"), REQUESTS)
 def test_each_component_asks_for_itself(
-    pair: LocalCluster, submit, first: str, second: str, of_first: dict[str, str], of_second: dict[str, str]
+    scribes: LocalCluster, submit, first: str, second: str, of_first: dict[str, str], of_second: dict[str, str]
 ) -> None:
-    submit(pair, [f"-w{FIRST}", *first.split()], [f"-w{SECOND}", *second.split()])
-    assert asked(pair) == [of_first, of_second]
+    submit(scribes, [f"-w{FIRST}", *first.split()], [f"-w{SECOND}", *second.split()])
+    assert asked(scribes) == [of_first, of_second]
 
 
 SHOW = "env | grep ^SCRATCH_; exit 0"
