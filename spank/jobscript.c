@@ -46,9 +46,9 @@ static bool has_report(spank_t sp, const char *run_dir)
 /* As the stub asks; here so that a job which asks for nothing costs no process. */
 static bool is_asked(spank_t sp, const char *hook, const struct arguments *arguments)
 {
-	const char *datasets = getenv(DATASETS_IN_HOOK);
+	const char *datasets = getenv(DATASETS_IN_HOOK), *comment = getenv(COMMENT_IN_HOOK);
 
-	if (datasets != NULL && *datasets != '\0')
+	if ((datasets != NULL && *datasets != '\0') || (comment != NULL && parse_comment_asks(comment)))
 		return true;
 	return strcmp(hook, "epilog") == 0 && has_report(sp, arguments->run_dir);
 }

@@ -169,6 +169,17 @@ int parse_wait(const char *text, long long *seconds, char why[WHY_SIZE])
 	return -1;
 }
 
+int parse_comment_asks(const char *comment)
+{
+	static const char word[] = "datasets=";
+	size_t length = strlen(word);
+
+	for (const char *at = comment; (at = strstr(at, word)) != NULL; at += length)
+		if ((at == comment || at[-1] == ' ') && at[length] != '\0' && at[length] != ' ')
+			return 1;
+	return 0;
+}
+
 void dataset_variable(const char *name, char variable[VARIABLE_SIZE])
 {
 	size_t at = strlen(DATASET_PREFIX);

@@ -35,6 +35,9 @@ int parse_datasets(const char *text, char list[LIST_SIZE], char why[WHY_SIZE]);
  */
 int parse_wait(const char *text, long long *seconds, char why[WHY_SIZE]);
 
+/* Tell whether a job's comment has a word `datasets=...`; the hook reads it (scratch_slurm/hooks/request.py). */
+int parse_comment_asks(const char *comment);
+
 /*
  * Name the variable of a dataset: SCRATCH_DATASET_ and the name in capitals, `_` for what is neither letter nor digit.
  * The hook names them the same (dataset_variables in scratch_slurm/domain/names.py).

@@ -27,6 +27,7 @@
 #define WAIT_IN_JOB "SLURM_SPANK_DATASETS_WAIT"
 #define REQUIRED_IN_JOB "SLURM_SPANK_DATASETS_REQUIRED"
 #define DATASETS_IN_HOOK "SPANK_DATASETS"
+#define COMMENT_IN_HOOK "SLURM_JOB_COMMENT"
 /* Set in the steps of a job that was told that the prolog left no word; SLURM_ variables survive --export=NONE. */
 #define TOLD_IN_JOB "SLURM_SPANK_DATASETS_TOLD"
 

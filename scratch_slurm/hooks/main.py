@@ -11,7 +11,8 @@ from scratch_slurm.hooks import hooklog
 USAGE = """usage: scratch-slurm-hook prolog|epilog
 
 The SPANK plugin runs it, or Slurm's Prolog and Epilog, through prolog.d/50-scratch-slurm and epilog.d/50-scratch-slurm.
-It reads SLURM_JOB_ID, SLURM_JOB_UID, SPANK_DATASETS and SPANK_DATASETS_WAIT; by hand, as root:
+It reads SLURM_JOB_ID, SLURM_JOB_UID, SPANK_DATASETS (or a word datasets=a,b in SLURM_JOB_COMMENT) and
+SPANK_DATASETS_WAIT; by hand, as root:
   SLURM_JOB_ID=1 SLURM_JOB_UID=1000 SPANK_DATASETS=imagenet scratch-slurm-hook prolog
 """
 

@@ -10,6 +10,7 @@ from scratch_slurm.domain.errors import UsageError
 DEFAULT_LIMIT_S = 900.0
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
+_WORD = "datasets="
 _MAX_UINT32 = 2**32 - 1
 
 
@@ -40,10 +41,17 @@ def parse_request(environ: Mapping[str, str]) -> JobRequest:
     return JobRequest(
         job_id=job_id,
         uid=_parse_number(environ.get("SLURM_JOB_UID", "")) or 0,
-        datasets_text=environ.get("SPANK_DATASETS", ""),
+        datasets_text=environ.get("SPANK_DATASETS", "") or _asked_in_comment(environ.get("SLURM_JOB_COMMENT", "")),
         wait_text=environ.get("SPANK_DATASETS_WAIT", ""),
         limit_s=DEFAULT_LIMIT_S if limit_s is None else float(limit_s),
         node=environ.get("SLURMD_NODENAME", ""),
+    )
+
+
+def _asked_in_comment(comment: str) -> str:
+    """Find the word `datasets=a,b` in a job's comment: what submits without plugins (slurmrestd) can set that."""
+    return next(
+        (word.removeprefix(_WORD) for word in comment.split(" ") if word.startswith(_WORD) and word != _WORD), ""
     )
 
 

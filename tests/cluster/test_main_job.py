@@ -139,6 +139,18 @@ def test_a_job_submitted_by_a_job_asks_for_itself(cluster: LocalCluster, make: M
     assert not node("n1").was_ever_pinned_by(nested)
 
 
+def test_a_word_of_the_comment_asks_too(cluster: LocalCluster, make: Make, node: Nodes) -> None:
+    """For what submits without plugins: slurmrestd of 22.05."""
+    d = make()
+    job = cluster.sbatch(SHOW, f"--comment=see datasets={d.name} please", "-wn1", user="nobody")
+    assert cluster.wait_job(job).state == "COMPLETED"
+    output = cluster.job_output(job)
+    assert f"SCRATCH_DATASETS_STATE={d.name}:cached" in output
+    assert d.sha256 in output
+    assert node("n1").was_ever_pinned_by(job)
+    assert node("n1").pins() == set()
+
+
 USERS_OWN = {
     "SCRATCH_DATASET_ROOT": "/scratch/me",
     "SCRATCH_DATASETS_DIR": "/mine",
@@ -149,10 +161,12 @@ USERS_OWN = {
 
 
 def test_variables_of_the_users_own_reach_a_job_that_asks_for_nothing(cluster: LocalCluster) -> None:
-    for command in (["sbatch", "--wait", "-oown-%j", "--parsable", "--wrap", "env; exit 0"], ["srun", "env"]):
-        found = cluster.run(command, env=USERS_OWN)
-        text = cluster.job_output(int(found.stdout)) if command[0] == "sbatch" else found.stdout
-        assert read_job_environment(text) == USERS_OWN
+    job = cluster.sbatch("env; exit 0", env=USERS_OWN)
+    cluster.wait_job(job)
+    assert read_job_environment(cluster.job_output(job)) == USERS_OWN
+    found = cluster.run(["srun", "env"], env=USERS_OWN).stdout
+    cluster.wait_jobs(int(re.search(r"^SLURM_JOB_ID=(\d+)$", found, re.M)[1]))
+    assert read_job_environment(found) == USERS_OWN
 
 
 def test_of_a_job_s_variables_only_those_that_its_datasets_explain_stay_behind(

@@ -47,6 +47,9 @@ class Parser:
             raise ValueError(os.fsdecode(why.value))
         return seconds.value
 
+    def comment_asks(self, comment: str) -> bool:
+        return bool(self._library.parse_comment_asks(os.fsencode(comment)))
+
     def variable(self, name: str) -> str:
         out = ctypes.create_string_buffer(VARIABLE_SIZE)
         self._library.dataset_variable(os.fsencode(name), out)

@@ -11,6 +11,7 @@ from scratch_slurm.domain.errors import UsageError
 from scratch_slurm.domain.names import DATASET_NAME, dataset_variables, parse_dataset_list
 from scratch_slurm.domain.sizes import parse_wait
 from scratch_slurm.hooks.report import Report, format_report
+from scratch_slurm.hooks.request import parse_request
 from tests.component.spank_library import REPORT_SIZE_MAX, SPANK, Parser, build
 
 # An option's value is bytes without NUL.
@@ -147,6 +148,27 @@ def test_no_report_harms(parser, text):
     for name, value in parser.report(text):
         assert name == "message" or name.startswith("SCRATCH_")
         assert not any(ord(c) < 32 or ord(c) == 127 for c in value)
+
+
+COMMENTS = [
+    "", "datasets=", "datasets=a", "x datasets=a,b y", "datasets= datasets=a", "mydatasets=a", "datasets=a datasets=b",
+    "a\tdatasets=b", "datasets = a", " datasets=a", "x datasets=", "datasets=\tdatasets", "DATASETS=a", "datasets==",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("comment", COMMENTS)
+def test_the_plugin_and_the_stub_see_a_request_in_a_comment_where_the_hook_does(parser, tmp_path, comment):
+    hook = tmp_path / "scratch-slurm-hook"
+    hook.write_text(f"#!/bin/sh\necho >{tmp_path}/ran\n")
+    hook.chmod(0o755)
+    environ = {"SLURM_JOB_ID": "7", "SLURM_JOB_COMMENT": comment}
+    asks = bool(parse_request(environ).datasets_text)
+    assert parser.comment_asks(comment) == asks
+    for stub in ("prolog.d", "epilog.d"):
+        path = SPANK.parent / stub / "50-scratch-slurm"
+        subprocess.run([path], env={**environ, "SCRATCH_SLURM_BIN": str(tmp_path)}, check=True, timeout=30)
+        assert (tmp_path / "ran").exists() == asks
+        (tmp_path / "ran").unlink(missing_ok=True)
 
 
 def test_takes_what_the_prolog_writes(parser, tmp_path):

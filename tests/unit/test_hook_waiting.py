@@ -165,6 +165,23 @@ def test_a_request_is_read():
         parse_request({"SPANK_DATASETS": "a"})
 
 
+COMMENTS = [
+    pytest.param("datasets=a,b", "a,b", id="the-whole-comment"),
+    pytest.param("for Ann datasets=a/../b now", "a/../b", id="a-word-of-it-unchecked"),
+    pytest.param("datasets= datasets=a", "a", id="the-first-with-names"),
+    pytest.param("mydatasets=a datasets", "", id="other-words"),
+    pytest.param("datasets=", "", id="no-names"),
+    pytest.param("a\tdatasets=b", "", id="words-are-between-spaces"),
+]
+
+
+@pytest.mark.parametrize(("comment", "asked"), COMMENTS)
+def test_a_comment_asks_where_the_option_does_not(comment, asked):
+    environ = {"SLURM_JOB_ID": "7", "SLURM_JOB_COMMENT": comment}
+    assert parse_request(environ).datasets_text == asked
+    assert parse_request({**environ, "SPANK_DATASETS": "mine"}).datasets_text == "mine"
+
+
 def test_a_value_of_a_megabyte_is_bounded():
     request = parse_request({"SLURM_JOB_ID": "7", "SPANK_DATASETS_WAIT": "9" * 2**20, "SLURM_JOB_UID": "9" * 2**20})
     assert request.uid == 0
