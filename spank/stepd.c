@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "namespace.h"
@@ -165,20 +166,58 @@ void stepd_init_post_opt(spank_t sp, const struct arguments *arguments)
 	apply_request(sp, arguments, step_id, job);
 }
 
+/* The states of a dataset that is mounted: scratch_slurm/domain/states.py. */
+static bool is_mounted_in(const char *state)
+{
+	static const char *const states[] = {"cached", "staging", "queued", "source"};
+
+	for (size_t i = 0; i < sizeof(states) / sizeof(states[0]); i++)
+		if (strcmp(state, states[i]) == 0)
+			return true;
+	return false;
+}
+
+/* True where a dataset of `NAME:STATE,...` should be mounted below a directory, and is not in this namespace. */
+static bool find_missing(char *list, const char *mount_dir, char missing[NAME_LENGTH_MAX + 1])
+{
+	char *rest = list, *name, *state;
+	char path[PATH_MAX];
+	struct stat above, st;
+
+	while ((name = strsep(&rest, ",")) != NULL) {
+		state = strchr(name, ':');
+		if (state == NULL || !is_mounted_in(state + 1) || !parse_is_name(name, (size_t)(state - name)))
+			continue;
+		*state = '\0';
+		snprintf(path, sizeof(path), "%s/%s", mount_dir, name);
+		if (stat(mount_dir, &above) < 0 || stat(path, &st) < 0 || st.st_dev == above.st_dev) {
+			strcpy(missing, name);
+			return true;
+		}
+	}
+	return false;
+}
+
 /*
  * Runs in the task, as root, in the job's namespace. There the prolog's mounts, or those made since the job's start, may
- * be missing: an empty directory in the place of a dataset. The first task of a job mends it for all that follow.
+ * be missing: an empty directory in the place of a dataset. The first task of a job mends it for all that follow. Where
+ * that does not help (a PID namespace hides the node's mounts altogether) the job is told, and finds no state.
  */
 void stepd_task_init_privileged(spank_t sp, const struct arguments *arguments)
 {
-	char why[WHY_SIZE], names[2], text[WHY_SIZE + 128];
+	char why[WHY_SIZE], text[WHY_SIZE + 128], missing[NAME_LENGTH_MAX + 1];
+	char states[LIST_SIZE + NAMES_MAX * 16];
+	bool failed = node_namespace >= 0 && namespace_show(node_namespace, arguments->mount_dir, why) < 0;
 
-	if (node_namespace < 0 || namespace_show(node_namespace, arguments->mount_dir, why) == 0)
+	if (failed)
+		slurm_info("scratch-slurm: task: %s in the job's mount namespace: %s", arguments->mount_dir, why);
+	if (spank_getenv(sp, JOB_DATASETS_STATE, states, sizeof(states)) != ESPANK_SUCCESS ||
+	    !find_missing(states, arguments->mount_dir, missing))
 		return;
-	slurm_info("scratch-slurm: task: %s in the job's mount namespace: %s", arguments->mount_dir, why);
-	if (spank_getenv(sp, JOB_DATASETS, names, sizeof(names)) == ESPANK_ENV_NOEXIST)
-		return;
-	snprintf(text, sizeof(text), "the datasets cannot be seen in this job's own mount namespace: %s", why);
+	if (failed)
+		snprintf(text, sizeof(text), "%s: cannot be seen in this job's own mount namespace: %s", missing, why);
+	else
+		snprintf(text, sizeof(text), "%s: is not mounted for this job", missing);
 	add_message(text);
 	spank_unsetenv(sp, JOB_DATASETS_STATE);
 }

@@ -1,8 +1,10 @@
 """Jobs in mount namespaces of their own, as Slurm makes them for a private /tmp: they see the node's datasets."""
 
+import contextlib
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,11 +30,12 @@ else:
 FLAGS = ["Contain", "Contain,RunInJob"] if RELEASE >= (24, 5) else ["Contain"]
 
 
-@pytest.fixture(scope="module", params=[(plugin, flags) for plugin in PLUGINS for flags in FLAGS], ids="-".join)
-def private(request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
+@contextlib.contextmanager
+def one_node(plugin: str, flags: str, clone: Sequence[str] = ()) -> Iterator[LocalCluster]:
     """A cluster of one node, not below /tmp, which jobs have for themselves."""
-    plugin, flags = request.param
     option, file, text = PLUGINS[plugin]
+    if clone:
+        text += f"  clone_ns_flags: {json.dumps(clone)}\n"
     directory = Path(tempfile.mkdtemp(prefix="scratch-slurm-", dir="/var/tmp"))
     directory.chmod(0o755)
     processors = os.sched_getaffinity(0)
@@ -51,6 +54,12 @@ def private(request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
     finally:
         os.sched_setaffinity(0, processors)
         directory.rmdir()
+
+
+@pytest.fixture(scope="module", params=[(plugin, flags) for plugin in PLUGINS for flags in FLAGS], ids="-".join)
+def private(request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
+    with one_node(*request.param) as running:
+        yield running
 
 
 def test_a_job_reads_what_was_mounted_for_it_in_its_prolog(private: LocalCluster) -> None:
@@ -75,18 +84,38 @@ def test_a_job_reads_what_is_mounted_while_it_runs(private: LocalCluster) -> Non
     assert d.sha256 in private.job_output(job)
 
 
-def test_a_job_that_cannot_see_its_datasets_is_told_and_finds_no_state(private: LocalCluster) -> None:
-    make_dataset(private.source_dir, "gamma")
+@pytest.mark.parametrize(
+    ("mount_dir", "told"),
+    [
+        pytest.param(
+            "/not/there", "cannot be seen in this job's own mount namespace: cannot find its mount", id="no-directory"
+        ),
+        pytest.param("/srv", "is not mounted for this job", id="nothing-is-mounted-there"),
+    ],
+)
+def test_a_job_that_cannot_see_its_datasets_is_told_and_finds_no_state(
+    private: LocalCluster, mount_dir: str, told: str
+) -> None:
+    make_dataset(private.source_dir, name := f"gamma{mount_dir.count('/')}")
     plugstack = private.directory / "plugstack.conf"
     right = plugstack.read_text()
-    plugstack.write_text(right.replace(f"mount_dir={private.settings['mount_dir']}", "mount_dir=/not/there"))
+    plugstack.write_text(right.replace(f"mount_dir={private.settings['mount_dir']}", f"mount_dir={mount_dir}"))
     try:
-        job = private.sbatch("echo state=$SCRATCH_DATASETS_STATE.", "--datasets=gamma", user="nobody")
+        job = private.sbatch("echo state=$SCRATCH_DATASETS_STATE.", f"--datasets={name}", user="nobody")
         assert private.wait_job(job).state == "COMPLETED"
     finally:
         plugstack.write_text(right)
     output = private.job_output(job)
-    assert (
-        "scratch-slurm: the datasets cannot be seen in this job's own mount namespace: cannot find its mount" in output
-    )
+    assert f"scratch-slurm: {name}: {told}" in output
     assert "state=." in output
+
+
+if "namespace/linux" in PLUGINS:
+
+    def test_a_job_in_a_pid_namespace_reads_its_datasets_or_is_told() -> None:
+        """There is no way from there to the node's mounts."""
+        with one_node("namespace/linux", "Contain", clone=["CLONE_NEWPID"]) as cluster:
+            d = make_dataset(cluster.source_dir, "alpha")
+            script = "echo state=$SCRATCH_DATASETS_STATE; sha256sum $SCRATCH_DATASET_ALPHA/data"
+            output = cluster.job_output(cluster.wait_job(cluster.sbatch(script, "--datasets=alpha")).job_id)
+            assert d.sha256 in output or "scratch-slurm: alpha: is not mounted for this job" in output
