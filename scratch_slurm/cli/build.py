@@ -85,28 +85,19 @@ def command(
     gid = find_group(group) if group is not None else None
     if user is not None and os.geteuid() != 0:
         raise DeniedError("build: --as: only root may read with the rights of others")
-    source = open_directory(directory)
     rights = parse_user(user) if user is not None else None
-    where = open_directory(target if target is not None else app.config().source_dir)
-    if where.path.is_relative_to(source.path):
-        raise UsageError(f"directory {str(source.path)!r} holds the directory of images {str(where.path)!r}")
-    program, version = mksquashfs.find_program()
-    uid = None
-    if replace:
-        former = find_replaced(where, dataset)
-        if former is not None:
-            bits = former.mode & 0o644 | 0o400 if bits is None else bits
-            gid = former.gid if gid is None else gid
-            uid = former.uid if os.geteuid() == 0 else None
-    else:
-        find_taken(where, dataset)
-    from scratch_slurm.cli.progress import StepBar
+    with (
+        open_directory(directory) as source,
+        open_directory(target if target is not None else app.config().source_dir) as where,
+    ):
+        if where.path.is_relative_to(source.path):
+            raise UsageError(f"directory {str(source.path)!r} holds the directory of images {str(where.path)!r}")
+        program, version = mksquashfs.find_program()
+        publication = _choose_publication(where, dataset, bits, gid, replaces=replace)
+        from scratch_slurm.cli.progress import StepBar
 
-    with StepBar(make_console(stderr=True)) as bar:
-        publication = Publication(
-            where, dataset, mode=_OPEN if bits is None else bits, gid=gid, uid=uid, replaces=replace
-        )
-        answer = _Build(bar, source, publication, compression, rights).run(program, version)
+        with StepBar(make_console(stderr=True)) as bar:
+            answer = _Build(bar, source, publication, compression, rights).run(program, version)
     for warning in answer.warnings:
         note(f"scratch-slurm: warning: {warning}")
     if app.json:
@@ -117,6 +108,27 @@ def command(
         f"built {dataset}: {format_bytes(manifest.size_bytes)} for {format_bytes(manifest.content_bytes)}"
         f" in {plural(manifest.files, 'file')}, {compression}, {format_duration(answer.took_s)}\n"
         f"  {clean(answer.image)}\n  blake3 {manifest.blake3}"
+    )
+
+
+def _choose_publication(
+    where: Directory, dataset: str, bits: int | None, gid: int | None, *, replaces: bool
+) -> Publication:
+    """Choose who may read the image: as the options say, then as the image that it replaces, then everybody."""
+    former = None
+    if replaces:
+        former = find_replaced(where, dataset)
+    else:
+        find_taken(where, dataset)
+    if former is None:
+        return Publication(where, dataset, mode=_OPEN if bits is None else bits, gid=gid, replaces=replaces)
+    return Publication(
+        where,
+        dataset,
+        mode=former.mode & _OPEN | 0o400 if bits is None else bits,
+        gid=former.gid if gid is None else gid,
+        uid=former.uid if os.geteuid() == 0 else None,
+        replaces=True,
     )
 
 
@@ -152,7 +164,11 @@ class _Build:
             if rights is not OWN:
                 publication.lend()
             packing = mksquashfs.Packing(program, self.source, publication.fd, options, resources, rights)
-            packing.run(self.packing(publication) if self.bar.moves else None)
+            try:
+                packing.run(self.packing(publication) if self.bar.moves else None)
+            except ImageError:
+                publication.check_room()
+                raise
             size_bytes, digest, ends = publication.seal(
                 lambda done, total: self.show("checksum", done, total, format_bytes(done))
             )

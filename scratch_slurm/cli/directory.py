@@ -5,6 +5,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from scratch_slurm.domain.errors import DeniedError, UsageError
 
@@ -14,13 +15,19 @@ _FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class Directory:
-    """An open directory; it stays open as long as the process runs."""
+    """An open directory, until the end of its context."""
 
     fd: int
     path: Path
     """Absolute, without symbolic links; for people. Whoever may write above it may have put something else there."""
     uid: int
     """Its owner."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
 
     @property
     def base(self) -> str:
@@ -42,9 +49,16 @@ def open_directory(path: Path) -> Directory:
         raise UsageError(f"directory {str(path)!r}: {exc.strerror}") from exc
     except ValueError as exc:  # a NUL in it
         raise UsageError(f"directory {str(path)!r}: {exc}") from exc
+    try:
+        return _checked(path, fd, links)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _checked(path: Path, fd: int, links: list[tuple[str, int]]) -> Directory:
     status = os.fstat(fd)
     if not stat.S_ISDIR(status.st_mode):
-        os.close(fd)
         raise UsageError(f"directory {str(path)!r}: not a directory", hint="build packs a directory's contents")
     found = Directory(fd, Path(f"/proc/self/fd/{fd}").readlink(), status.st_uid)
     for link, owner in links if os.geteuid() == 0 else ():

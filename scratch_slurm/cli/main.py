@@ -1,5 +1,7 @@
 """`scratch-slurm`: finds the command, and turns errors into messages and exit codes. Must not do any command's work."""
 
+import contextlib
+import errno
 import importlib
 import os
 import signal
@@ -11,7 +13,7 @@ import click
 
 from scratch_slurm import __version__
 from scratch_slurm.cli.app import CONTEXT_SETTINGS, App, note_error, print_json
-from scratch_slurm.domain.errors import ScratchError, UsageError
+from scratch_slurm.domain.errors import NoSpaceError, ScratchError, UsageError
 from scratch_slurm.domain.messages import ErrorAnswer
 from scratch_slurm.domain.names import nearest_hint
 
@@ -103,10 +105,29 @@ def run(arguments: list[str]) -> int:
         code = _run(arguments, app)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Nobody reads on: the flush at exit must not complain either. Source: docs.python.org/3/library/signal.html
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return EXIT_BROKEN_PIPE
+    except OSError as exc:
+        _drop_output()
+        return _report_system(exc)
     return code
+
+
+def _drop_output() -> None:
+    # Nobody reads on: the flush at exit must not complain either. Source: docs.python.org/3/library/signal.html
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _report_system(exc: OSError) -> int:
+    """Tell of an error that no command expects: the output cannot be written, or, with a file's name, a bug."""
+    from scratch_slurm.node.oswords import word_os_error
+
+    kind = NoSpaceError if exc.errno in (errno.ENOSPC, errno.EDQUOT) else ScratchError
+    word = word_os_error(exc)
+    what = "standard output" if exc.filename is None else str(exc.filename)
+    with contextlib.suppress(OSError):
+        note_error(kind(f"{what}: {'no space left' if kind is NoSpaceError else word}"))
+    return kind.exit_code
 
 
 def _run(arguments: list[str], app: App) -> int:

@@ -41,9 +41,11 @@ from scratch_slurm.node.catalog import (
     is_manifest,
     parse_manifest,
 )
+from scratch_slurm.node.oswords import word_os_error
 
 _SUFFIX = ".squashfs"
 _READ_BYTES = 4 * 2**20
+_ROOM_BYTES = 2**20
 _LOCK_PATIENCE_S = 60.0
 _LOCK_POLL_S = 0.1
 # What file systems without hard links answer (FUSE, SMB, some object store gateways), or without links to another
@@ -212,6 +214,14 @@ class Publication:
         """Let a process with other rights write the image, by its descriptor: nobody else gets to the file."""
         with _translated(self.path, "change the mode"):
             os.fchmod(self.fd, 0o666)
+
+    def check_room(self) -> None:
+        """Tell a full disk from other reasons why the image could not be written.
+
+        Raises: NoSpaceError, SourceError: it cannot grow.
+        """
+        with _translated(self.path, "write"):
+            os.posix_fallocate(self.fd, self.size_bytes(), _ROOM_BYTES)
 
     def permissions(self) -> Permissions:
         """Tell what the image's file will have."""
@@ -399,8 +409,10 @@ def _translated(path: Path, verb: str) -> Iterator[None]:
     try:
         yield
     except PermissionError as exc:
-        raise DeniedError(f"{path}: you may not {verb} here") from exc
+        raise DeniedError(
+            f"{path}: you may not {verb} here", hint="build as a user that may write there, or elsewhere with --to"
+        ) from exc
     except OSError as exc:
         full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
         kind: type[ScratchError] = NoSpaceError if full else SourceError
-        raise kind(f"{path}: cannot {verb}: {exc.strerror}") from exc
+        raise kind(f"{path}: cannot {verb}: {word_os_error(exc, path)}") from exc

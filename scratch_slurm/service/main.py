@@ -32,6 +32,7 @@ from scratch_slurm.node.cache import Cache
 from scratch_slurm.node.configfile import load_config
 from scratch_slurm.node.hookconfig import save_hook_config
 from scratch_slurm.node.ledger import Ledger, read_boot_id
+from scratch_slurm.node.oswords import word_os_error
 from scratch_slurm.service.calls import start_executor
 from scratch_slurm.service.children import children_of_this_process, reap, watch_children
 from scratch_slurm.service.interface import Interface
@@ -72,14 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         config = load_config(options.config, _given(options))
         if options.check_config:
-            print(_describe(config))
+            _say([_describe(config)])
             return
         if options.leaving:
             for line in take_features_back(config) if system_is_stopping() else ():
                 print(line)
             return
         if os.geteuid() != 0:
-            raise DeniedError("scratch-slurmd: must run as root: it mounts images")
+            raise DeniedError("must run as root: it mounts images")
         set_up_logging(config.log_level)
         if not options.unmount:
             # Its default would end the daemon; whoever asks for a reload before this one serves has its way anyway.
@@ -101,13 +102,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _unmount(config: Config, *, force: bool) -> None:
     done = asyncio.run(unmount_all(config, force=force))
-    for line in [*done.lines, *take_features_back(config)]:
-        print(line)
+    _say([*done.lines, *take_features_back(config)])
     if done.left:
         raise PinnedError(
             f"unmount: left mounted for jobs: {', '.join(done.left)}",
             hint="run it again when these jobs have ended; --force takes their datasets from them",
         )
+
+
+def _say(lines: Sequence[str]) -> None:
+    try:
+        for line in lines:
+            print(line, flush=True)
+    except OSError as exc:  # nobody reads on, or a full disk: what was asked for is done
+        sys.stdout = None
+        raise ScratchError(f"standard output: {word_os_error(exc)}") from exc
 
 
 def _check_again(options: argparse.Namespace) -> None:

@@ -408,3 +408,25 @@ def wait_for(condition, timeout_s=30.0):
     while not condition():
         assert time.monotonic() < give_up_at, "did not happen in time"
         time.sleep(0.01)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ("size=256k", "no space left"),
+        ("size=64M,nr_inodes=2", "no inodes left"),
+        ("ro", "the file system is read-only"),
+    ],
+)
+def test_a_disk_that_takes_no_image_is_named(tmp_path, content, capsys, options, word):
+    where = tmp_path / "disk"
+    where.mkdir()
+    (content / "more").write_bytes(os.urandom(600_000))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", where], check=True)
+    try:
+        assert build(content, "coco", "--to", where) == (9 if options == "ro" else 7)
+        assert word in capsys.readouterr().err
+        assert published(where) == []
+    finally:
+        subprocess.run(["umount", where], check=True)

@@ -51,3 +51,30 @@ def test_the_daemons_help_is_readable(arguments, code):
     assert told.returncode == code
     check_readable(told.stdout + told.stderr)
     assert "usage: scratch-slurmd" in told.stdout + told.stderr
+
+
+# ---- output that cannot be written
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["status", "--help"], ["status"], ["status", "--json"]])
+def test_output_that_cannot_be_written_is_said_in_a_line(arguments, tmp_path):
+    config = tmp_path / "config.yaml"
+    names = ("source", "cache", "mount", "state", "run")
+    config.write_text("".join(f"{name}_dir: {tmp_path}/{name}\n" for name in names))
+    code = "from scratch_slurm.cli.main import main; main()"
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", code, "--config", str(config), *arguments]
+        told = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert told.returncode == 7
+    assert "Traceback" not in told.stderr
+    assert told.stderr.splitlines()[-1] == "scratch-slurm: standard output: no space left"
+
+
+def test_the_daemons_output_that_cannot_be_written_is_said_in_a_line(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(f"source_dir: {tmp_path}/source\ncache_dir: {tmp_path}/cache\n")
+    with open("/dev/full", "w") as full:
+        command = [*DAEMON, "--check-config", "--config", str(config)]
+        told = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert told.returncode == 1
+    assert len(told.stderr.splitlines()) == 1

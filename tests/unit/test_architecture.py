@@ -1,17 +1,36 @@
-"""The page of promises names tests: they must exist."""
+"""The pages of promises name tests and files: they must exist."""
 
 import re
 from pathlib import Path
 
+import pytest
+
 _ROOT = Path(__file__).parents[2]
-_PAGE = (_ROOT / "docs/ARCHITECTURE.md").read_text()
+_PAGES = ["docs/ARCHITECTURE.md", "docs/RELIABILITY.md"]
 
 
-def test_every_promise_names_tests_that_exist() -> None:
+@pytest.mark.parametrize("page", _PAGES)
+def test_every_name_in_a_page_exists(page: str) -> None:
+    text = (_ROOT / page).read_text()
     tests = "\n".join(path.read_text() for path in (_ROOT / "tests").rglob("test_*.py"))
-    rows = re.findall(r"^\| (\d+) \| .*$", _PAGE, re.MULTILINE)
+    named = re.findall(r"`(test_\w+)`", text)
+    assert named
+    for name in named:
+        assert re.search(rf"def {name}\b", tests), f"{page} names {name}, which is nowhere"
+    for name in re.findall(r"`((?:tests|bench|scratch_slurm)/[\w/]+\.py)`", text):
+        assert (_ROOT / name).is_file(), f"{page} names {name}, which is nowhere"
+
+
+def test_the_promises_are_numbered() -> None:
+    rows = re.findall(r"^\| (\d+) \| .*$", (_ROOT / _PAGES[0]).read_text(), re.MULTILINE)
     assert [int(number) for number in rows] == list(range(1, 11))
-    for name in re.findall(r"`(test_\w+)`", _PAGE):
-        assert re.search(rf"def {name}\b", tests), f"docs/ARCHITECTURE.md names {name}, which is nowhere"
-    for name in re.findall(r"`((?:tests|bench|scratch_slurm)/[\w/]+\.py)`", _PAGE):
-        assert (_ROOT / name).is_file(), f"docs/ARCHITECTURE.md names {name}, which is nowhere"
+
+
+def test_every_fault_has_a_test() -> None:
+    rows = re.findall(r"^\| (?!fault|---)(.*) \|$", (_ROOT / _PAGES[1]).read_text(), re.MULTILINE)
+    assert len(rows) > 30
+    for row in rows:
+        fault, promise, tests = row.split(" | ")
+        assert fault
+        assert promise
+        assert re.fullmatch(r"`test_\w+`(, `test_\w+`)*", tests), fault
