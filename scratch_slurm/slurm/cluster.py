@@ -59,7 +59,10 @@ class Cluster:
 
         Raises: SlurmError: it is no list of nodes, or Slurm's commands are not installed.
         """
-        return tuple(dict.fromkeys(self._programs.run(["scontrol", "show", "hostnames", nodes]).split()))
+        names = tuple(dict.fromkeys(self._programs.run(["scontrol", "show", "hostnames", nodes]).split()))
+        if not names:  # some releases say nothing of what they cannot read
+            raise SlurmError(f"scontrol: {nodes[:80]!r} is no list of nodes")
+        return names
 
     def read_features(self) -> dict[str, NodeFeatures]:
         """Ask for all nodes, as a list with one node that Slurm does not know would tell nothing of the others.
