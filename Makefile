@@ -15,7 +15,7 @@ SCRIPTS := prolog.d/50-scratch-slurm epilog.d/50-scratch-slurm tests/with_slurm.
 
 # What the commands above need from Debian. A machine that is not Debian brings them itself.
 CLUSTER_PACKAGES := slurmctld slurmd slurm-client slurmrestd munge libslurm-dev slurm-wlm-basic-plugins-dev squashfs-tools \
-	erofs-utils fuse3 strace gcc libc6-dev make python3-venv e2fsprogs lua5.1 lua5.4
+	erofs-utils fuse3 strace bsdutils gcc libc6-dev make python3-venv e2fsprogs lua5.1 lua5.4
 DEBIAN_PACKAGES := $(CLUSTER_PACKAGES) shellcheck unicode-data dict-gcide
 
 .PHONY: test test-slurm test-systemd cluster-tests demo cluster cluster-down stress bench check plugin packages clean

@@ -33,7 +33,8 @@ End it:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
     try:
         return int(options.run(options))
     except ClusterError as exc:
@@ -44,9 +45,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _exit_on_sigterm(*_: object) -> None:
-    # An exception, so that a start in its middle is undone.
-    sys.exit(128 + signal.SIGTERM)
+_told_to_end = 0
+
+
+def _end(number: int, _frame: object) -> None:
+    # An exception, so that a start in its middle is undone. Python drops it when it comes while an object is finalized.
+    global _told_to_end
+    _told_to_end = number
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,6 +84,9 @@ def run_up(options: argparse.Namespace) -> int:
         raise ClusterError(f"--nodes {options.nodes}: at least one is needed")
     cluster = LocalCluster(options.nodes, directory=options.dir, daemons=False if options.no_daemons else None)
     cluster.start(detach=True)
+    if _told_to_end:
+        cluster.stop()
+        return 128 + _told_to_end
     print(f"{options.nodes} nodes up in {time.monotonic() - started:.1f} s")
     print(help_text(cluster.layout))
     return 0
