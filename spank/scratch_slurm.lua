@@ -311,19 +311,31 @@ end
 
 -- The job's expressions.
 
+-- A word `datasets=a,b` of the job's comment asks where the option does not, as for the hooks: what submits without
+-- plugins can set that.
+local function asked_in_comment(comment)
+    for word in string.gmatch(type(comment) == "string" and comment or "", "[^ ]+") do
+        local datasets = string.match(word, "^datasets=(.+)$")
+        if datasets then
+            return datasets
+        end
+    end
+    return nil
+end
+
 -- The request in the job control environment ("NAME=value", from 0 on): the dataset list, and whether it is required.
 local function request_of(job_desc)
     local variables = job_desc.spank_job_env
-    if type(variables) ~= "table" then
-        return nil, false
-    end
     local datasets, required = nil, false
-    for index = 0, MAX_VARIABLES - 1 do
+    for index = 0, type(variables) == "table" and MAX_VARIABLES - 1 or -1 do
         local variable = variables[index]
         if type(variable) == "string" then
             datasets = datasets or string.match(variable, "^DATASETS=(.*)$")
             required = required or variable == "DATASETS_REQUIRED=1"
         end
+    end
+    if datasets == nil or datasets == "" then
+        return asked_in_comment(job_desc.comment), false
     end
     return datasets, required
 end
@@ -581,7 +593,7 @@ local function submit(job_desc, part_list)
     return (required and require_all or prefer)(job_desc, features, part_list)
 end
 
--- Who asked for what, for people and accounting. The request cannot be changed later, so neither is this.
+-- Who asked for what at submit, for people and accounting.
 local function note(job_desc)
     local datasets = request_of(job_desc)
     local names = datasets and names_of(datasets)

@@ -464,6 +464,27 @@ def test_the_admin_comment_tells_the_datasets(script, job, comment):
     assert script.submit(job).admin_comment == comment
 
 
+IN_COMMENTS = [
+    pytest.param({"comment": "datasets=a,b"}, "ds:a&ds:b", id="the-whole-comment"),
+    pytest.param(asking(comment="night run datasets=a,b now"), "ds:a&ds:b", id="a-word-of-it"),
+    pytest.param(asking("DATASETS=c", comment="datasets=a"), "ds:c", id="the-option-counts"),
+    pytest.param(asking("DATASETS=", comment="datasets=a"), "ds:a", id="an-empty-option-does-not"),
+    pytest.param({"comment": "datasets= datasets=a"}, "ds:a", id="an-empty-word-does-not"),
+    pytest.param({"comment": "mydatasets=a"}, None, id="another-word"),
+    pytest.param({"comment": "datasets=a&b"}, None, id="no-list"),
+    pytest.param({"comment": "datasets=a\nb"}, None, id="two-lines"),
+    pytest.param(asking("DATASETS_REQUIRED=1", comment="datasets=a"), "ds:a", id="requires-nothing"),
+]
+
+
+@pytest.mark.parametrize(("job", "preference"), IN_COMMENTS)
+def test_a_job_can_ask_in_its_comment(script, job, preference):
+    outcome = script.submit(job)
+    names = preference and preference.replace("ds:", "").replace("&", ",")
+    assert (outcome.code, outcome.prefer, outcome.features) == (0, preference, None)
+    assert outcome.admin_comment == (names and f"datasets={names}")
+
+
 def test_a_site_can_leave_the_admin_comment_alone(interpreter, tmp_path):
     outcome = Script(interpreter, tmp_path, settings="script.admin_comment = false\n").submit(asking(*A))
     assert (outcome.admin_comment, outcome.prefer) == (None, "ds:a")
