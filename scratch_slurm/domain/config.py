@@ -120,6 +120,11 @@ class Config(msgspec.Struct, frozen=True):
         return self.run_dir / "daemon.lock"
 
     @property
+    def mounting_lock_path(self) -> Path:
+        """Whoever mounts without the daemon holds it."""
+        return self.state_dir / "mounting.lock"
+
+    @property
     def ledger_path(self) -> Path:
         return self.state_dir / "ledger.sqlite"
 

@@ -38,7 +38,12 @@ def _run(hook: str) -> None:
     from scratch_slurm.node.hookconfig import load_hook_config
 
     request = parse_request(os.environ)
+    if hook == "prolog" and not request.datasets_text:
+        return
+    config = load_hook_config()
+    if config.stale:
+        hooklog.error("configuration-wrong", job=request.job_id, error=config.stale, serves="the last values")
     if hook == "epilog":
-        run_epilog(load_hook_config(), request.job_id, request.node)
-    elif request.datasets_text:
-        run_prolog(load_hook_config(), request)
+        run_epilog(config, request.job_id, request.node)
+    else:
+        run_prolog(config, request)

@@ -1,7 +1,8 @@
 """The prolog: pin what the job asked for, have the daemon see to it, wait a little, leave word for the job.
 
 Must not copy anything, nor touch the source or a mount: scancel does not stop a prolog (a long wait looks now and then
-whether the job is still there), and dead storage would hang it.
+whether the job is still there), and dead storage would hang it. Where the daemon is down, and a dataset has no path, a
+worker process mounts it, which may be lost.
 Killed at any point it leaves pins, which the epilog releases.
 """
 
@@ -25,6 +26,7 @@ from scratch_slurm.node.ledger import Ledger, read_boot_id
 # What the hook needs beside the waiting: the ledger's patience, the daemon's last answer, writing the report. Where
 # Slurm's limit is short it is half of that: the rest seldom takes long, and the stubs end well when it does.
 _MARGIN_S = 30.0
+_LEAST_MOUNT_S = 10.0
 
 _CUT_SHORT = "the prolog was cut short: the datasets are read from the source until they are cached"
 
@@ -130,7 +132,30 @@ def _ask_and_wait(
     # Here, not above: it costs 20 ms that a job with a daemon need not wait.
     from scratch_slurm.hooks.look import look_at
 
-    return look_at(datasets, config.mount_dir), problem
+    seen = look_at(datasets, config.mount_dir)
+    missing = [status.name for status in seen if status.state is DatasetState.UNMOUNTED]
+    if not missing or not config.source_dir:
+        return seen, problem
+    # It costs a hundred milliseconds more, for a job that would have no path.
+    from scratch_slurm.hooks.mounting import mount_missing
+
+    failed = mount_missing(config, missing, _mount_patience_s(request, config))
+    mounted = [name for name in missing if name not in failed]
+    hooklog.warning("mounted", job=request.job_id, datasets=",".join(mounted), failed=",".join(failed), by="prolog")
+    seen = tuple(
+        status._replace(problem=failed[status.name])
+        if status.state is DatasetState.UNMOUNTED and status.name in failed
+        else status
+        for status in look_at(datasets, config.mount_dir)
+    )
+    return seen, problem
+
+
+def _mount_patience_s(request: JobRequest, config: HookConfig) -> float:
+    """How long mounting may take: as a wait, though a job that waits for nothing needs its path, too."""
+    longest_s, _ = _longest_wait(request, config)
+    limit_s = min(request.limit_s, request.limit_s if config.prolog_timeout_s is None else config.prolog_timeout_s)
+    return min(config.source_timeout_s, max(longest_s, min(_LEAST_MOUNT_S, limit_s / 2)))
 
 
 def _over_check(job_id: int, wait_s: float) -> Callable[[], bool]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from scratch_slurm import __version__
+from scratch_slurm.domain.errors import ConfigError
 from scratch_slurm.node.configfile import config_path, parse_config, read_config
 
 if TYPE_CHECKING:
@@ -42,12 +43,17 @@ class HookConfig(NamedTuple):
     state_dir: str
     wait_s: float
     wait_limit_s: float
+    source_dir: str = ""
+    source_owners: tuple[str | int, ...] = ()
+    source_timeout_s: float = 30.0
     prolog_timeout_s: float | None = None
     """Slurm's limit for a prolog; None: there is none, or it is not known."""
     prolog_timeout_key: str = ""
     """What it is called in slurm.conf."""
     prolog_serial: bool = False
     """Slurm runs one prolog at a time on a node."""
+    stale: str = ""
+    """What is wrong with the configuration file, where these are the last values that were right; else empty."""
 
     @property
     def socket_path(self) -> str:
@@ -60,6 +66,14 @@ class HookConfig(NamedTuple):
         return f"{self.state_dir}/ledger.sqlite"
 
     @property
+    def lock_path(self) -> str:
+        return f"{self.run_dir}/daemon.lock"
+
+    @property
+    def mounting_lock_path(self) -> str:
+        return f"{self.state_dir}/mounting.lock"
+
+    @property
     def jobs_dir(self) -> str:
         return f"{self.run_dir}/jobs"
 
@@ -67,12 +81,20 @@ class HookConfig(NamedTuple):
 def load_hook_config() -> HookConfig:
     """Read what $SCRATCH_SLURM_CONFIG, or else /etc/scratch-slurm/config.yaml, tells the hooks.
 
-    Raises: ConfigError: as `load_config`.
+    Where that is wrong, or gone, the values that a daemon made ready from it when it was right serve (`stale`).
+
+    Raises: ConfigError: as `load_config`, and there are no such values.
     """
     origin = config_path()
-    content = read_config(origin)
-    ready = _read_ready(os.environ.get(RUN_DIR_VARIABLE) or DEFAULT_RUN_DIR, content)
-    return _with_rules(ready or _choose(parse_config(content, origin)))
+    run_dir = os.environ.get(RUN_DIR_VARIABLE) or DEFAULT_RUN_DIR
+    try:
+        content = read_config(origin)
+        return _with_rules(_read_ready(run_dir, content) or _choose(parse_config(content, origin)))
+    except ConfigError as exc:
+        last = _read_ready(run_dir, None)
+        if last is None:
+            raise
+        return _with_rules(last._replace(stale=exc.message))
 
 
 def save_hook_config(path: "str | Path | None" = None, options: Mapping[str, str] | None = None) -> None:
@@ -114,22 +136,37 @@ def _write(target: "Path", values: Mapping[str, object]) -> None:
 
 def _choose(config: "Config") -> HookConfig:
     directories = (str(config.mount_dir), str(config.run_dir), str(config.state_dir))
-    return HookConfig(*directories, config.wait_s, config.wait_limit_s)
+    source = (str(config.source_dir), config.source_owners, config.source_timeout_s)
+    return HookConfig(*directories, config.wait_s, config.wait_limit_s, *source)
 
 
-def _read_ready(run_dir: str, content: bytes) -> HookConfig | None:
-    """Read hook.json; None when it cannot be trusted, or was made from another text, or by another release."""
+def _read_ready(run_dir: str, content: bytes | None) -> HookConfig | None:
+    """Read hook.json; None when it cannot be trusted, or was made from another text, or by another release.
+
+    Args:
+        content: what the configuration file says now; None: whatever it was made from.
+    """
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         told = json.loads(_read_own(run_dir))
-        if told["version"] == __version__ and told["made_from"] == content.decode("latin-1"):
+        made_from = told["made_from"] if content is None else content.decode("latin-1")
+        if told["version"] == __version__ and told["made_from"] == made_from:
             return HookConfig(
                 mount_dir=_absolute(told["mount_dir"]),
                 run_dir=_absolute(told["run_dir"]),
                 state_dir=_absolute(told["state_dir"]),
                 wait_s=float(told["wait_s"]),
                 wait_limit_s=float(told["wait_limit_s"]),
+                source_dir=_absolute(told["source_dir"]),
+                source_owners=tuple(_user(each) for each in told["source_owners"]),
+                source_timeout_s=float(told["source_timeout_s"]),
             )
     return None
+
+
+def _user(value: object) -> str | int:
+    if not isinstance(value, str | int):
+        raise TypeError(f"{value!r} is no user")
+    return value
 
 
 def _with_rules(config: HookConfig) -> HookConfig:

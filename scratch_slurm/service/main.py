@@ -87,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         config = _prepare_directories(config)
         with _only_daemon(config):
+            _await_hooks(config)
             if options.unmount:
                 _unmount(config, force=options.force)
             else:
@@ -207,7 +208,8 @@ def _prepare_directories(config: Config) -> Config:
 
 
 def _only_daemon(config: Config) -> filelock.BaseFileLock:
-    lock = filelock.FileLock(config.lock_path, timeout=0, mode=0o600)
+    # A hook looks for a moment whether the lock is free.
+    lock = filelock.FileLock(config.lock_path, timeout=1.0, mode=0o600)
     try:
         lock.acquire()
     except filelock.Timeout as exc:
@@ -215,6 +217,15 @@ def _only_daemon(config: Config) -> filelock.BaseFileLock:
             f"{config.lock_path}: a scratch-slurmd runs on this node already", hint="stop it first"
         ) from exc
     return lock
+
+
+def _await_hooks(config: Config) -> None:
+    """Wait for a prolog that mounts because no daemon was there; from now on none begins to."""
+    try:
+        with filelock.FileLock(config.mounting_lock_path, timeout=config.source_timeout_s, mode=0o600):
+            pass
+    except (filelock.Timeout, OSError) as exc:
+        log.warning("a prolog is mounting still, or that cannot be told problem=%r", str(exc))
 
 
 async def _serve(config: Config, check_again: Callable[[], None]) -> bool:

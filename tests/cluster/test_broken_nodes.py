@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.cluster.support import Gates, Make, Nodes, NodeView
+from tests.cluster.support import Gates, Make, Nodes, NodeView, until
 from tests.local_cluster import LocalCluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.root]
@@ -43,6 +43,22 @@ def test_with_the_daemon_stopped_a_job_reads_the_source_through_the_mount_that_s
         assert f"state={d.name}:source" in output
         assert re.search(r"^scratch-slurm: nothing more is cached for this job now: .*does not run", output, re.M)
         assert n1.pins() == set()
+
+
+def test_with_the_daemon_stopped_a_job_finds_a_dataset_that_was_never_mounted(
+    cluster: LocalCluster, make: Make, node: Nodes
+) -> None:
+    n1 = node("n1")
+    with n1.daemon_stopped():
+        d = make()
+        assert not n1.mounted(d.name)[0]
+        output = run_job(cluster, d.name)
+        assert d.sha256 in output
+        assert f"state={d.name}:source" in output
+        device = n1.mounted(d.name)
+        assert device[0]
+    until(lambda: n1.status(d.name).path, "the next daemon takes it over")
+    assert n1.mounted(d.name) == device
 
 
 def test_the_epilog_releases_although_the_daemon_is_down(
@@ -99,7 +115,6 @@ def no_run_dir(view: NodeView) -> Iterator[None]:
     ("broken", "told"),
     [
         pytest.param(read_only_state, "nothing is cached for this job: ", id="state-dir-read-only"),
-        pytest.param(broken_config, "the prolog left no word on this node", id="configuration-broken"),
         pytest.param(no_run_dir, "the prolog left no word on this node", id="run-dir-of-somebody-else"),
     ],
 )
@@ -116,6 +131,18 @@ def test_a_job_runs_and_is_told_with_a_node_that_has(
         output = run_job(cluster, d.name)
     assert d.sha256 in output
     assert f"scratch-slurm: {told}" in output
+
+
+def test_a_job_is_served_by_the_last_good_values_while_the_configuration_is_broken(
+    cluster: LocalCluster, make: Make, node: Nodes
+) -> None:
+    n1 = node("n1")
+    d = mounted(make, n1)
+    with broken_config(n1):
+        output = run_job(cluster, d.name)
+    assert d.sha256 in output
+    assert re.search(rf"^state={d.name}:(cached|staging|source)$", output, re.M)
+    assert "the prolog left no word" not in output
 
 
 def test_a_job_runs_and_is_told_while_somebody_holds_the_ledger(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -41,7 +42,7 @@ def parses(monkeypatch):
 
 
 def expected(folder, **changes):
-    values = {"wait_s": 7.0, "wait_limit_s": 20.0, **changes}
+    values = {"wait_s": 7.0, "wait_limit_s": 20.0, "source_dir": str(folder / "source"), **changes}
     return HookConfig(str(folder / "mount"), str(folder / "run"), str(folder / "state"), **values)
 
 
@@ -74,17 +75,27 @@ def test_a_file_that_was_changed_is_parsed_whatever_its_times_say(node, parses):
     assert load_hook_config() == expected(node, wait_s=8.0)
 
 
-def test_a_file_that_became_wrong_or_went_away_is_an_error(node):
-    save_hook_config()
+@pytest.mark.parametrize("made_ready", [True, False])
+def test_while_a_file_is_wrong_or_gone_the_last_good_values_serve_or_it_is_an_error(node, made_ready):
+    def fails(match):
+        if not made_ready:
+            with pytest.raises(ConfigError, match=match):
+                load_hook_config()
+            return
+        config = load_hook_config()
+        assert re.search(match, config.stale)
+        assert config._replace(stale="") == expected(node)
+
+    if made_ready:
+        save_hook_config()
     configure(node, extra="capacty: 1 GB")
-    with pytest.raises(ConfigError, match="unknown key"):
-        load_hook_config()
+    fails("unknown key")
     (node / "config.yaml").chmod(0o666)
-    with pytest.raises(ConfigError, match="mode 0666"):
-        load_hook_config()
+    fails("mode 0666")
     (node / "config.yaml").unlink()
-    with pytest.raises(ConfigError, match="no such file"):
-        load_hook_config()
+    fails("no such file")
+    configure(node)
+    assert load_hook_config() == expected(node)
 
 
 def rewrite(file, **changes):

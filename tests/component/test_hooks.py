@@ -131,7 +131,7 @@ def test_a_job_with_everything_cached(node):
             f"SCRATCH_DATASET_COCO={node.folder}/mount/coco",
         ]
         node.run_stub(EPILOG, SPANK_DATASETS="imagenet,coco")
-        assert daemon.requests[1]["body"] == {"datasets": [], "timeout_s": 0.0, "uid": None}
+        assert daemon.requests[1]["body"] == {"datasets": [], "timeout_s": 0.0, "uid": None, "node": ""}
     assert node.held() == []
     assert list((node.run_dir / "jobs").iterdir()) == []
 
@@ -387,7 +387,7 @@ def test_no_daemon_means_no_waiting(node):
     assert node.held() == [("job:7", "imagenet")]
     assert node.messages() == [
         f"nothing more is cached for this job now: {node.socket_path}: the daemon does not run",
-        "imagenet: cannot be read: is not mounted on this node",
+        f"imagenet: cannot be read: {node.folder}/source: cannot list the source: No such file or directory",
     ]
 
 

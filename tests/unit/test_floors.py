@@ -17,7 +17,7 @@ FLOORS = {
     "node": {"domain", "node"},
     "slurm": {"domain", "slurm"},
     "service": {"domain", "node", "slurm", "service"},
-    "hooks": {"domain", "node", "hooks"},
+    "hooks": {"domain", "node", "service", "hooks"},
     "cli": {"domain", "node", "slurm", "cli"},
 }
 
@@ -85,6 +85,12 @@ def test_every_folder_is_a_floor():
 @by_floor(*FLOORS)
 def test_a_floor_imports_only_what_lies_below(floor, path):
     assert {below for below, _ in our_imports(path)} <= FLOORS[floor]
+
+
+@by_floor("hooks")
+def test_of_the_service_a_hook_knows_only_what_a_worker_is_asked_and_only_where_it_mounts(floor, path):
+    known = {module for below, module in our_imports(path) if below == "service"}
+    assert known == ({"operations"} if path.stem == "mounting" else set())
 
 
 @by_floor("node")
