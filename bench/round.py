@@ -31,6 +31,7 @@ from scratch_slurm.node.cache import Cache
 from scratch_slurm.node.ledger import Ledger
 from scratch_slurm.service import loop as loop_module
 from scratch_slurm.service import observe, operations, status
+from scratch_slurm.service.ledger_side import LedgerSide
 from scratch_slurm.service.loop import Loop
 from scratch_slurm.service.source import Source
 from scratch_slurm.service.supervise import Supervisor
@@ -126,7 +127,7 @@ def run_rounds(root: Path, count: int, rounds: int) -> common.Figures:
         host_name="node",
     )
     (root / "state").mkdir(mode=0o700)
-    loop_module.read_node = functools.partial(observe.read_node, kernel=node.kernel)
+    loop_module.read_kernel = functools.partial(observe.read_kernel, kernel=node.kernel)
     with Ledger(config.ledger_path, boot_id="bench", now=time.time) as ledger:
         for number, image in enumerate(node.cached[:PINS]):
             ledger.pin(f"job:{number + 1}", [image.dataset], uid=1000)
@@ -140,7 +141,7 @@ async def _run_rounds(node: FakeNode, config, ledger: Ledger, rounds: int) -> co
     for image in node.images:
         name = Path(image.path).name
         source.take(operations.Scanned(name, there=True, stamp=image.generation.id, image=image))
-    loop = Loop(config, node.cache, ledger, workers, source, Supervisor())
+    loop = Loop(config, node.cache, LedgerSide(ledger), workers, source, Supervisor())
     node.go_on(1)
     await loop._run_round()
     await asyncio.sleep(0.1)  # the devices are identified
@@ -150,7 +151,7 @@ async def _run_rounds(node: FakeNode, config, ledger: Ledger, rounds: int) -> co
     for step in range(62):
         node.go_on(step_s)
         time.monotonic = functools.partial(float, began + step * step_s)
-        loop._observe(loop_module.read_node(config.mount_dir, node.cache, ledger))
+        loop._observe(await loop._read_node())
     time.monotonic = clock
     round_ms: list[tuple[float, float]] = []
     status_ms: list[tuple[float, float]] = []

@@ -42,9 +42,13 @@ class Observation:
     bad_copies: Mapping[str, str] = field(default_factory=dict)
     """Path of a cached image that cannot be read or mounted -> why."""
     cache_problem: str = ""
-    """Why the cache directory cannot be read, and so holds nothing; empty when it can."""
+    """Why the cache directory cannot be used, and so holds nothing; empty when it can."""
     undecided: frozenset[str] = frozenset()
     """Datasets with a pin of which it is not known (yet) whether it counts: they are left as they are."""
+    cache_unknown: bool = False
+    """It gives no answer, or could not be asked: what is read from it may well be there; nothing is tried with it."""
+    pins_problem: str = ""
+    """Why `pins` are those that were known last, and anybody may pin anything; empty when they are as they are."""
     foreign: frozenset[str] = frozenset()
     """Datasets whose mount point carries a mount that is not ours: it is left alone."""
 

@@ -67,8 +67,12 @@ def plan_eviction(seen: Observation, dataset: str, reason: str) -> Evict:
     read_path = mounted.backing_path if mounted else None
     copies = [copy for copy in seen.cached if copy.dataset == dataset]
     copies.sort(key=lambda copy: (copy.path != read_path, copy.path))
+    if seen.cache_problem:
+        raise DaemonError(f"{dataset}: {seen.cache_problem}")
     if not copies:
         raise NotFoundError(f"{dataset}: is not cached on this node")
+    if seen.pins_problem:
+        raise DaemonError(f"{dataset}: whether somebody pins it is not known: {seen.pins_problem}")
     if holders:
         raise PinnedError(f"{dataset}: is pinned by {', '.join(holders)}", hint="it can go when its jobs have ended")
     if dataset in seen.busy:
@@ -175,7 +179,7 @@ class _Planner:
             elif (
                 mounted
                 and dataset in self.seen.covered
-                and (dataset not in self.kept or self._is_same_beneath(dataset))
+                and (not self._may_be_pinned(dataset) or self._is_same_beneath(dataset))
             ):
                 actions += self._plan_finish(dataset)
             elif image is None and not mounted and self.may(dataset, ActionKind.MOUNT):
@@ -183,7 +187,7 @@ class _Planner:
             elif image and not mounted and self.may(dataset, ActionKind.MOUNT):
                 actions.append(Mount(image, self._best_path(image), "new in the source"))
             elif image and mounted and mounted.generation_id != image.generation.id:
-                if dataset in self.kept:
+                if self._may_be_pinned(dataset):
                     self.problems[dataset] = Problem(
                         "the source has a newer image; it is mounted when nobody pins the old one", waiting_helps=False
                     )
@@ -195,7 +199,7 @@ class _Planner:
                 if self.may(dataset, ActionKind.REPLACE):
                     actions.append(Mend(image, self._best_path(image), reason))
             elif mounted and not image and self._is_gone(dataset):
-                if dataset in self.kept:
+                if self._may_be_pinned(dataset):
                     self.problems[dataset] = Problem(
                         "removed from the source; it stays while it is pinned", waiting_helps=False
                     )
@@ -220,7 +224,7 @@ class _Planner:
         if (same or wanted) and (dataset, ActionKind.UNCOVER) not in self.seen.backing_off:
             return [Uncover(dataset, beneath.device, "a change of its mount was cut short", same)]
         known = self.seen.catalog.complete and (image is not None or self._is_gone(dataset))
-        if dataset not in self.kept and known and self.may(dataset, ActionKind.UNMOUNT):
+        if not self._may_be_pinned(dataset) and known and self.may(dataset, ActionKind.UNMOUNT):
             return [Unmount(dataset, "a change of its mount was cut short, and is begun anew")]
         return []
 
@@ -231,6 +235,10 @@ class _Planner:
         if image is None or copy is None:
             return []
         return [Mount(image, copy.path, "cached, and known from an earlier listing; the source cannot tell")]
+
+    def _may_be_pinned(self, dataset: str) -> bool:
+        """Whether somebody pins it, or might: unknown is not gone."""
+        return dataset in self.kept or bool(self.seen.pins_problem)
 
     def _is_gone(self, dataset: str) -> bool:
         """Whether the source certainly has no such image: a listing that failed, or a bad image, is no proof."""
@@ -255,6 +263,8 @@ class _Planner:
                 drops.append(DropStaged(staged, self.seen.catalog.withdrawn[dataset]))
             elif dataset in self.seen.undecided:
                 continue
+            elif self.seen.pins_problem and dataset not in wanted:
+                continue  # somebody may ask for it
             elif dataset not in wanted and (dataset, ActionKind.STAGE) not in self.seen.backing_off:
                 verdict = wishes.verdicts.get(dataset)
                 drops.append(DropStaged(staged, verdict.reason if verdict else "nobody asks for it any more"))
@@ -295,6 +305,8 @@ class _Planner:
             if copy:
                 reason = "its copy is whole and verified"
                 switches.append(Retarget(dataset, mounted.device, copy.path, None, image, reason))
+            elif self.seen.cache_unknown:
+                continue  # it may well be there
             elif image and mounted.backing is Backing.CACHE and mounted.backing_path not in cached_paths:
                 reason = "its cached image was deleted by somebody"
                 switches.append(Retarget(dataset, mounted.device, image.path, image.generation, image, reason))
@@ -307,6 +319,10 @@ class _Planner:
         room_bytes = self.seen.space.room_bytes
         evictions: list[Evict] = []
         copies: list[Stage] = []
+        if self.seen.cache_unknown:
+            for dataset in wishes.pinned:
+                self.problems.setdefault(dataset, Problem(self.seen.cache_problem, waiting_helps=False))
+            return evictions, copies
         if room_bytes + leaving_bytes < 0:
             taken = _take_enough(victims, -(room_bytes + leaving_bytes), all_or_nothing=False)
             evictions += [self.eviction(victim, word_shrinking(self.seen.space, wishes, victim)) for victim in taken]
@@ -355,6 +371,7 @@ class _Planner:
             for dataset in datasets
             if dataset in self.current
             and dataset not in self.seen.undecided
+            and not self.seen.pins_problem
             and self.may(dataset, ActionKind.EVICT)
             and (dataset not in self.seen.mounted or dataset in self.wanted)
         ]

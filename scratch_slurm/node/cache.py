@@ -59,7 +59,9 @@ class Cache:
         self.staging = cache_dir / ".staging"
 
     def prepare(self) -> None:
-        """Make the directories, and clear what a crash left on its way out.
+        """Make the directories, and settle what a crash left between two steps.
+
+        An image on its way out comes back: whether somebody pins it by now is for the next plan to see.
 
         Raises:
             ConfigError: the directory cannot be made, or others than root may write in it.
@@ -73,10 +75,11 @@ class Cache:
                     f"{self.dir}: cache_dir must be a directory of root's that nobody else may write in",
                     hint=f"chown root {self.dir} && chmod 0700 {self.dir}",
                 )
-            self.dir.chmod(0o700)
+            if stat.S_IMODE(status.st_mode) != 0o700:
+                self.dir.chmod(0o700)
             self.staging.mkdir(mode=0o700, exist_ok=True)
             for path in self.staging.glob("*.evicted"):
-                path.unlink()
+                self._bring_back(path)
             for path in self.staging.glob("*.journal"):  # of a copy that was published, and then came the crash
                 if not path.with_suffix(".part").exists():
                     path.unlink()
@@ -135,8 +138,29 @@ class Cache:
         return target
 
     def withdraw(self, image: CachedImage) -> None:
-        """Take a cached image out of service by rename, at once."""
+        """Take a cached image out of service by rename, at once.
+
+        Raises: OSError: it is served as before.
+        """
         Path(image.path).rename(self._withdrawn_path(image))
+
+    def restore(self, image: CachedImage) -> bool:
+        """Let a withdrawn image be served again; returns whether there was one.
+
+        Raises: OSError: it stays withdrawn until the directory is prepared again.
+        """
+        withdrawn = self._withdrawn_path(image)
+        if not withdrawn.exists():
+            return False
+        self._bring_back(withdrawn)
+        return True
+
+    def _bring_back(self, withdrawn: Path) -> None:
+        target = self.dir / (withdrawn.stem + ".image")
+        if target.exists():  # the dataset was staged anew
+            withdrawn.unlink()
+        else:
+            withdrawn.rename(target)
 
     def discard(self, image: CachedImage) -> None:
         """Delete a withdrawn image; slow for a large file on some file systems."""

@@ -237,25 +237,6 @@ class Ledger:
 
         return self._file.write(forget)
 
-    def remove_unless_pinned(self, dataset: str, remove: Callable[[], None]) -> bool:
-        """Call `remove` unless somebody pins the dataset, while nobody can begin to pin it.
-
-        All other writers wait meanwhile: `remove` must be as short as a rename, and must not call the ledger.
-
-        Returns: whether `remove` was called. What it raises goes through.
-        """
-
-        def remove_if_free(db: sqlite3.Connection) -> bool:
-            pinned = db.execute(
-                "SELECT 1 FROM pins WHERE dataset = ? AND boot_id IN (?, ?) LIMIT 1",
-                (dataset, self.boot_id, _EVERY_BOOT),
-            ).fetchone()
-            if pinned is None:
-                remove()
-            return pinned is None
-
-        return self._file.write(remove_if_free)
-
     def record(self, event: str, *, dataset: str = "", holder: str = "", detail: str = "") -> None:
         """Remember an event. Jobs' are kept among the newest `EVENTS_KEPT`, of others `OTHER_EVENTS_KEPT`."""
         happened = Event(self._now(), event, dataset, holder, detail)

@@ -169,6 +169,7 @@ class LedgerFile:
     def _connection(self) -> sqlite3.Connection:
         """The connection to the file that has the name now: another process may have moved a corrupt one aside."""
         if self._db is not None and self._identity == self._file_identity():
+            self._refuse_newer(self._db)
             return self._db
         self.close()
         try:
@@ -196,13 +197,17 @@ class LedgerFile:
                 if not _read_version(db):  # nobody else has been faster
                     db.execute("PRAGMA journal_mode = WAL")
                     db.executescript(f"BEGIN IMMEDIATE; {self._schema} PRAGMA user_version = {self._version}; COMMIT")
+        self._refuse_newer(db)
+        return db
+
+    def _refuse_newer(self, db: sqlite3.Connection) -> None:
+        """Raises: LedgerError: a newer release has changed the file, perhaps a moment ago."""
         version = _read_version(db)
         if version > self._version:
             raise LedgerError(
                 f"{self.path}: has version {version}, this release knows {self._version}",
                 hint="run the newer release, or move the file away, which releases every pin",
             )
-        return db
 
     def _connect(self) -> sqlite3.Connection:
         self.close()

@@ -187,9 +187,9 @@ class Interface:
         if not 0 < asked.job_id < 2**32:
             raise UsageError(f"release: {asked.job_id} is not a job id")
         names = [parse_dataset_name(name) for name in asked.datasets]
-        # One at a time: threads that wait for the ledger are threads that the rounds do not have.
+        # One at a time: the ledger has one thread, and the rounds need it too.
         async with self._releasing:
-            released = await asyncio.to_thread(self._loop.release_early, asked.job_id, names or None, caller.uid)
+            released = await self._loop.release_early(asked.job_id, names or None, caller.uid)
         await _within(self._see_round(caller), _LOOK_PATIENCE_S)
         return lambda: ReleaseAnswer(released)
 

@@ -128,7 +128,7 @@ def join(
     return Observation(
         catalog=catalog,
         mounted=ours,
-        cached=reading.cache.images,
+        cached=() if reading.cache_unknown else reading.cache.images,
         staged=_staged(reading, memory),
         pins=pins,
         undecided=frozenset(undecided),
@@ -145,6 +145,8 @@ def join(
         max_pinned_bytes=_max_pinned_bytes(config, reading),
         cache_problem=reading.cache_problem,
         covered={dataset: mount for dataset, mount in covered.items() if dataset in ours},
+        cache_unknown=reading.cache_unknown,
+        pins_problem=reading.pins_problem,
         foreign=frozenset(reading.mounted.keys() - ours.keys()),
         leaving=frozenset(evictions),
         bytes_per_s=reading_rates(memory.counters, now, config.period_s),
@@ -167,7 +169,7 @@ def _staged(reading: Reading, memory: Memory) -> tuple[StagedImage, ...]:
     left_over = [
         StagedImage(partial.dataset, partial.generation_id, partial.size_bytes, False)
         for partial in reading.cache.partials
-        if partial.dataset not in memory.copies
+        if partial.dataset not in memory.copies and not reading.cache_unknown
     ]
     return (*under_way, *left_over)
 

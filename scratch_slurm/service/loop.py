@@ -12,19 +12,29 @@ from dataclasses import dataclass
 from scratch_slurm.domain import actions, planner
 from scratch_slurm.domain.actions import ActionKind
 from scratch_slurm.domain.config import Config, resolve_size
-from scratch_slurm.domain.errors import DaemonError, DeviceError, DigestError, NotFoundError, PinnedError, ScratchError
+from scratch_slurm.domain.errors import (
+    DaemonError,
+    DeviceError,
+    DigestError,
+    LedgerError,
+    NotFoundError,
+    PinnedError,
+    ScratchError,
+)
 from scratch_slurm.domain.messages import PlanAnswer, PlanRequest
 from scratch_slurm.domain.model import Pin, job_holder
 from scratch_slurm.domain.observation import Observation
 from scratch_slurm.domain.planner import Plan
 from scratch_slurm.domain.throughput import reading_rates
 from scratch_slurm.node.cache import Cache
-from scratch_slurm.node.ledger import Ledger
+from scratch_slurm.service.cache_side import CacheSide
+from scratch_slurm.service.calls import Calls
 from scratch_slurm.service.health import Health
 from scratch_slurm.service.identify import Identifier
 from scratch_slurm.service.join import count_reads, find_covered, find_ours, former_ids, join, screen, take_over
+from scratch_slurm.service.ledger_side import LedgerSide
 from scratch_slurm.service.memory import Copy, Memory
-from scratch_slurm.service.observe import Reading, read_node
+from scratch_slurm.service.observe import Reading, read_kernel
 from scratch_slurm.service.people import People
 from scratch_slurm.service.perform import Performer
 from scratch_slurm.service.plans import answer_plan
@@ -42,6 +52,7 @@ _ROUND_LIMIT_S = 60.0
 _MOUNTS_AT_ONCE = 16
 """New datasets whose mount has begun: twice as many as worker processes. The next one is chosen when one of them is
 done, so that a job's dataset need not wait for a thousand others that were new before it was asked for."""
+_KERNEL_PATIENCE_S = 30.0
 _SAVE_EVERY_S = 30.0
 
 
@@ -60,7 +71,7 @@ class Loop:
         self,
         config: Config,
         cache: Cache,
-        ledger: Ledger,
+        ledger: LedgerSide,
         workers: Workers,
         source: Source,
         supervisor: Supervisor,
@@ -72,7 +83,8 @@ class Loop:
         self.snapshot: Snapshot | None = None
         self.problem = ""
         """Why the latest round could not be carried out, or not as usual; empty when it was."""
-        self._cache = cache
+        self._cache = CacheSide(cache, workers)
+        self._kernel = Calls("the kernel", error=DaemonError, patience_s=_KERNEL_PATIENCE_S)
         self._ledger = ledger
         self._workers = workers
         self.memory.counters = load_counters(config.reads_path, ledger.boot_id, config.period_s)
@@ -130,8 +142,9 @@ class Loop:
                 task.cancel()
             await asyncio.wait(tasks, timeout=2.0)
             self.source.close()
+            self._cache.close()
             self.people.close()
-            self._save_counters()
+            await self._save_counters()
 
     async def _run_rounds(self) -> None:
         while True:
@@ -172,13 +185,13 @@ class Loop:
         self.memory.held_off[dataset] = time.monotonic() + self.config.period_s
         return action.image.size_bytes
 
-    def release_early(self, job_id: int, datasets: list[str] | None, uid: int) -> tuple[str, ...]:
-        """Release pins of a running job for its user, or for root; may block on the ledger.
+    async def release_early(self, job_id: int, datasets: list[str] | None, uid: int) -> tuple[str, ...]:
+        """Release pins of a running job for its user, or for root.
 
         Returns: the datasets that it did pin; none when it had released them before.
         Raises: DeniedError: they are another user's. NotFoundError: no such job asked for datasets on this node.
         """
-        released = self._ledger.release(
+        released = await self._ledger.release(
             job_holder(job_id),
             datasets,
             event="released-early",
@@ -233,13 +246,11 @@ class Loop:
             while ended != self._actions_ended:
                 ended = self._actions_ended
                 self._sign_due = time.monotonic() + _ROUND_LIMIT_S
-                reading = await asyncio.to_thread(
-                    read_node, self.config.mount_dir, self._cache, self._ledger, self._kept_files
-                )
+                reading = await self._read_node()
         except (ScratchError, OSError) as exc:
             self._tell_problem(str(exc))
             return
-        self._tell_problem(reading.cache_problem)
+        self._tell_problem("; ".join(text for text in (reading.cache_problem, reading.pins_problem) if text))
         self._identify(reading)
         seen = self._observe(reading)
         decided = planner.plan(seen)
@@ -251,20 +262,42 @@ class Loop:
             self._begin(mount.dataset, self._health.look(mount))
         if self._refused:
             try:
-                await asyncio.to_thread(self._take_back, self._refused)
+                await self._take_back(self._refused)
             except ScratchError as exc:
                 log.warning("cannot take back pins problem=%r", str(exc))  # they do not count all the same
         if time.monotonic() - self._saved_at > max(_SAVE_EVERY_S, self.config.period_s / 10):
-            await asyncio.to_thread(self._save_counters)
+            await self._save_counters()
 
     def _tell_problem(self, problem: str) -> None:
         if problem and problem != self.problem:
             log.error("cannot observe this node problem=%r", problem)
         self.problem = problem
 
-    def _save_counters(self) -> None:
+    async def _read_node(self) -> Reading:
+        """Look at this node, each part of it in bounded time.
+
+        Raises: ScratchError, OSError: the kernel does not tell; without the cache or the ledger a round goes on.
+        """
+        config = self.config
+        kernel = await self._kernel.run(lambda: read_kernel(config.mount_dir, config.cache_dir, self._kept_files))
+        cache = await self._cache.look()
+        pins = await self._ledger.look()
+        return Reading(
+            kernel.mounted,
+            cache.contents,
+            kernel.held_bytes,
+            pins,
+            pins_problem=self._ledger.problem,
+            cache_problem=cache.problem,
+            cache_unknown=cache.unknown,
+            covered=kernel.covered,
+        )
+
+    async def _save_counters(self) -> None:
         self._saved_at = time.monotonic()
-        save_counters(self.config.reads_path, self.memory.counters.copy(), self._ledger.boot_id)
+        counters = self.memory.counters.copy()
+        with contextlib.suppress(LedgerError):  # its disk hangs: a window of history is lost
+            await self._ledger.call(lambda: save_counters(self.config.reads_path, counters, self._ledger.boot_id))
 
     def what_if(self, asked: PlanRequest, *, is_told: Callable[[str], object]) -> PlanAnswer:
         """Plan with other figures, from the latest observation; nothing is done.
@@ -402,9 +435,9 @@ class Loop:
         undecided = {pin.dataset for pin, verdict in verdicts.items() if verdict is None}
         return tuple(pin for pin in pins if verdicts.get(pin, True)), undecided
 
-    def _take_back(self, pins: tuple[Pin, ...]) -> None:
+    async def _take_back(self, pins: tuple[Pin, ...]) -> None:
         for pin in pins:
             permissions = self.memory.readers.get(pin.dataset)
             detail = f"uid={pin.uid} may not read the image: {permissions}"
-            if self._ledger.release(pin.holder, [pin.dataset], event="refused", detail=detail):
+            if await self._ledger.release(pin.holder, [pin.dataset], event="refused", detail=detail):
                 log.warning("refused dataset=%s holder=%s reason=%r", pin.dataset, pin.holder, detail)

@@ -5,6 +5,7 @@ import asyncio
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -22,7 +23,6 @@ from scratch_slurm.domain.errors import (
     DaemonError,
     DeniedError,
     DeviceError,
-    DiskError,
     PinnedError,
     ScratchError,
 )
@@ -36,6 +36,7 @@ from scratch_slurm.node.oswords import word_os_error
 from scratch_slurm.service.calls import start_executor
 from scratch_slurm.service.children import children_of_this_process, reap, watch_children
 from scratch_slurm.service.interface import Interface
+from scratch_slurm.service.ledger_side import LedgerSide
 from scratch_slurm.service.logs import complain, set_up_logging
 from scratch_slurm.service.loop import Loop
 from scratch_slurm.service.notify import keep_watchdog, notify, notify_reloading, system_is_stopping, watchdog_s
@@ -50,6 +51,7 @@ from scratch_slurm.service.workers import Workers
 log = logging.getLogger(__name__)
 
 _LAST_WORDS_S = 2.0
+_RESOLVE_S = 5.0
 _THREADS = 6
 """For what is done with `asyncio.to_thread`; what may hang has a thread of its own."""
 
@@ -199,12 +201,24 @@ def _prepare_directories(config: Config) -> Config:
                 )
     except OSError as exc:
         raise ConfigError(f"{exc.filename}: cannot make the directory: {exc.strerror}") from exc
+    return msgspec.structs.replace(
+        config, mount_dir=config.mount_dir.resolve(), cache_dir=_resolve_within(config.cache_dir, _RESOLVE_S)
+    )
+
+
+def _resolve_within(path: Path, limit_s: float) -> Path:
+    """Resolve a path whose disk may hang, in a process that may be lost; the path itself when there is no answer."""
+    command = [sys.executable, "-I", "-S", "-c", "import os, sys; print(os.path.realpath(sys.argv[1]), end='')"]
     try:
-        Cache(config.cache_dir).prepare()
-    except DiskError as exc:  # without a cache the daemon's mounts still serve the source
-        log.error("no cache problem=%r", exc.message)
-    resolved = {name: getattr(config, name).resolve() for name in ("mount_dir", "cache_dir")}
-    return msgspec.structs.replace(config, **resolved)
+        process = subprocess.Popen([*command, str(path)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        told, _ = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        log.error("no answer path=%s after_s=%g", path, limit_s)
+        return path
+    except OSError as exc:
+        raise DaemonError(f"{sys.executable}: cannot be started: {exc.strerror}") from exc
+    return Path(os.fsdecode(told)) if process.returncode == 0 and told else path
 
 
 def _only_daemon(config: Config) -> filelock.BaseFileLock:
@@ -241,13 +255,11 @@ async def _serve(config: Config, check_again: Callable[[], None]) -> bool:
     log.info("starting version=%s node=%s source_dir=%s", __version__, config.node_name, config.source_dir)
     if not mountinfo.same_mount_namespace_as_init():
         log.warning("this daemon has a mount namespace of its own: jobs elsewhere on this node do not see its mounts")
-    ledger = Ledger(config.ledger_path, boot_id=read_boot_id(), now=time.time)
-    for holder, dataset in ledger.forget_other_boots():
-        log.info("forgot pin holder=%s dataset=%s reason=%r", holder, dataset, "the node has booted since")
+    ledger = Ledger(config.ledger_path, boot_id=read_boot_id(), now=time.time, later=True)
     workers = Workers()
     source = Source(config.source_dir, workers, silence_s=config.source_timeout_s, owners=config.source_owners)
     supervisor = Supervisor()
-    loop = Loop(config, Cache(config.cache_dir), ledger, workers, source, supervisor)
+    loop = Loop(config, Cache(config.cache_dir), LedgerSide(ledger), workers, source, supervisor)
     slurm = SlurmSide(config, loop, ledger, supervisor)
     interface = Interface(loop, slurm, workers)
     ended = asyncio.Event()

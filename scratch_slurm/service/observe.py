@@ -1,4 +1,4 @@
-"""Observe: what the kernel, the cache directory and the ledger say now. Never touches the source."""
+"""Observe: what the kernel says now, and what a round knows of this node. Never touches the source."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,8 +9,7 @@ import msgspec
 from scratch_slurm.domain.model import Backing, Pin
 from scratch_slurm.domain.names import DATASET_NAME
 from scratch_slurm.node import diskstats, loopsysfs, mountinfo
-from scratch_slurm.node.cache import Cache, CacheContents
-from scratch_slurm.node.ledger import Ledger
+from scratch_slurm.node.cache import CacheContents
 
 
 @dataclass(frozen=True)
@@ -46,28 +45,40 @@ class Reading:
     held_bytes: int
     """Of deleted cached images that a loop device still reads."""
     pins: tuple[Pin, ...]
+    pins_problem: str = ""
+    """Why `pins` are those that were read last, and others may be there by now; empty when they are as they are."""
     cache_problem: str = ""
-    """Why the cache directory cannot be read; empty when it can."""
+    """Why the cache directory cannot be used; empty when it can."""
+    cache_unknown: bool = False
+    """It gives no answer, or could not be asked: `cache` is what was seen last."""
     covered: Mapping[str, SeenMount] = field(default_factory=dict)
     """What lies directly beneath a dataset's mount, where a change of it was cut short."""
 
 
-def read_node(
+@dataclass(frozen=True)
+class KernelReading:
+    """What the kernel says."""
+
+    mounted: Mapping[str, SeenMount]
+    covered: Mapping[str, SeenMount]
+    held_bytes: int
+
+
+def read_kernel(
     mount_dir: Path,
-    cache: Cache,
-    ledger: Ledger,
+    cache_dir: Path,
     kept: dict[str, int] | None = None,
     kernel: KernelFiles = KernelFiles(),
-) -> Reading:
-    """Look at mounts, devices, cache and pins.
+) -> KernelReading:
+    """Look at mounts and devices.
 
     Args:
         kept: files that stay open from one look to the next, see `read_backings`.
-    Raises: ScratchError, OSError: /proc, /sys or the ledger cannot be read.
+    Raises: ScratchError, OSError: /proc or /sys cannot be read.
     """
     backings = loopsysfs.read_backings(kernel.block_devices, kept)
     reads = diskstats.read_diskstats(kernel.diskstats)
-    below_cache = f"{cache.dir}/"
+    below_cache = f"{cache_dir}/"
 
     def see(name: str, mount: mountinfo.Mount) -> SeenMount:
         device = mount.device if mount.device in backings else None
@@ -83,13 +94,4 @@ def read_node(
     held = [name for name, each in backings.items() if each.deleted and each.path.startswith(below_cache)]
     devices = [loopsysfs.read_loop_device(name, kernel.block_devices) for name in held]
     held_bytes = sum(device.size_bytes for device in devices if device)
-    contents, problem = _read_cache(cache)
-    return Reading(mounted, contents, held_bytes, tuple(ledger.pins()), problem, covered)
-
-
-def _read_cache(cache: Cache) -> tuple[CacheContents, str]:
-    try:
-        return cache.read(), ""
-    except OSError as exc:
-        problem = f"{cache.dir}: cannot read it: {exc.strerror}; everything is read from the source"
-        return CacheContents((), (), used_bytes=0, free_bytes=0, whole_bytes=0), problem
+    return KernelReading(mounted, covered, held_bytes)

@@ -5,7 +5,8 @@ A request is answered by any number of lines that show progress, and one last li
 
 import msgspec
 
-from scratch_slurm.domain.model import Generation, Permissions, SkippedImage, SourceImage
+from scratch_slurm.domain.model import CachedImage, Generation, Permissions, SkippedImage, SourceImage
+from scratch_slurm.node.cache import CacheContents
 
 
 class Request(msgspec.Struct, frozen=True, tag=True):
@@ -97,6 +98,55 @@ class CopyImage(Request, frozen=True):
     bandwidth_bytes_per_s: int | None
 
 
+Identity = tuple[tuple[int, int], tuple[int, int]]
+"""Device and inode of the cache directory and of its staging directory."""
+
+
+class LookAtCache(Request, frozen=True):
+    """Read the cache directory; answered by a `CacheSeen`."""
+
+    cache_dir: str
+    prepared: Identity | None
+    """What was prepared last; None: nothing."""
+
+
+class PublishCopy(Request, frozen=True):
+    """Let a whole copy be served from the cache."""
+
+    cache_dir: str
+    dataset: str
+    generation_id: str
+
+
+class DropPartial(Request, frozen=True):
+    """Delete a copy that is not whole."""
+
+    cache_dir: str
+    dataset: str
+    generation_id: str
+
+
+class WithdrawImage(Request, frozen=True):
+    """Take a cached image out of service. Failed as DiskError: it is served as before."""
+
+    cache_dir: str
+    image: CachedImage
+
+
+class RestoreImage(Request, frozen=True):
+    """Let a withdrawn image be served again, if there is one."""
+
+    cache_dir: str
+    image: CachedImage
+
+
+class DiscardImage(Request, frozen=True):
+    """Delete a withdrawn image."""
+
+    cache_dir: str
+    image: CachedImage
+
+
 class ReadGroups(Request, frozen=True):
     """Ask the name service for a user's groups; answered by `Groups`."""
 
@@ -145,6 +195,14 @@ class Groups(Line, frozen=True):
     gids: tuple[int, ...]
 
 
+class CacheSeen(Line, frozen=True):
+    """What the cache directory holds: nothing where it cannot be used, and why."""
+
+    contents: CacheContents
+    prepared: Identity | None
+    problem: str = ""
+
+
 class Copied(Line, frozen=True):
     """How far a copy is. `phase` is resuming, copying or verifying."""
 
@@ -164,7 +222,7 @@ class Failed(Line, frozen=True):
     hint: str | None = None
 
 
-AnyRequest = (
-    Scan | MountImage | UncoverMount | UnmountImage | SwitchBacking | ReadTag | ProbeMount | CopyImage | ReadGroups
-)
-AnyLine = Reached | Listed | Scanned | Tag | Root | Groups | Copied | Done | Failed
+OnCache = PublishCopy | DropPartial | WithdrawImage | RestoreImage | DiscardImage
+OnImages = Scan | MountImage | UncoverMount | UnmountImage | SwitchBacking | ReadTag | ProbeMount | CopyImage
+AnyRequest = OnImages | OnCache | LookAtCache | ReadGroups
+AnyLine = Reached | Listed | CacheSeen | Scanned | Tag | Root | Groups | Copied | Done | Failed

@@ -8,28 +8,35 @@ from collections.abc import Callable
 from scratch_slurm.domain import actions
 from scratch_slurm.domain.access import too_open
 from scratch_slurm.domain.config import Config
-from scratch_slurm.domain.errors import DeniedError, ImageError, PinnedError, RetargetError, SourceError
+from scratch_slurm.domain.errors import DeniedError, ImageError, PinnedError, RetargetError, ScratchError, SourceError
 from scratch_slurm.domain.model import SourceImage
 from scratch_slurm.domain.names import device_tag
 from scratch_slurm.node.cache import Cache
-from scratch_slurm.node.ledger import Ledger
 from scratch_slurm.service import operations as op
+from scratch_slurm.service.ledger_side import LedgerSide
 from scratch_slurm.service.memory import Copy, Memory
 from scratch_slurm.service.turns import Turns
 from scratch_slurm.service.workers import Workers
 
 log = logging.getLogger(__name__)
 
+_CACHE_SLOTS = 2
+"""Processes that write in the cache directory at once, beside the copies; all of them may hang."""
+_DISCARD_S = 600.0
+"""A large file is deleted slowly by some file systems, and without a sign of life."""
+
 
 class Performer:
     """Carries out one action at a time for each dataset; the loop sees to that."""
 
-    def __init__(self, config: Config, memory: Memory, cache: Cache, ledger: Ledger, workers: Workers) -> None:
+    def __init__(self, config: Config, memory: Memory, cache: Cache, ledger: LedgerSide, workers: Workers) -> None:
         self._config = config
         self._memory = memory
         self._cache = cache
         self._ledger = ledger
         self._workers = workers
+        self._cache_dir = str(cache.dir)
+        self._cache_slots = asyncio.Semaphore(_CACHE_SLOTS)
         self._turns = Turns(config.copies)
 
     async def perform(self, action: actions.Action) -> None:
@@ -52,7 +59,9 @@ class Performer:
                 await self._evict(action)
             case actions.DropStaged():
                 staged = action.staged
-                await asyncio.to_thread(self._cache.drop_partial, staged.dataset, staged.generation_id)
+                await self._change_cache(
+                    action.dataset, op.DropPartial(self._cache_dir, staged.dataset, staged.generation_id)
+                )
                 await self._record("dropped", action.dataset, action.reason)
 
     async def _run(
@@ -61,18 +70,23 @@ class Performer:
         request: op.Request,
         copy: Copy | None = None,
         on_line: Callable[[op.Line], None] | None = None,
+        *,
+        silence_s: float | None = None,
+        takes_slot: bool = True,
     ) -> None:
+        silence_s = silence_s or self._config.source_timeout_s
+
         def on_hang() -> None:
-            self._memory.hanging_since[dataset] = time.time() - self._config.source_timeout_s
+            self._memory.hanging_since[dataset] = time.time() - silence_s
             log.warning("hangs dataset=%s request=%s", dataset, type(request).__name__)
 
         try:
             await self._workers.run(
                 request,
-                silence_s=self._config.source_timeout_s,
+                silence_s=silence_s,
                 on_line=_follow(copy) if copy else on_line,
                 on_hang=on_hang,
-                takes_slot=copy is None,
+                takes_slot=takes_slot and copy is None,
             )
         finally:
             self._memory.hanging_since.pop(dataset, None)
@@ -80,7 +94,7 @@ class Performer:
     async def _record(self, event: str, dataset: str, reason: str, **numbers: int) -> None:
         figures = "".join(f" {name}={number}" for name, number in numbers.items())
         log.info("%s dataset=%s%s reason=%r", event, dataset, figures, reason)
-        await asyncio.to_thread(self._ledger.record, event, dataset=dataset, detail=reason + figures)
+        await self._ledger.record(event, dataset=dataset, detail=reason + figures)
 
     async def _mount(self, action: actions.Mount) -> None:
         replace = isinstance(action, actions.Replace)
@@ -166,7 +180,7 @@ class Performer:
             log.info("staging dataset=%s bytes=%d reason=%r", image.dataset, image.size_bytes, action.reason)
             await self._run(action.dataset, request, copy)
         elapsed_s = time.monotonic() - copy.started_at
-        await asyncio.to_thread(self._cache.publish, image.dataset, generation_id)
+        await self._change_cache(action.dataset, op.PublishCopy(self._cache_dir, image.dataset, generation_id))
         await self._record(
             "staged", image.dataset, action.reason, bytes=image.size_bytes, milliseconds=round(elapsed_s * 1000)
         )
@@ -176,25 +190,41 @@ class Performer:
             assert action.source is not None, "a device is switched back before its cached image goes"
             request = op.SwitchBacking(action.device, action.source.path, action.source.generation)
             await self._run(action.dataset, request)
-        await asyncio.to_thread(self._delete, action)
+        await self._delete(action)
         self._memory.bad_copies.pop(action.image.path, None)  # the next copy has its name
         await self._record("evicted", action.dataset, action.reason, freed_bytes=action.image.size_bytes)
 
-    def _delete(self, action: actions.Evict) -> None:
-        """Take the image out of service unless a pin came first, then delete it.
+    async def _delete(self, action: actions.Evict) -> None:
+        """Take the image out of service, see whether a pin came meanwhile, and only then delete it.
+
+        Nobody holds the ledger while the disk is written: it may hang. A pin that was there before the second look
+        finds its image restored; one that comes after it finds none any more. Its prolog is not told to start before
+        that is settled (`StatusView.is_changing_hands`).
 
         Raises: PinnedError: a pin came first. The next plan switches back to the cache.
         """
         image = action.image
-        if action.outdated or (action.discounted and self._only_discounted(action)):
-            self._cache.withdraw(image)
-        elif not self._ledger.remove_unless_pinned(image.dataset, lambda: self._cache.withdraw(image)):
-            raise PinnedError(f"{image.dataset}: was pinned while its eviction began")
-        self._cache.discard(image)
+        if not action.outdated:
+            await self._refuse_evicting_pinned(action)
+        try:
+            await self._change_cache(action.dataset, op.WithdrawImage(self._cache_dir, image))
+            if not action.outdated:
+                await self._refuse_evicting_pinned(action)
+            await self._change_cache(action.dataset, op.DiscardImage(self._cache_dir, image), silence_s=_DISCARD_S)
+        except ScratchError:
+            # Whichever step failed, or was done all the same by a process that was killed while it hung.
+            await self._change_cache(action.dataset, op.RestoreImage(self._cache_dir, image))
+            raise
 
-    def _only_discounted(self, action: actions.Evict) -> bool:
-        pins = self._ledger.pins()
-        return all(pin.holder in action.discounted for pin in pins if pin.dataset == action.dataset)
+    async def _refuse_evicting_pinned(self, action: actions.Evict) -> None:
+        pins = await self._ledger.pins()
+        if any(pin.dataset == action.dataset and pin.holder not in action.discounted for pin in pins):
+            raise PinnedError(f"{action.dataset}: was pinned while its eviction began")
+
+    async def _change_cache(self, dataset: str, request: op.OnCache, *, silence_s: float | None = None) -> None:
+        """Write in the cache directory, in one of a few processes: its disk may hang."""
+        async with self._cache_slots:
+            await self._run(dataset, request, silence_s=silence_s, takes_slot=False)
 
 
 def _follow(copy: Copy) -> Callable[[op.Line], None]:

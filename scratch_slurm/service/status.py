@@ -183,12 +183,12 @@ class StatusView:
         return (problem is not None and not problem.waiting_helps) or (stage is not None and stage.is_for_good)
 
     def is_changing_hands(self, name: str) -> bool:
-        """Whether its mount is being made, replaced or taken away: a job must not start reading now."""
+        """Whether its mount is being made, replaced or taken away, or its cached image: a job must not start now."""
         if self._is_untold(name) and self._seen.catalog.awaited:
             return True
         action = self._memory.running.get(name)
         return name in self._to_mount or (
-            action is not None and action.kind in ("mount", "replace", "uncover", "unmount")
+            action is not None and action.kind in ("mount", "replace", "uncover", "unmount", "evict")
         )
 
 

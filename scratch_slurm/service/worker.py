@@ -22,8 +22,11 @@ from scratch_slurm.domain.errors import DeniedError, DiskError, ImageError, Pinn
 from scratch_slurm.domain.model import Generation, Permissions
 from scratch_slurm.domain.names import parse_device_tag
 from scratch_slurm.node import catalog, loopdev, loopsysfs, mounts
+from scratch_slurm.node.cache import Cache
 from scratch_slurm.node.mountinfo import read_stacks
+from scratch_slurm.node.oswords import word_os_error
 from scratch_slurm.service import operations as op
+from scratch_slurm.service.cache_look import look_at_cache
 
 _PR_SET_PDEATHSIG = 1
 _PROBED_BLOCKS = 4
@@ -77,6 +80,10 @@ def _serve(request: op.Request, say: Say) -> None:
             _probe(request)
         case op.CopyImage():
             _copy(request, say)
+        case op.LookAtCache():
+            say(look_at_cache(request))
+        case op.PublishCopy() | op.DropPartial() | op.WithdrawImage() | op.RestoreImage() | op.DiscardImage():
+            _change_cache(request)
         case op.ReadGroups():
             # Only this needs the name service's modules.
             from scratch_slurm.node.users import read_groups
@@ -243,6 +250,24 @@ def _switch(request: op.SwitchBacking) -> None:
         loopdev.retarget(request.device, descriptor, direct_io=request.expected is not None)
     finally:
         os.close(descriptor)
+
+
+def _change_cache(request: op.OnCache) -> None:
+    cache = Cache(Path(request.cache_dir))
+    try:
+        match request:
+            case op.PublishCopy():
+                cache.publish(request.dataset, request.generation_id)
+            case op.DropPartial():
+                cache.drop_partial(request.dataset, request.generation_id)
+            case op.WithdrawImage():
+                cache.withdraw(request.image)
+            case op.RestoreImage():
+                cache.restore(request.image)
+            case op.DiscardImage():
+                cache.discard(request.image)
+    except OSError as exc:
+        raise DiskError(f"{exc.filename or cache.dir}: {word_os_error(exc, cache.dir)}") from exc
 
 
 def _copy(request: op.CopyImage, say: Say) -> None:

@@ -188,6 +188,12 @@ def _describe(request: op.Request) -> str:
             return f"reading the tag of {request.device}"
         case op.ProbeMount():
             return f"looking at {request.mount_point}"
+        case op.LookAtCache():
+            return f"looking at {request.cache_dir}"
+        case op.PublishCopy() | op.DropPartial():
+            return f"writing {request.dataset} in {request.cache_dir}"
+        case op.WithdrawImage() | op.RestoreImage() | op.DiscardImage():
+            return f"moving {request.image.path}"
         case op.ReadGroups():
             return f"asking the name service for the groups of user {request.uid}"
         case _:

@@ -27,6 +27,8 @@ from scratch_slurm.domain.errors import DaemonError
 from scratch_slurm.domain.messages import (
     DatasetState,
     DatasetStatus,
+    EvictAnswer,
+    EvictRequest,
     NodeStatus,
     PlanAnswer,
     PlanRequest,
@@ -181,6 +183,11 @@ class RunningDaemon:
         """Ask as the prolog does; returns after one round at least."""
         body = msgspec.json.encode(WaitRequest(names, timeout_s))
         return msgspec.json.decode(self._ask("POST", "/v1/wait", body, timeout_s + _ANSWER_S), type=WaitAnswer)
+
+    def evict(self, name: str, timeout_s: float = _ANSWER_S) -> int:
+        """Evict as the administrator does. Raises: ScratchError: it was not done, or not in time."""
+        body = msgspec.json.encode(EvictRequest(name))
+        return msgspec.json.decode(self._ask("POST", "/v1/evict", body, timeout_s), type=EvictAnswer).freed_bytes
 
     def plan(self) -> PlanAnswer:
         return msgspec.json.decode(self._ask("POST", "/v1/plan", msgspec.json.encode(PlanRequest())), type=PlanAnswer)

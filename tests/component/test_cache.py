@@ -216,6 +216,30 @@ def test_an_image_that_is_open_outlives_its_withdrawal(cache):
         assert file.read() == BODY
 
 
+def test_a_withdrawn_image_is_restored_whole_and_once(cache):
+    stage(cache)
+    target = cache.publish("coco", GENERATION)
+    (image,) = cache.read().images
+    assert not cache.restore(image)
+    cache.withdraw(image)
+    assert cache.restore(image)
+    assert target.read_bytes() == BODY
+    assert names(cache.staging) == []
+
+
+def test_a_withdrawn_image_gives_way_to_the_one_that_was_staged_meanwhile(cache):
+    stage(cache)
+    cache.publish("coco", GENERATION)
+    (image,) = cache.read().images
+    cache.withdraw(image)
+    stage(cache)
+    target = cache.publish("coco", GENERATION)
+    newer = target.stat().st_ino
+    assert cache.restore(image)
+    assert target.stat().st_ino == newer
+    assert names(cache.staging) == []
+
+
 def test_withdrawing_an_image_that_vanished_is_an_error(cache):
     stage(cache)
     target = cache.publish("coco", GENERATION)
@@ -293,7 +317,10 @@ def test_a_kill_at_any_step_of_an_eviction_leaves_a_whole_image_or_none(cache):
         killed = killed_at(step, evict)
         assert target.exists() == (step == 1)
         cache.prepare()
-        assert names(cache.staging) == [], "what was on its way out is gone after the next start"
+        assert names(cache.staging) == [], "what was on its way out is back, or gone"
+        assert target.exists() == killed
+        if killed:
+            assert target.read_bytes() == BODY
         target.unlink(missing_ok=True)
         if not killed:
             break

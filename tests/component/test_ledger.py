@@ -206,7 +206,6 @@ def test_a_reboot_ends_the_pins_of_jobs_and_keeps_the_administrators(path):
         asked_at = ledger.pins()[0].asked_at
     with on_boot(path, "boot-2") as ledger:
         assert held(ledger) == [(ADMINISTRATOR, "imagenet")]
-        assert ledger.remove_unless_pinned("coco", lambda: None)
         ledger.pin(ADMINISTRATOR, ["imagenet"], uid=0)
         assert ledger.pins()[0].asked_at == asked_at
         assert ledger.forget_other_boots() == (("coco", "job:1"), ("imagenet", "job:1"))
@@ -220,72 +219,6 @@ def test_a_job_id_that_comes_again_after_a_reboot_is_a_new_holder(path):
     with Ledger(path, boot_id="boot-2", now=lambda: 2.0) as ledger:
         ledger.pin("job:1", ["coco"], uid=1001)
         assert [(pin.uid, pin.asked_at) for pin in ledger.pins()] == [(1001, 2.0)]
-
-
-def test_a_pinned_dataset_is_not_removed(ledger):
-    ledger.pin("job:1", ["coco"], uid=1000)
-    removed = []
-    assert not ledger.remove_unless_pinned("coco", lambda: removed.append("coco"))
-    ledger.release("job:1")
-    assert ledger.remove_unless_pinned("coco", lambda: removed.append("coco"))
-    assert removed == ["coco"]
-
-
-def test_a_removal_that_fails_is_the_callers_error(ledger):
-    def remove():
-        raise FileNotFoundError("the image")
-
-    with pytest.raises(FileNotFoundError, match="the image"):
-        ledger.remove_unless_pinned("coco", remove)
-    ledger.pin("job:1", ["coco"], uid=1000)
-
-
-def test_nobody_pins_while_an_image_is_removed(path):
-    pinner = None
-
-    def remove():
-        nonlocal pinner
-        pinner = subprocess.Popen(command("open_ledger().pin('job:1', ['coco'], uid=1)", path))
-        with pytest.raises(subprocess.TimeoutExpired):
-            pinner.wait(1)
-
-    with on_boot(path, BOOT) as ledger:
-        assert ledger.remove_unless_pinned("coco", remove)
-        assert pinner.wait(10) == 0
-        assert held(ledger) == [("job:1", "coco")]
-
-
-JOBS_THAT_TRUST_THEIR_PIN = """
-image, rounds = Path(arguments[0]), int(arguments[1])
-ledger = open_ledger()
-for _ in range(rounds):
-    ledger.pin("job:1", ["coco"], uid=1)
-    if image.exists():
-        time.sleep(0.001)
-        assert image.exists(), "evicted under a pin"
-    ledger.release("job:1")
-"""
-
-
-def test_an_eviction_and_a_pin_never_cross(path, tmp_path):
-    image, gone = tmp_path / "image", tmp_path / "gone"
-
-    def withdraw():
-        time.sleep(0.001)  # room for a pin between the decision and the deed
-        image.rename(gone)
-
-    with on_boot(path, BOOT) as ledger:
-        image.touch()
-        job = subprocess.Popen(command(JOBS_THAT_TRUST_THEIR_PIN, path, image, 300))
-        outcomes = set()
-        while job.poll() is None:
-            outcomes.add(ledger.remove_unless_pinned("coco", withdraw))
-            image.touch()
-            time.sleep(
-                0.002
-            )  # SQLite is not fair: who asks without a pause can keep others out for their whole patience
-        assert job.returncode == 0
-        assert outcomes == {True, False}
 
 
 def test_twenty_jobs_start_and_end_at_the_same_moment_on_a_new_node(path, tmp_path):
@@ -459,22 +392,32 @@ def test_a_lock_that_is_held_costs_the_time_limit_and_no_more(ledger, path):
     ledger.pin("job:1", ["coco"], uid=1000)
 
 
-def test_a_thread_that_hangs_in_a_removal_does_not_hang_the_others_for_ever(ledger):
+def test_a_thread_that_hangs_in_the_file_does_not_hang_the_others_for_ever(path):
     end = threading.Event()
     begun = threading.Event()
 
-    def remove():
+    def now():
         begun.set()
         end.wait(10)
+        return 1.0
 
-    thread = threading.Thread(target=ledger.remove_unless_pinned, args=("coco", remove))
-    thread.start()
-    begun.wait(10)
-    with pytest.raises(LedgerError, match="another thread"):
-        ledger.pins()
-    end.set()
-    thread.join()
-    assert ledger.pins() == []
+    with Ledger(path, boot_id=BOOT, now=now, busy_timeout_s=0.2) as ledger:
+        thread = threading.Thread(target=ledger.record, args=("an-event",))
+        thread.start()
+        # Its clock is read before its turn: the file itself is held by the next one.
+        begun.wait(10)
+        holder = threading.Thread(target=ledger._file.run, args=(lambda db: end.wait(10),))
+        holder.start()
+        deadline = time.monotonic() + 10
+        while not ledger._file._turn.locked():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        with pytest.raises(LedgerError, match="another thread"):
+            ledger.pins()
+        end.set()
+        thread.join()
+        holder.join()
+        assert ledger.pins() == []
 
 
 def test_threads_share_one_ledger(path):
