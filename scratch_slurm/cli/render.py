@@ -70,6 +70,7 @@ def render_node(
         parts.append(Text(f"slurm  {clean(node.slurm)}"))
     if node.problem:
         parts.append(_problem("node", node.problem))
+    parts += [_warning(warning) for warning in node.warnings]
     parts += ["", *dataset_list(datasets, width=width, blocks=blocks)]
     return Group(*parts)
 
@@ -258,6 +259,10 @@ def _states_summary(datasets: Sequence[DatasetStatus]) -> str:
 
 def _table() -> Table:
     return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold dim")
+
+
+def _warning(text: str) -> Text:
+    return Text.assemble(("! ", "bold yellow"), clean(text))
 
 
 def _problem(name: str, problem: str) -> Text:

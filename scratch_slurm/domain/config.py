@@ -53,6 +53,10 @@ class RawConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source_dir: str
     cache_dir: str
     mount_dir: str = "/datasets"
+    cache_mount: str = ""
+    """The mount point on which the cache's disk must be mounted; empty: what fstab and systemd's mount units say."""
+    cache_on_any_file_system: bool = False
+    """Let the cache lie in memory, on the network or on an overlay as well."""
     state_dir: str = "/var/lib/scratch-slurm"
     run_dir: str = "/run/scratch-slurm"
     capacity: str | int = "80%"
@@ -75,6 +79,9 @@ class Config(msgspec.Struct, frozen=True):
     source_dir: Path
     cache_dir: Path
     mount_dir: Path
+    cache_mount: str
+    """An absolute path at or above `cache_dir`; empty: none is named."""
+    cache_on_any_file_system: bool
     state_dir: Path
     run_dir: Path
     capacity: str
@@ -183,6 +190,8 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
         source_dir=_directory(origin, "source_dir", raw.source_dir),
         cache_dir=_directory(origin, "cache_dir", raw.cache_dir),
         mount_dir=_directory(origin, "mount_dir", raw.mount_dir),
+        cache_mount=_mount_of(origin, raw.cache_mount, raw.cache_dir),
+        cache_on_any_file_system=raw.cache_on_any_file_system,
         state_dir=_directory(origin, "state_dir", raw.state_dir),
         run_dir=_directory(origin, "run_dir", raw.run_dir),
         capacity=str(raw.capacity),
@@ -214,6 +223,7 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
 _TYPE_WORDS: dict[Any, str] = {
     int: "a whole number",
     str: "text",
+    bool: "true or false",
     str | int: "text or a number",
     str | int | float: "text or a number",
     list[str | int]: "a list of names or numbers",
@@ -263,6 +273,12 @@ def _directory(origin: str, key: str, value: str) -> Path:
     if not path.is_absolute() or ".." in path.parts or path == Path("/"):
         raise ConfigError(f"{origin}: {key}: {value!r} is not an absolute directory path below /")
     return path
+
+
+def _mount_of(origin: str, mount: str, cache_dir: str) -> str:
+    if mount and not Path(cache_dir).is_relative_to(_directory(origin, "cache_mount", mount)):
+        raise ConfigError(f"{origin}: cache_mount: {mount!r} is not on the way to cache_dir {cache_dir!r}")
+    return mount
 
 
 def _refuse_nested(origin: str, config: Config) -> None:

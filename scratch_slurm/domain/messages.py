@@ -67,6 +67,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """Reads of all datasets that the cache served."""
     slurm: str = ""
     """Who is asked about jobs and features: `Slurm's commands 22.05.8`, `pyslurm 25.11`, `no Slurm`."""
+    warnings: tuple[str, ...] = ()
+    """What had better be otherwise, although all goes on."""
 
 
 class WaitRequest(msgspec.Struct, frozen=True):

@@ -68,7 +68,8 @@ class Cache:
             DiskError: the disk fails.
         """
         try:
-            self.dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Never its parents: where they are not there, the disk is not mounted that they are on.
+            self.dir.mkdir(mode=0o700, exist_ok=True)
             status = self.dir.lstat()
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
                 raise ConfigError(

@@ -5,8 +5,9 @@ import logging
 import time
 from dataclasses import dataclass
 
+from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import ScratchError
-from scratch_slurm.node.cache import Cache, CacheContents
+from scratch_slurm.node.cache import CacheContents
 from scratch_slurm.service import operations as op
 from scratch_slurm.service.cache_look import NO_CONTENTS
 from scratch_slurm.service.workers import Workers
@@ -31,8 +32,11 @@ class CacheReading:
 class CacheSide:
     """Looks at the cache directory for the rounds. One look is under way at most: one that hangs is waited for."""
 
-    def __init__(self, cache: Cache, workers: Workers) -> None:
-        self._dir = str(cache.dir)
+    def __init__(self, config: Config, workers: Workers) -> None:
+        self.warning = ""
+        """Why the cache had better lie elsewhere; empty when it lies well, or not at all."""
+        self._config = config
+        self._dir = str(config.cache_dir)
         self._workers = workers
         self._last = NO_CONTENTS
         self._prepared: op.Identity | None = None
@@ -52,7 +56,9 @@ class CacheSide:
 
         task = asyncio.create_task(
             self._workers.run(
-                op.LookAtCache(self._dir, self._prepared),
+                op.LookAtCache(
+                    self._dir, self._prepared, self._config.cache_mount, self._config.cache_on_any_file_system
+                ),
                 silence_s=_PATIENCE_S,
                 on_line=on_line,
                 on_hang=hangs.set,
@@ -96,8 +102,13 @@ class CacheSide:
         return CacheReading(self._last, f"{self._dir}: {why}", unknown=True)
 
     def _take(self, seen: op.CacheSeen) -> CacheReading:
-        if seen.prepared is not None and seen.prepared != self._prepared:
+        if seen.prepared is None:
+            self.warning = ""
+        elif seen.prepared != self._prepared:
             log.info("cache ready cache_dir=%s free_bytes=%d", self._dir, seen.contents.free_bytes)
+            self.warning = seen.warning
+            if seen.warning:
+                log.warning("cache misplaced reason=%r", seen.warning)
         self._prepared = seen.prepared
         self._last = seen.contents
         return CacheReading(seen.contents, seen.problem)

@@ -83,7 +83,7 @@ class Loop:
         self.snapshot: Snapshot | None = None
         self.problem = ""
         """Why the latest round could not be carried out, or not as usual; empty when it was."""
-        self._cache = CacheSide(cache, workers)
+        self._cache = CacheSide(config, workers)
         self._kernel = Calls("the kernel", error=DaemonError, patience_s=_KERNEL_PATIENCE_S)
         self._ledger = ledger
         self._workers = workers
@@ -114,6 +114,11 @@ class Loop:
         self._scan_due = time.monotonic() + _ROUND_LIMIT_S
         """By when the scanner does."""
         self._round_ended = asyncio.Condition()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What had better be otherwise, although all goes on."""
+        return (self._cache.warning,) if self._cache.warning else ()
 
     def nudge(self) -> None:
         """Ask for a round now."""

@@ -108,6 +108,10 @@ class LookAtCache(Request, frozen=True):
     cache_dir: str
     prepared: Identity | None
     """What was prepared last; None: nothing."""
+    cache_mount: str = ""
+    """Where the cache's disk must be mounted; empty: what fstab and systemd's mount units say."""
+    any_file_system: bool = False
+    """It may lie on any."""
 
 
 class PublishCopy(Request, frozen=True):
@@ -201,6 +205,8 @@ class CacheSeen(Line, frozen=True):
     contents: CacheContents
     prepared: Identity | None
     problem: str = ""
+    warning: str = ""
+    """Why it had better lie elsewhere; told when it was prepared."""
 
 
 class Copied(Line, frozen=True):

@@ -219,4 +219,5 @@ def node_status(loop: Loop, pid: int, may_read: Judge, *, slurm: SlurmSide) -> N
         problem="; ".join(text for text in (loop.problem, loop.source.problem, loop.supervisor.problem) if text),
         datasets=tuple(now_view.dataset_for(name, may_read) for name in now_view.names(may_read)) if now_view else (),
         slurm=slurm.describe(),
+        warnings=loop.warnings,
     )

@@ -76,6 +76,8 @@ class RunningDaemon:
             "period": "5",
             "horizon": "1h",
             "interval": "0.5",
+            # Wherever a machine has its temporary files.
+            "cache_on_any_file_system": True,
             "source_timeout": "15",
             **config,
         }

@@ -36,8 +36,12 @@ def names(folder):
 # Preparing.
 
 
-def test_prepare_makes_private_directories_and_their_parents(tmp_path):
+def test_prepare_makes_private_directories_and_no_parents(tmp_path):
     cache = Cache(tmp_path / "ssd" / "cache")
+    with pytest.raises(ConfigError, match="No such file or directory"):
+        cache.prepare()
+    assert names(tmp_path) == []
+    (tmp_path / "ssd").mkdir()
     cache.prepare()
     assert [path.stat().st_mode & 0o777 for path in (cache.dir, cache.staging)] == [0o700, 0o700]
 

@@ -69,7 +69,7 @@ def test_a_cache_that_gives_no_answer_is_told_and_everything_else_goes_on(folder
         daemon.until(lambda: daemon.is_cached("coco") and daemon.is_mounted("other"))
         daemon.stop()
         with SlowSource(real, folder / "ssd") as disk:
-            daemon.start(cache_dir=str(folder / "ssd"), **ANY_DISK)
+            daemon.start(cache_dir=str(folder / "ssd"))
             daemon.until(lambda: daemon.is_cached("coco"))
             capacity_bytes = daemon.status().capacity_bytes
             disk.set(hang_all=True)
@@ -94,9 +94,6 @@ def test_a_cache_that_gives_no_answer_is_told_and_everything_else_goes_on(folder
             daemon.until(lambda: daemon.status().problem == "", "it heals by itself")
             daemon.until(lambda: daemon.is_cached("coco"))
             daemon.stop()
-
-
-ANY_DISK: dict[str, object] = {}
 
 
 def full(folder):

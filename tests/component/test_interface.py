@@ -20,6 +20,7 @@ from scratch_slurm.node.cache import Cache
 from scratch_slurm.node.ledger import Ledger
 from scratch_slurm.service.http import RefusedError, Request
 from scratch_slurm.service.interface import Interface
+from scratch_slurm.service.ledger_side import LedgerSide
 from scratch_slurm.service.loop import Loop
 from scratch_slurm.service.slurm_side import SlurmSide
 from scratch_slurm.service.source import Source
@@ -42,7 +43,9 @@ class Node:
 
     def __init__(self, folder: Path) -> None:
         values = {f"{key}_dir": str(folder / key) for key in ("source", "cache", "mount", "state", "run")}
-        self.config = build_config({**values, "interval": "60"}, origin="test", host_name="node1")
+        self.config = build_config(
+            {**values, "interval": "60", "cache_on_any_file_system": True}, origin="test", host_name="node1"
+        )
         for directory in (self.config.source_dir, self.config.cache_dir, self.config.mount_dir):
             directory.mkdir(parents=True)
         self.runner = asyncio.Runner()
@@ -53,7 +56,7 @@ class Node:
         self.ledger = Ledger(config.ledger_path, boot_id="this", now=time.time)
         source = Source(config.source_dir, workers, silence_s=15.0)
         supervisor = Supervisor()
-        loop = Loop(config, Cache(config.cache_dir), self.ledger, workers, source, supervisor)
+        loop = Loop(config, Cache(config.cache_dir), LedgerSide(self.ledger), workers, source, supervisor)
         self.interface = Interface(loop, SlurmSide(config, loop, self.ledger, supervisor), workers)
         self.rounds = asyncio.create_task(loop.run())
         self.workers = workers

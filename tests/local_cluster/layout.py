@@ -158,6 +158,7 @@ def default_settings(directory: Path) -> dict[str, Any]:
         "capacity": "1 GB",
         "reserve": 0,
         "interval": 1,
+        "cache_on_any_file_system": True,
     }
 
 

@@ -28,6 +28,7 @@ PARTS_OF_ONE_THING = {
     "loopdev": {"loopsysfs"},  # what may block, and what never does
     "mounts": {"mountinfo"},  # likewise
     "ledger": {"ledgerfile"},  # what is in the file, and the file
+    "placement": {"mountinfo"},  # what should be mounted, and what is
     "hookconfig": {"configfile"},  # the configuration, made ready for the hooks
 }
 
