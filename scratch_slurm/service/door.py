@@ -66,6 +66,14 @@ class Limits:
     """For taking the answer."""
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino)
+
+
 class Door:
     """Lets callers in, and answers each of them once.
 
@@ -80,6 +88,7 @@ class Door:
         self._seats = Seats(limits.each)
         self._rendering = asyncio.Semaphore(_ANSWERS_AT_ONCE)
         self._listener: socket.socket | None = None
+        self._place: tuple[Path, tuple[int, int] | None] | None = None
         self._hears = False
         self._pause: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -100,13 +109,19 @@ class Door:
             listener.bind(str(private))
             private.chmod(mode)
             listener.listen(_BACKLOG)
+            identity = _identity(private)
             private.rename(path)
         except BaseException:
             listener.close()
             raise
         self._stop_listening()
         self._listener = listener
+        self._place = (path, identity)
         self._hear()
+
+    def is_at_its_path(self) -> bool:
+        """Whether the socket that callers find is the one that is listened at."""
+        return self._place is None or _identity(self._place[0]) == self._place[1]
 
     async def close(self) -> None:
         """Let nobody in any more, and end the requests under way."""

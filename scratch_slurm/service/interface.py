@@ -93,6 +93,10 @@ class Interface:
         self._door.open(socket_path, mode=0o666)
         self._root_door.open(root_socket_path, mode=0o600)
 
+    def is_heard(self) -> bool:
+        """Whether the sockets at their paths are still this daemon's."""
+        return self._door.is_at_its_path() and self._root_door.is_at_its_path()
+
     async def stop(self) -> None:
         """Stop listening, and end the requests under way."""
         await self._door.close()

@@ -2,13 +2,14 @@
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from scratch_slurm.service.logs import complain, set_up_logging
 from scratch_slurm.service.loop import Loop
 from scratch_slurm.service.notify import keep_watchdog, notify, notify_reloading, system_is_stopping, watchdog_s
 from scratch_slurm.service.ready import until_ready
+from scratch_slurm.service.run_dir import keep_run_dir, make_run_dir, refuse_shared
 from scratch_slurm.service.slurm_calls import take_features_back
 from scratch_slurm.service.slurm_side import SlurmSide
 from scratch_slurm.service.source import Source
@@ -95,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             else:
                 _close_mount_points(config)
                 _prepare_hooks(options)
-                again = asyncio.run(_serve(config, lambda: _check_again(options)))
+                again = asyncio.run(_serve(config, lambda: _check_again(options), lambda: _prepare_hooks(options)))
         if again:
             _begin_again()
     except ScratchError as exc:
@@ -188,19 +190,16 @@ def _describe(config: Config) -> str:
 def _prepare_directories(config: Config) -> Config:
     """Make the node's own directories, and resolve them as the kernel will name them."""
     try:
-        config.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        config.jobs_dir.mkdir(mode=0o755, exist_ok=True)
-        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_run_dir(config)
         config.mount_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        for directory in (config.run_dir, config.jobs_dir, config.state_dir, config.mount_dir):
-            status = directory.stat()
-            if status.st_uid != 0 or status.st_mode & 0o022:
-                raise ConfigError(
-                    f"{directory}: others than root may write in it",
-                    hint=f"chown root {directory}; chmod go-w {directory}",
-                )
+        refuse_shared(config.mount_dir)
     except OSError as exc:
         raise ConfigError(f"{exc.filename}: cannot make the directory: {exc.strerror}") from exc
+    try:
+        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        refuse_shared(config.state_dir)
+    except OSError as exc:  # its disk fails: without it the source is served all the same
+        log.error("no state state_dir=%s problem=%r", config.state_dir, exc.strerror)
     return msgspec.structs.replace(
         config, mount_dir=config.mount_dir.resolve(), cache_dir=_resolve_within(config.cache_dir, _RESOLVE_S)
     )
@@ -221,16 +220,24 @@ def _resolve_within(path: Path, limit_s: float) -> Path:
     return Path(os.fsdecode(told)) if process.returncode == 0 and told else path
 
 
-def _only_daemon(config: Config) -> filelock.BaseFileLock:
-    # A hook looks for a moment whether the lock is free.
-    lock = filelock.FileLock(config.lock_path, timeout=1.0, mode=0o600)
-    try:
-        lock.acquire()
-    except filelock.Timeout as exc:
-        raise DaemonError(
-            f"{config.lock_path}: a scratch-slurmd runs on this node already", hint="stop it first"
-        ) from exc
-    return lock
+@contextlib.contextmanager
+def _only_daemon(config: Config) -> Iterator[None]:
+    """Hold the locks that keep another daemon away. A cleaner may take the one in run_dir; the other one stays.
+
+    Raises: DaemonError: there is another one.
+    """
+    with contextlib.ExitStack() as held:
+        # A hook looks for a moment whether the lock is free.
+        for path in (config.state_dir / config.lock_path.name, config.lock_path):
+            try:
+                held.enter_context(filelock.FileLock(path, timeout=1.0, mode=0o600))
+            except filelock.Timeout as exc:
+                raise DaemonError(f"{path}: a scratch-slurmd runs on this node already", hint="stop it first") from exc
+            except OSError as exc:
+                if path == config.lock_path:
+                    raise DaemonError(f"{path}: cannot lock it: {word_os_error(exc, path)}") from exc
+                log.error("no lock path=%s problem=%r", path, word_os_error(exc, path))
+        yield
 
 
 def _await_hooks(config: Config) -> None:
@@ -242,11 +249,12 @@ def _await_hooks(config: Config) -> None:
         log.warning("a prolog is mounting still, or that cannot be told problem=%r", str(exc))
 
 
-async def _serve(config: Config, check_again: Callable[[], None]) -> bool:
+async def _serve(config: Config, check_again: Callable[[], None], prepare_hooks: Callable[[], None]) -> bool:
     """Serve until told to end.
 
     Args:
         check_again: raises ScratchError where a reload would fail.
+        prepare_hooks: writes what hooks find in run_dir.
     Returns: whether to begin again, with the configuration as it is now.
     """
     inherited = children_of_this_process()
@@ -278,6 +286,16 @@ async def _serve(config: Config, check_again: Callable[[], None]) -> bool:
                 supervisor.keep("the word to the watchdog", partial(keep_watchdog, every_s, loop.stalled))
             )
         )
+
+    def restore() -> None:
+        interface.start(config.socket_path, config.root_socket_path)
+        prepare_hooks()
+
+    beside.append(
+        asyncio.create_task(
+            supervisor.keep("the watch over run_dir", partial(keep_run_dir, config, interface.is_heard, restore))
+        )
+    )
     again = False
     try:
         interface.start(config.socket_path, config.root_socket_path)

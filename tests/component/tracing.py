@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.component.processes import children_of
+
 
 def need_strace() -> None:
     if shutil.which("strace") is None:
@@ -24,11 +26,16 @@ def trace(calls: str, command: list[str], log: Path, *, env: dict[str, str] | No
 
 
 @contextlib.contextmanager
-def delayed(pid: int, call: str, seconds: int = 30) -> Iterator[None]:
-    """Let a system call of a process and its threads begin later; what waits at the end of the block goes on."""
+def delayed(pid: int, call: str, seconds: int = 30, *, when: str = "1+") -> Iterator[None]:
+    """Let a system call of a process, its threads and its children begin later; what waits at the end goes on.
+
+    Args:
+        when: which ones, counted in each process.
+    """
     need_strace()
-    options = ["-e", f"trace={call}", "-e", f"inject={call}:delay_enter={seconds}s"]
-    command = ["strace", "-f", "-o", "/dev/null", *options, "-p", str(pid)]
+    options = ["-e", f"trace={call}", "-e", f"inject={call}:delay_enter={seconds}s:when={when}"]
+    pids = [option for each in (pid, *children_of(pid)) for option in ("-p", str(each))]
+    command = ["strace", "-f", "-o", "/dev/null", *options, *pids]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
         try:
             assert strace.stderr is not None
