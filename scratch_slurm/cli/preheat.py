@@ -12,7 +12,7 @@ from scratch_slurm.cli.pins import open_ledger
 from scratch_slurm.cli.views import find_dataset
 from scratch_slurm.cli.words import clean
 from scratch_slurm.domain.config import Config
-from scratch_slurm.domain.errors import DaemonError, ImageError, NoSpaceError
+from scratch_slurm.domain.errors import DaemonError, ImageError, NoSpaceError, NotFoundError
 from scratch_slurm.domain.messages import DatasetState, DatasetStatus, WaitAnswer
 from scratch_slurm.domain.model import ADMINISTRATOR
 from scratch_slurm.domain.names import parse_dataset_name
@@ -68,10 +68,19 @@ def _check(config: Config, names: tuple[str, ...]) -> DaemonError | None:
             listed = client.read_status(config).datasets
             for dataset in answered.datasets:
                 if dataset.state is DatasetState.UNKNOWN:
-                    find_dataset(listed, dataset.name)
+                    _refuse(dataset, listed)
     except DaemonError as exc:
         return exc
     return None
+
+
+def _refuse(dataset: DatasetStatus, listed: tuple[DatasetStatus, ...]) -> None:
+    """Say what the daemon says: before the source has been listed nobody can tell that there is no such dataset."""
+    if dataset.problem:
+        raise NotFoundError(
+            f"dataset {dataset.name!r}: {dataset.problem}", hint="nothing was pinned; `scratch-slurm status` lists all"
+        )
+    find_dataset(listed, dataset.name)
 
 
 def _follow(config: Config, names: tuple[str, ...], answer: WaitAnswer, *, quiet: bool) -> WaitAnswer:

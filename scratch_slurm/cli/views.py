@@ -111,4 +111,4 @@ def find_dataset(datasets: Iterable[DatasetStatus], name: str) -> DatasetStatus:
         return by_name[name]
     known = [other for other, dataset in by_name.items() if dataset.state is not DatasetState.UNKNOWN]
     hint = nearest_hint(name, known) or f"`scratch-slurm status` lists the {len(known)} datasets of this node"
-    raise NotFoundError(f"dataset {name!r} is not in the source", hint=hint)
+    raise NotFoundError(f"dataset {name!r} is not known on this node", hint=hint)

@@ -81,6 +81,25 @@ def test_a_name_that_is_neither_pinned_nor_cached_is_still_an_error(folder):
         assert cli(daemon, "evict", "coco") == 4
 
 
+def test_preheat_of_what_nobody_can_tell_of_yet_is_not_said_to_be_missing(folder):
+    daemon = RunningDaemon(folder)
+    daemon.source_dir.rmdir()
+    with daemon:
+        code = (
+            "import sys; from scratch_slurm.cli.main import run;"
+            f"sys.exit(run(['--config', {str(folder / 'config.yaml')!r}, 'preheat', 'coco']))"
+        )
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert told.returncode == 4
+        assert "dataset 'coco': not known yet" in told.stderr
+        assert pinned(daemon) == []
+        daemon.source_dir.mkdir()
+        make_version(daemon.source_dir, "coco")
+        daemon.until(lambda: daemon.is_mounted("coco"))
+        assert cli(daemon, "preheat", "coco") == 0
+        assert daemon.is_cached("coco")
+
+
 # ---- scratch-slurmd --unmount
 
 
