@@ -116,7 +116,7 @@ class Gate:
     @property
     def lines(self) -> str:
         """Shell lines for the job."""
-        return f"touch {self._mark}.$(hostname).${{SLURM_RESTART_COUNT:-0}}\nread _ < {self._fifo}\n"
+        return f"touch {self._mark}.$SLURMD_NODENAME.${{SLURM_RESTART_COUNT:-0}}\nread _ < {self._fifo}\n"
 
     def wait_reached(self, node: str, restarts: int = 0) -> None:
         """Wait until the job is at the gate."""
