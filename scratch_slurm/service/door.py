@@ -178,7 +178,12 @@ class Door:
             connection.close()
             return
         if self._seats.take(person.uid):
-            task = asyncio.create_task(self._serve(connection, person))
+            try:
+                task = asyncio.create_task(self._serve(connection, person))
+            except MemoryError:
+                self._seats.leave(person.uid)
+                connection.close()
+                return
             self._tasks.add(task)
             task.add_done_callback(partial(self._left, connection, person))
             return

@@ -141,7 +141,7 @@ def told(story: Callable[[Path, Desk, Door], Coroutine[Any, Any, None]], **limit
 def test_a_caller_is_known_asked_once_and_answered_once():
     async def story(path, desk, door):
         assert (await ask(path)).endswith(b'\r\n\r\n{"dataset":"x"}')
-        assert (await ask(path, GET * 50)).count(b"HTTP/1.0 200") == 1
+        assert (await ask(path, GET * 50)).count(b"HTTP/1.1 200") == 1
         assert desk.asked == [0, 0]
         async with Stranger(path, 1, GET) as stranger:
             assert await stranger.line() == "200"
@@ -170,7 +170,7 @@ def test_an_exception_becomes_an_answer(error, status, word, early, caplog):
             desk.refusal = error
         desk.answer = fail
         content = await ask(path)
-        assert content.startswith(b"HTTP/1.0 " + status) and word in content
+        assert content.startswith(b"HTTP/1.1 " + status) and word in content
         assert b"secret" not in content
 
     told(story)
@@ -179,8 +179,9 @@ def test_an_exception_becomes_an_answer(error, status, word, early, caplog):
 
 def test_a_request_that_is_none_is_refused_without_a_word_in_the_log(caplog):
     async def story(path, desk, door):
-        assert (await ask(path, b"\xff\xfe\r\n\r\n")).startswith(b"HTTP/1.0 400 ")
-        assert (await ask(path, b"POST /x HTTP/1.1\r\nContent-Encoding: gzip\r\n\r\n")).startswith(b"HTTP/1.0 415 ")
+        assert (await ask(path, b"\xff\xfe\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+        packed = b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\n\r\n"
+        assert (await ask(path, packed)).startswith(b"HTTP/1.1 415 ")
         assert not desk.asked
 
     told(story)
