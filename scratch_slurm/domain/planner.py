@@ -308,7 +308,7 @@ class _Planner:
             elif self.seen.cache_unknown:
                 continue  # it may well be there
             elif image and mounted.backing is Backing.CACHE and mounted.backing_path not in cached_paths:
-                reason = "its cached image was deleted by somebody"
+                reason = "its cached image is not in the cache any more"
                 switches.append(Retarget(dataset, mounted.device, image.path, image.generation, image, reason))
         return switches
 

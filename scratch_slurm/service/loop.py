@@ -29,6 +29,7 @@ from scratch_slurm.domain.throughput import reading_rates
 from scratch_slurm.node.cache import Cache
 from scratch_slurm.service.cache_side import CacheSide
 from scratch_slurm.service.calls import Calls
+from scratch_slurm.service.former import Former
 from scratch_slurm.service.health import Health
 from scratch_slurm.service.identify import Identifier
 from scratch_slurm.service.join import count_reads, find_covered, find_ours, former_ids, join, screen, take_over
@@ -102,6 +103,7 @@ class Loop:
         """Datasets whose latest eviction came after a pin."""
         self._nudged = asyncio.Event()
         source.on_news = self.nudge
+        self._former = Former(config, workers)
         self._recall = Recall(config)
         source.recalled = self._recall.load()
         self.memory.readers = {name: image.permissions for name, image in source.recalled.items()}
@@ -139,10 +141,11 @@ class Loop:
     async def run(self) -> None:
         """Run rounds for ever; ends only when cancelled, and then leaves all mounts serving."""
         scanner = asyncio.create_task(self.supervisor.keep("the listing of the source", self._scan_for_ever))
+        leaver = asyncio.create_task(self.supervisor.keep("leaving former directories", self._leave_for_ever))
         try:
             await self.supervisor.keep("the rounds", self._run_rounds)
         finally:
-            tasks = [scanner, *self._tasks.values()]
+            tasks = [scanner, leaver, *self._tasks.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=2.0)
@@ -244,6 +247,14 @@ class Loop:
             self._scan_due = time.monotonic() + pause_s + _ROUND_LIMIT_S
             await asyncio.sleep(pause_s)
 
+    async def _leave_for_ever(self) -> None:
+        while True:
+            try:
+                await self._former.leave({(pin.holder, pin.dataset) for pin in await self._ledger.pins()})
+            except ScratchError as exc:
+                log.warning("cannot leave former directories problem=%r", str(exc))
+            await asyncio.sleep(self.config.interval_s)
+
     async def _run_round(self) -> None:
         try:
             ended = -1
@@ -284,7 +295,10 @@ class Loop:
         Raises: ScratchError, OSError: the kernel does not tell; without the cache or the ledger a round goes on.
         """
         config = self.config
-        kernel = await self._kernel.run(lambda: read_kernel(config.mount_dir, config.cache_dir, self._kept_files))
+        former = self._former.cache_dirs
+        kernel = await self._kernel.run(
+            lambda: read_kernel(config.mount_dir, config.cache_dir, self._kept_files, former_caches=former)
+        )
         cache = await self._cache.look()
         pins = await self._ledger.look()
         return Reading(

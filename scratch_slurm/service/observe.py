@@ -69,21 +69,24 @@ def read_kernel(
     cache_dir: Path,
     kept: dict[str, int] | None = None,
     kernel: KernelFiles = KernelFiles(),
+    former_caches: tuple[str, ...] = (),
 ) -> KernelReading:
     """Look at mounts and devices.
 
     Args:
         kept: files that stay open from one look to the next, see `read_backings`.
+        former_caches: cache directories of before: what a device reads there is no file of the source.
     Raises: ScratchError, OSError: /proc or /sys cannot be read.
     """
     backings = loopsysfs.read_backings(kernel.block_devices, kept)
     reads = diskstats.read_diskstats(kernel.diskstats)
     below_cache = f"{cache_dir}/"
+    below_caches = (below_cache, *(f"{each}/" for each in former_caches))
 
     def see(name: str, mount: mountinfo.Mount) -> SeenMount:
         device = mount.device if mount.device in backings else None
         backing_path = backings[device].path if device else ""
-        backing = Backing.CACHE if backing_path.startswith(below_cache) else Backing.SOURCE
+        backing = Backing.CACHE if backing_path.startswith(below_caches) else Backing.SOURCE
         read_bytes = reads[device].bytes if device in reads else 0
         return SeenMount(name, mount.mount_id, device, backing, backing_path, read_bytes)
 
