@@ -66,6 +66,8 @@ class RawConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     horizon: str | int | float = "30m"
     interval: str | int | float = "30s"
     source_timeout: str | int | float = "30s"
+    source_abort: str | int | float = 0
+    """After how long a source that answers no read of a job is made to fail; 0: never."""
     source_owners: list[str | int] = []
     log_level: str = "INFO"
     copy: CopySettings = CopySettings()
@@ -95,6 +97,7 @@ class Config(msgspec.Struct, frozen=True):
     """How far ahead they are trusted."""
     interval_s: float
     source_timeout_s: float
+    source_abort_s: float
     """A touch of the slow storage that says nothing for so long is given up (and its process killed)."""
     source_owners: tuple[str | int, ...]
     """Users, by name or number, whose images are trusted beside root's; empty: whoever owns the source."""
@@ -201,6 +204,7 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
         horizon_s=_positive(origin, "horizon", raw.horizon),
         interval_s=_positive(origin, "interval", raw.interval),
         source_timeout_s=_positive(origin, "source_timeout", raw.source_timeout),
+        source_abort_s=_checked(origin, "source_abort", raw.source_abort, parse_duration),
         source_owners=tuple(raw.source_owners),
         log_level=raw.log_level.upper(),
         copies=raw.copy.workers,

@@ -9,8 +9,10 @@ from scratch_slurm.domain.errors import DeviceError
 # Whatever the device's own block size is. Source: Documentation/admin-guide/iostats.rst, field 3.
 _SECTOR_BYTES = 512
 
-# Major, minor, name, reads, reads merged, sectors read.
-_LOOP = re.compile(r"^ *\d+ +\d+ (loop\d+) (\d+) \d+ (\d+)(?: |$)", re.ASCII | re.MULTILINE)
+# Major, minor, name, reads, reads merged, sectors read; after five more numbers what is under way.
+_LOOP = re.compile(
+    r"^ *\d+ +\d+ (loop\d+) (\d+) \d+ (\d+)(?: \d+ \d+ \d+ \d+ \d+ (\d+))?(?: |$)", re.ASCII | re.MULTILINE
+)
 
 
 class DiskReads(NamedTuple):
@@ -18,6 +20,8 @@ class DiskReads(NamedTuple):
 
     reads: int
     bytes: int
+    under_way: int = 0
+    """Requests that have not ended."""
 
 
 def parse_diskstats(text: str) -> dict[str, DiskReads]:
@@ -26,7 +30,10 @@ def parse_diskstats(text: str) -> dict[str, DiskReads]:
     A binding anew of the same device does not start its counters anew: the first sample is the base.
     Source: Documentation/admin-guide/iostats.rst
     """
-    return {name: DiskReads(int(reads), int(sectors) * _SECTOR_BYTES) for name, reads, sectors in _LOOP.findall(text)}
+    return {
+        name: DiskReads(int(reads), int(sectors) * _SECTOR_BYTES, int(under_way or 0))
+        for name, reads, sectors, under_way in _LOOP.findall(text)
+    }
 
 
 def read_diskstats(path: Path = Path("/proc/diskstats")) -> dict[str, DiskReads]:

@@ -3,7 +3,8 @@
 import functools
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from scratch_slurm.domain.errors import DeviceError
@@ -11,6 +12,7 @@ from scratch_slurm.domain.errors import DeviceError
 MOUNTINFO = Path("/proc/self/mountinfo")
 
 _LOOP_MAJOR = 7
+_MINOR_BITS = 20
 _LOOP_SOURCE = re.compile(r"/dev/(loop[0-9]+)", re.ASCII)
 _ESCAPE = re.compile(r"\\([0-7]{3})", re.ASCII)
 _ESCAPED = re.compile(r"[ \t\n\\]")  # what mountinfo writes so
@@ -31,6 +33,8 @@ class Mount:
     fs_type: str
     source: str
     device: str | None
+    number: int = field(default=0, compare=False)
+    """Of the file system's device, as st_dev has it."""
 
 
 def parse_mountinfo(text: str) -> list[Mount]:
@@ -86,6 +90,20 @@ def read_stacks(directory: str | os.PathLike[str], path: Path = MOUNTINFO) -> di
     Raises: DeviceError: the file cannot be read.
     """
     return parse_stacks(_read(path), os.path.realpath(directory))
+
+
+def find_mount(path: str, mounts: Sequence[Mount]) -> Mount | None:
+    """Find the mount that a path lies on, by the list alone.
+
+    Args:
+        path: absolute, links resolved, as the kernel tells the backing of a loop device.
+        mounts: all of a namespace. Of several on one path that one is it on which no other of them lies.
+    """
+    above = [mount for mount in mounts if f"{path}/".startswith(f"{mount.mount_point.rstrip('/')}/")]
+    deepest = max((len(mount.mount_point) for mount in above), default=0)
+    stack = [mount for mount in above if len(mount.mount_point) == deepest]
+    covered = {mount.parent_id for mount in stack if mount.parent_id != mount.mount_id}
+    return next((mount for mount in stack if mount.mount_id not in covered), None)
 
 
 def same_mount_namespace_as_init(proc: Path = Path("/proc")) -> bool:
@@ -173,6 +191,7 @@ def _parse_mount(line: str) -> Mount:
         fs_type=_unescape(fs_type),
         source=source,
         device=device,
+        number=major << _MINOR_BITS | minor,
     )
 
 

@@ -47,6 +47,8 @@ class Health:
         self._looked = looked
         for gone in unwell.keys() - looked.keys():
             del unwell[gone]
+        for gone in self._memory.cut_off.keys() - looked.keys():
+            del self._memory.cut_off[gone]
         return chosen
 
     async def look(self, mount: SeenMount) -> None:

@@ -138,7 +138,7 @@ def join(
         backing_off=memory.backing_off(now, {pin.dataset for pin in reading.pins}),
         unwell={
             dataset: problem
-            for (dataset, mount_id, _), problem in memory.unwell.items()
+            for (dataset, mount_id, _), problem in {**memory.unwell, **memory.cut_off}.items()
             if dataset in ours and reading.mounted[dataset].mount_id == mount_id
         },
         bad_copies=dict(memory.bad_copies),

@@ -30,6 +30,7 @@ from scratch_slurm.node.cache import Cache
 from scratch_slurm.service.cache_side import CacheSide
 from scratch_slurm.service.calls import Calls
 from scratch_slurm.service.former import Former
+from scratch_slurm.service.hangs import SourceAbort
 from scratch_slurm.service.health import Health
 from scratch_slurm.service.identify import Identifier
 from scratch_slurm.service.join import count_reads, find_covered, find_ours, former_ids, join, screen, take_over
@@ -141,11 +142,15 @@ class Loop:
     async def run(self) -> None:
         """Run rounds for ever; ends only when cancelled, and then leaves all mounts serving."""
         scanner = asyncio.create_task(self.supervisor.keep("the listing of the source", self._scan_for_ever))
-        leaver = asyncio.create_task(self.supervisor.keep("leaving former directories", self._leave_for_ever))
+        keep = self.supervisor.keep
+        beside = [asyncio.create_task(keep("leaving former directories", self._leave_for_ever))]
+        if self.config.source_abort_s:
+            watch = SourceAbort(self.config, self.memory).run
+            beside.append(asyncio.create_task(keep("watching for a source that hangs", watch)))
         try:
             await self.supervisor.keep("the rounds", self._run_rounds)
         finally:
-            tasks = [scanner, leaver, *self._tasks.values()]
+            tasks = [scanner, *beside, *self._tasks.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=2.0)

@@ -72,6 +72,8 @@ class Memory:
     """Generation id on the device's tag; None: not ours."""
     unwell: dict[MountKey, str] = field(default_factory=dict)
     """Mounts that answer with an I/O error -> what they answered."""
+    cut_off: dict[MountKey, str] = field(default_factory=dict)
+    """Mounts whose backing can never answer again -> why; what is in memory of them looks well."""
     bad_copies: dict[str, str] = field(default_factory=dict)
     """Paths of cached images that cannot be read or mounted -> why; they go."""
     counters: dict[str, ReadCounter] = field(default_factory=dict)

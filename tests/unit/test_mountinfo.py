@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from scratch_slurm.domain.errors import DeviceError
 from scratch_slurm.node.mountinfo import (
     Mount,
+    find_mount,
     parse_mountinfo,
     parse_stacks,
     read_mounts,
@@ -195,3 +196,24 @@ def test_the_namespace_of_init(tmp_path, ids, same):
         lines = [f"{mount_id} 1 0:7 / /x{mount_id} ro - tmpfs none rw\n" for mount_id in mount_ids]
         (tmp_path / process / "mountinfo").write_text("".join(lines))
     assert same_mount_namespace_as_init(tmp_path) is same
+
+
+def test_a_path_lies_on_the_deepest_mount_above_it_and_there_on_the_top_one():
+    text = "\n".join(
+        [
+            "1 0 0:1 / / rw - rootfs rootfs rw",
+            "2 1 8:1 / / rw - ext4 /dev/sda1 rw",
+            "9 4 0:52 / /shared/data rw - fuse.sshfs two rw",
+            "4 2 0:51 / /shared/data rw - fuse.sshfs one rw",
+            "5 2 0:60 / /shared/data-of-others rw - nfs three rw",
+        ]
+    )
+    mounts = parse_mountinfo(text)
+    found = {path: find_mount(path, mounts) for path in ("/shared/data/a.squashfs", "/shared/data", "/shared/x", "/")}
+    assert [(mount.source, mount.number) for mount in found.values()] == [
+        ("two", 52),
+        ("two", 52),
+        ("/dev/sda1", 8 << 20 | 1),
+        ("/dev/sda1", 8 << 20 | 1),
+    ]
+    assert find_mount("/shared", []) is None
