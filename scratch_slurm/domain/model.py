@@ -118,7 +118,7 @@ class Catalog:
     complete: bool = True
     """False until the source has been listed once: what is missing may be there all the same."""
     doubt: str = ""
-    """Why it is not complete, in words."""
+    """Why it is not complete, or why what came since is not in it, in words."""
     awaited: bool = False
     """The first listing is under way: what is not known yet may be in a moment."""
     recalled: Mapping[str, SourceImage] = field(default_factory=dict)

@@ -102,7 +102,7 @@ class Source:
                 for name, image in self.recalled.items()
                 if name not in images and (name in hanging or (untold and name not in skipped))
             },
-            doubt="" if complete else self._doubt(),
+            doubt=self.problem if complete else self._doubt(),
             awaited=not self.has_told.is_set(),
         )
 

@@ -175,7 +175,7 @@ class StatusView:
         """Whether the source may have it for all that is known, and it is not served."""
         catalog = self._seen.catalog
         known = name in catalog.images or name in catalog.skipped or name in self._seen.mounted
-        return not known and not catalog.complete
+        return not known and bool(catalog.doubt or not catalog.complete)
 
     def _is_hopeless(self, name: str) -> bool:
         problem = self._plan.problems.get(name)

@@ -442,6 +442,7 @@ def test_a_listing_that_hangs_is_told_and_not_tried_again_meanwhile(slow):
             slow.set(hang_all=True)
             await source.scan()
             hung = source.problem, sorted(source.catalog.images)
+            assert source.catalog.doubt == source.problem, "what came since is not known"
             workers = len(children())
             await source.scan()
             assert len(children()) == workers
