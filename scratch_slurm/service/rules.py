@@ -13,7 +13,9 @@ from scratch_slurm.service.slurm_calls import SlurmCalls
 
 log = logging.getLogger(__name__)
 
-_FIRST_RETRY_S = 5.0
+# One question is under way at a time: those about jobs and features have their turn between two of these.
+_FIRST_RETRY_S = 30.0
+_LAST_RETRY_S = 600.0
 
 
 class RulesReader:
@@ -38,7 +40,7 @@ class RulesReader:
                 self._tell(await self._calls.read_prolog_rules())
                 self._attempts = 0
             except SlurmError:
-                pause_s = min(pause_s, self._retry_s * 2 ** min(self._attempts, 16))
+                pause_s = min(_LAST_RETRY_S, self._retry_s * 2 ** min(self._attempts, 16))
                 self._attempts += 1
             # Jitter: thousands of nodes share the controller.
             await asyncio.sleep(pause_s * random.uniform(0.9, 1.1))  # noqa: S311 # not a secret

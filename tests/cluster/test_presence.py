@@ -125,7 +125,7 @@ def test_a_young_pin_is_not_judged_and_none_while_the_controller_is_down(
     try:
         age(n2, young)
         asking = ["pgrep", "-f", "^(squeue|sinfo) |pyslurm_child"]
-        until(lambda: cluster.run(asking, node="n2", check=False).stdout, "n2 asks")
+        until(lambda: cluster.run(asking, node="n2", check=False).stdout, "n2 asks", 45)
         status = n2.status(d.name)
         assert (status.state, status.use_count) == ("cached", 1), "no answer is no reason"
     finally:
