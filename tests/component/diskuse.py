@@ -22,7 +22,8 @@ def disk_use(cache_dir: Path) -> int:
     ]
     used: dict[int, int] = {}
     for folder in (cache_dir, cache_dir / ".staging"):
-        with os.scandir(folder) as entries:
+        # A cleaner may take the folder.
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)

@@ -7,12 +7,16 @@ import contextlib
 import os
 import random
 import re
+import resource
+import signal
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from blake3 import blake3
 
+from scratch_slurm.domain.errors import DaemonError
 from scratch_slurm.domain.messages import DatasetState
 from tests.component.daemon import RunningDaemon, read_held
 from tests.component.datasets import Version, make_version
@@ -89,6 +93,10 @@ class World:
             (4 if not self.hanging else 12, self.hang_or_heal),
             (4, self.fill_or_free),
             (2, self.corrupt),
+            (2, self.reload),
+            (2, self.freeze),
+            (2, self.clean),
+            (2, self.starve),
             (4, self.wait),
         ]
         weights, functions = zip(*operations, strict=True)
@@ -206,6 +214,56 @@ class World:
                 file.seek(self.rng.randrange(part.stat().st_size))
                 file.write(b"corrupt!")
         return f"corrupt {len(parts)} copies, {self._start()}"
+
+    def reload(self) -> str:
+        """SIGHUP: the same process, with everything anew."""
+        if not self.running:
+            return "reload nothing"
+        before = len(self.daemon.logged("serving socket="))
+        self.daemon.reload(self.daemon.config)
+        self.daemon.until(lambda: len(self.daemon.logged("serving socket=")) > before, "it serves again", _PATIENCE_S)
+        return "reload"
+
+    def freeze(self) -> str:
+        """Whoever writes in the cache meanwhile is held by the kernel."""
+        disk = str(self.daemon.cache_dir)
+        subprocess.run(["fsfreeze", "-f", disk], check=True)
+        try:
+            if self.running:
+                self.daemon.wait(*NAMES, timeout_s=self.rng.choice((0.0, 0.3)))
+        finally:
+            subprocess.run(["fsfreeze", "-u", disk], check=True)
+        return "freeze the cache's disk for a moment"
+
+    def clean(self) -> str:
+        """Somebody's cleaner: what is empty goes, or a socket."""
+        if self.rng.random() < 0.5:
+            with contextlib.suppress(OSError):
+                (self.daemon.cache_dir / ".staging").rmdir()
+                return "remove the empty staging directory"
+            return "remove nothing"
+        if not self.running:
+            return "remove no socket"
+        before = len(self.daemon.logged("run_dir made again"))
+        (self.daemon.run_dir / self.rng.choice(("daemon.sock", "root.sock"))).unlink()
+        self.daemon.until(lambda: len(self.daemon.logged("run_dir made again")) > before, "it is heard", _PATIENCE_S)
+        return "remove a socket"
+
+    def starve(self) -> str:
+        """No descriptor, and no worker, for a moment."""
+        if not self.running:
+            return "starve nobody"
+        pid = self.daemon.pid
+        old = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        count = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (count + self.rng.randrange(4), old[1]))
+        for child in children_of(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        with contextlib.suppress(DaemonError):
+            self.daemon.wait(NAMES[0], timeout_s=0.2)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, old)
+        return "no descriptors for a moment"
 
     def wait(self) -> str:
         if self.running:
