@@ -22,7 +22,7 @@ DEBIAN_PACKAGES := $(CLUSTER_PACKAGES) shellcheck unicode-data dict-gcide
 .PHONY: install install-python wheels uninstall
 
 test: check
-	$(BIN)/python -m pytest -m "not stress and not systemd" --numprocesses=2 --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not stress and not systemd" --numprocesses=3 --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
 
 # The tests on a real cluster, in a Debian of another release: see the script. The first time takes some minutes.
 RELEASE ?= trixie

@@ -27,7 +27,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(optionalhook=True)  # xdist's
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Two processes share the tests: all that use the Slurm cluster in one, each other file whole in either."""
+    """A few processes share the tests: all that use the Slurm cluster in one, each other file whole in any."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):

@@ -42,6 +42,7 @@ def test_a_job_that_asks_for_a_new_image_does_not_wait_for_the_next_round(folder
     with RunningDaemon(folder, interval="1h") as daemon:
         version = make_version(daemon.source_dir, "coco")
         daemon.pin(1, "coco")
+        daemon.wait("coco")  # as the prolog does: it names what the job asks for
         daemon.until(lambda: daemon.is_cached("coco"))
         assert daemon.read("coco") == version.data
 

@@ -210,7 +210,7 @@ def changes(daemon: RunningDaemon) -> dict[str, op.Request]:
     """Every request that changes a mount which somebody may have pinned."""
     image = daemon.source_dir / "coco.squashfs"
     path, ledger = str(daemon.mount_dir / "coco"), str(daemon.folder / "state/ledger.sqlite")
-    dataset = SourceImage("coco", str(image), generation_of(image), "squashfs", None)
+    dataset = SourceImage("coco", str(image), generation_of(image), "squashfs")
     beneath = stack(daemon)[0]
     return {
         "replace": op.MountImage(dataset, str(image), path, "test", True, ledger),

@@ -121,7 +121,7 @@ class Machine:
         for unit in _MASKED:
             with contextlib.suppress(FileExistsError):
                 self.path(f"/etc/systemd/system/{unit}").symlink_to("/dev/null")
-        for directory in ("/ssd", "/var/spool/slurmctld", "/var/spool/slurmd", "/var/log/journal"):
+        for directory in ("/var/spool/slurmctld", "/var/spool/slurmd", "/var/log/journal"):
             self.path(directory).mkdir()
         self._run_offline("systemctl", "set-default", "multi-user.target")
         self._run_offline("systemctl", "enable", "scratch-slurmd.service", "slurmd", "slurmctld", "munge")
