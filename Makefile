@@ -110,7 +110,7 @@ install: install-python
 	install -D -m 0644 daemon/config.yaml $(DESTDIR)/etc/scratch-slurm/config.yaml.example
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man1 docs/man/scratch-slurm.1
 
-# The scripts name the Python of the place where they will run.
+# The scripts name the Python of the place where they will run: in their first line, or, where that would be too long, below.
 install-python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON): Python 3.11 or later is needed: say which, as in PYTHON=python3.11" >&2; exit 1; }
@@ -120,7 +120,7 @@ install-python:
 		pip="$$pip --no-index --find-links=$(WHEELS)"; package=scratch-slurm; \
 	fi; \
 	$$pip $$package && $$pip --no-deps --force-reinstall $$package
-	sed -i '1s|^#!.*|#!$(LIB)/venv/bin/python3|' $(PROGRAMS:%=$(INSTALLED_VENV)/bin/%)
+	sed -i '1,3s|$(INSTALLED_VENV)/bin/python[0-9.]*|$(LIB)/venv/bin/python3|' $(PROGRAMS:%=$(INSTALLED_VENV)/bin/%)
 	install -d $(DESTDIR)$(PREFIX)/bin
 	ln -sfn $(PROGRAMS:%=../lib/scratch-slurm/venv/bin/%) $(DESTDIR)$(PREFIX)/bin
 

@@ -52,6 +52,7 @@ from scratch_slurm.service.workers import Workers
 
 log = logging.getLogger(__name__)
 
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 _LAST_WORDS_S = 2.0
 _RESOLVE_S = 5.0
 _THREADS = 6
@@ -259,6 +260,8 @@ async def _serve(config: Config, check_again: Callable[[], None], prepare_hooks:
     """
     inherited = children_of_this_process()
     watch_children()
+    # For the threads, which keep it so: signals are the main thread's.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     asyncio.get_running_loop().set_default_executor(start_executor(_THREADS))
     log.info("starting version=%s node=%s source_dir=%s", __version__, config.node_name, config.source_dir)
     if not mountinfo.same_mount_namespace_as_init():
@@ -271,8 +274,9 @@ async def _serve(config: Config, check_again: Callable[[], None], prepare_hooks:
     slurm = SlurmSide(config, loop, ledger, supervisor)
     interface = Interface(loop, slurm, workers)
     ended = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _ENDING:
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     hangups: asyncio.Queue[None] = asyncio.Queue()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangups.put_nowait, None)
     end = asyncio.create_task(ended.wait())
@@ -308,7 +312,6 @@ async def _serve(config: Config, check_again: Callable[[], None], prepare_hooks:
         if rounds.done():
             rounds.result()
         again = reload.done() and not end.done()
-        return again
     finally:
         if again:
             notify_reloading()
@@ -322,7 +325,18 @@ async def _serve(config: Config, check_again: Callable[[], None], prepare_hooks:
         await interface.stop()
         await workers.close(patience_s=_LAST_WORDS_S)
         ledger.close()
+        again = again and not await _is_told_to_end(ended)
         log.info("ended%s; all mounts go on serving", ", to begin again" if again else "")
+    return again
+
+
+async def _is_told_to_end(ended: asyncio.Event) -> bool:
+    """Whether a signal to end came during a reload; one that comes from now on waits for the next begin."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    # What was caught just before is told by the loop's next turns.
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return ended.is_set()
 
 
 async def _await_reload(hangups: "asyncio.Queue[None]", check_again: Callable[[], None]) -> None:

@@ -80,7 +80,8 @@ def test_lines_come_one_by_one_and_done_ends_them(source_dir):
             await workers.run(scan_of(source_dir), silence_s=LONG_S, on_line=lines.append)
         return lines
 
-    listed, scanned = asyncio.run(story())
+    reached, listed, scanned = asyncio.run(story())
+    assert reached == op.Reached()
     assert listed == op.Listed(("coco.squashfs",))
     assert scanned.file_name == "coco.squashfs" and "no magic number" in scanned.skipped.reason
 
@@ -245,7 +246,7 @@ def test_what_a_library_prints_is_no_answer(monkeypatch, source_dir):
             await workers.run(scan_of(source_dir), silence_s=LONG_S, on_line=lines.append)
         return lines
 
-    assert [type(line) for line in asyncio.run(story())] == [op.Listed, op.Scanned]
+    assert [type(line) for line in asyncio.run(story())] == [op.Reached, op.Listed, op.Scanned]
 
 
 def test_a_worker_that_cannot_be_started_is_an_error(monkeypatch):
