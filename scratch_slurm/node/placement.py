@@ -9,7 +9,9 @@ from scratch_slurm.domain.placement import Place, on_the_way, parse_fstab, parse
 from scratch_slurm.node.mountinfo import read_mounts
 
 FSTAB = Path("/etc/fstab")
-UNIT_DIRS = tuple(Path(path) for path in ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system"))
+# Where the site's own units are. Those that distributions ship (tmp.mount in /usr/lib) say nothing of this node.
+UNIT_DIRS = tuple(Path(path) for path in ("/etc/systemd/system", "/run/systemd/system"))
+_MASK = Path("/dev/null")
 
 
 def read_place(
@@ -65,5 +67,9 @@ def _read_units(folders: Sequence[Path]) -> list[str]:
     names: list[str] = []
     for folder in folders:
         with contextlib.suppress(OSError):
-            names += os.listdir(folder)  # noqa: PTH208 - names are all it takes
+            names += [path.name for path in folder.iterdir() if not _is_masked(path)]
     return [point for point in map(parse_mount_unit, names) if point]
+
+
+def _is_masked(unit: Path) -> bool:
+    return unit.is_symlink() and unit.readlink() == _MASK

@@ -40,6 +40,9 @@ def test_a_place_is_told_by_what_is_mounted_there_and_what_should_be(folder):
     name = str(disk).strip("/").replace("-", r"\x2d").replace("/", "-").replace(" ", r"\x20")
     (units / f"{name}.mount").touch()
     assert look().missing == {str(disk): "a mount unit of systemd"}
+    (units / f"{name}.mount").unlink()
+    (units / f"{name}.mount").symlink_to("/dev/null")  # masked
+    assert look().missing == {}
     assert read_place(disk / "cache", str(disk / "cache"), fstab=fstab, unit_dirs=[]).missing == {
         str(disk / "cache"): "cache_mount"
     }
