@@ -56,8 +56,12 @@ cluster: $(VENV)/ready plugin
 cluster-down: $(VENV)/ready
 	$(BIN)/python -m tests.local_cluster down
 
+# Random steps, kills and attackers for long, then what runs out, again and again: descriptors, processes, memory, disks, ledgers.
+STRESS_ROUNDS ?= 10
+EXHAUSTION := $(addprefix tests/component/,test_shortages.py test_failing_disks.py test_oswords.py test_ledger.py test_door.py)
 stress: $(VENV)/ready plugin
 	$(BIN)/python -m pytest -m stress $(PYTEST_ARGS)
+	for round in $$(seq $(STRESS_ROUNDS)); do $(BIN)/python -m pytest -q $(EXHAUSTION) || exit; done
 
 bench: $(VENV)/ready
 	$(BIN)/pip install --quiet --editable '.[dev,bench]'
