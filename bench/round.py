@@ -13,6 +13,7 @@ sys.path.insert(0, sys.path.pop(0).rpartition("/")[0])  # bench/copy.py is not t
 import asyncio
 import functools
 import json
+import os
 import random
 import subprocess
 import tempfile
@@ -40,21 +41,29 @@ from scratch_slurm.service.workers import Workers
 SIZES = (10, 100, 1000, 5000)
 TARGET_DATASETS, TARGET_CPU_MS, TARGET_MIB = 1000, 20.0, 60.0
 PINS = 20
-# No device of this machine has such a number, and no worker process is ever started: nothing real is touched.
+# No device of this machine has such a number, and the one worker process reads the cache: nothing real is touched.
 FIRST_DEVICE = 1_000_000
 
 
 class TagReaders(Workers):
-    """Tells the tags of devices at once; a round that is to change nothing needs no other worker."""
+    """Tells the tags of devices at once, and has the cache read as ever; a round that changes nothing needs no more."""
 
     def __init__(self, tags: dict[str, str]) -> None:
         super().__init__()
         self._tags = tags
 
     async def run(self, request: operations.Request, **how: Any) -> None:
+        if isinstance(request, operations.LookAtCache):
+            await super().run(request, **how)
+            return
         if not isinstance(request, operations.ReadTag):
             raise RuntimeError(f"the round was not to act: {request}")
         how["on_line"](operations.Tag(self._tags[request.device]))
+
+    def cpu_s(self) -> float:
+        """What the idle worker processes have used so far, in seconds. Source: proc_pid_stat(5)"""
+        stats = [Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split() for process, _ in self._idle]
+        return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
 
 
 class FakeNode:
@@ -154,6 +163,7 @@ async def _run_rounds(node: FakeNode, config, ledger: Ledger, rounds: int) -> co
         loop._observe(await loop._read_node())
     time.monotonic = clock
     round_ms: list[tuple[float, float]] = []
+    worker_began_s = workers.cpu_s()
     status_ms: list[tuple[float, float]] = []
     for _ in range(rounds):
         node.go_on(1)
@@ -168,11 +178,14 @@ async def _run_rounds(node: FakeNode, config, ledger: Ledger, rounds: int) -> co
         assert loop.snapshot is not None
         if loop.problem or loop.snapshot.plan.actions:
             raise RuntimeError(f"the round was not to act: {loop.problem} {loop.snapshot.plan.actions[:1]}")
+    worker_ms = 1000 * (workers.cpu_s() - worker_began_s) / rounds
+    await workers.close(patience_s=1.0)
     return {
         "datasets": len(node.images),
         "rounds": rounds,
         "wall_ms": common.median([wall for wall, _ in round_ms]),
-        "cpu_ms": common.median([cpu for _, cpu in round_ms]),
+        # The worker's in the mean: the kernel counts it in hundredths of a second.
+        "cpu_ms": common.median([cpu for _, cpu in round_ms]) + worker_ms,
         "worst_wall_ms": max(wall for wall, _ in round_ms),
         "status_cpu_ms": common.median([cpu for _, cpu in status_ms]),
         "status_bytes": len(body),

@@ -431,10 +431,11 @@ class Loop:
     def _observe(self, reading: Reading) -> Observation:
         """Join what was read with what is remembered."""
         memory, now = self.memory, time.monotonic()
-        former = former_ids(self.source.catalog)
+        listed = self.source.catalog
+        former = former_ids(listed)
         reading = take_over(reading, former)
         ours = find_ours(reading, memory, former)
-        catalog = screen(self.source.catalog, ours, reading, memory)
+        catalog = screen(listed, ours, reading, memory)
         count_reads(memory, reading, ours, self.config.period_s, now)
         here = {*catalog.images, *catalog.skipped, *ours, *(copy.dataset for copy in reading.cache.images)}
         pins, undecided = self._admit(reading.pins, here)
