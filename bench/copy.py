@@ -33,10 +33,10 @@ from bench import _common as common
 from scratch_slurm.domain.errors import ScratchError, UsageError
 from scratch_slurm.domain.model import Generation
 from scratch_slurm.domain.sizes import format_bytes, parse_size
-from scratch_slurm.node.chunks import journal_path
-from scratch_slurm.node.copying import CopyOptions, copy_image
-from scratch_slurm.node.rawio import resident_map
-from tests import sources
+from scratch_slurm.node.staging.chunks import journal_path
+from scratch_slurm.node.staging.copying import CopyOptions, copy_image
+from scratch_slurm.node.staging.rawio import resident_map
+from tests.kit import sources
 
 LATENCY_S = 0.005
 PIECE_BYTES = 64 << 20

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import scratch_slurm
 from bench import _common as common
-from tests.component.daemon import RunningDaemon
-from tests.component.datasets import make_version
-from tests.component.images import apart, clean_up
+from tests.kit.daemon import RunningDaemon
+from tests.kit.datasets import make_version
+from tests.kit.images import apart, clean_up
 
 ROOT = Path(scratch_slurm.__file__).parents[1]
 PROLOG, EPILOG = ROOT / "prolog.d/50-scratch-slurm", ROOT / "epilog.d/50-scratch-slurm"

@@ -23,9 +23,9 @@ from typing import Any
 
 from bench import _common as common
 from scratch_slurm.domain.messages import DatasetState
-from tests.component.daemon import RunningDaemon
-from tests.component.images import apart, clean_up
-from tests.sources import SlowSource
+from tests.kit.daemon import RunningDaemon
+from tests.kit.images import apart, clean_up
+from tests.kit.sources import SlowSource
 
 SOURCE_BYTES_PER_S = 100e6
 PIECE_BYTES = 1 << 20

@@ -28,8 +28,8 @@ from bench import _common as common
 from scratch_slurm.domain.config import build_config
 from scratch_slurm.domain.model import Generation, SourceImage
 from scratch_slurm.domain.names import device_tag
-from scratch_slurm.node.cache import Cache
-from scratch_slurm.node.ledger import Ledger
+from scratch_slurm.node.ledger.ledger import Ledger
+from scratch_slurm.node.staging.cache import Cache
 from scratch_slurm.service import loop as loop_module
 from scratch_slurm.service import observe, operations, status
 from scratch_slurm.service.ledger_side import LedgerSide

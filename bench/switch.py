@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from bench import _common as common
-from scratch_slurm.node import loopdev
-from scratch_slurm.node.mounts import mount_image
-from tests.component.images import apart, clean_up
-from tests.sources import SlowSource
+from scratch_slurm.node.kernel import loopdev
+from scratch_slurm.node.kernel.mounts import mount_image
+from tests.kit.images import apart, clean_up
+from tests.kit.sources import SlowSource
 
 FILE_BYTES = 64 << 20
 READ_BYTES = 128 << 10

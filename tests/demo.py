@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tests.demo_data import find_real_data, lay_out
+from tests.kit.demo_data import find_real_data, lay_out
 from tests.local_cluster import AlreadyRunsError, ClusterError, LocalCluster
 from tests.local_cluster.__main__ import DEFAULT_DIRECTORY
 

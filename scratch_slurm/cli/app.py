@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from scratch_slurm.cli.words import clean
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import DeniedError, ScratchError
+from scratch_slurm.domain.words import clean
 
 if TYPE_CHECKING:
     from rich.console import Console

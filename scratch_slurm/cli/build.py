@@ -11,19 +11,19 @@ import click
 import msgspec
 
 from scratch_slurm import __version__
-from scratch_slurm.cli import mksquashfs, tree
+from scratch_slurm.build import mksquashfs, tree
+from scratch_slurm.build.directory import Directory, open_directory
+from scratch_slurm.build.publish import Manifest, Publication, find_replaced, find_taken
+from scratch_slurm.build.rights import OWN, Rights, find_group, nobodys_rights, parse_user, rights_of
 from scratch_slurm.cli.app import App, json_option, make_console, note, pass_app, print_json
-from scratch_slurm.cli.directory import Directory, open_directory
-from scratch_slurm.cli.publish import Manifest, Publication, find_replaced, find_taken
-from scratch_slurm.cli.rights import OWN, Rights, find_group, nobodys_rights, parse_user, rights_of
-from scratch_slurm.cli.words import clean, plural
 from scratch_slurm.domain.access import is_public
 from scratch_slurm.domain.errors import DeniedError, ImageError, UsageError
 from scratch_slurm.domain.limits import choose_resources
 from scratch_slurm.domain.model import Permissions
 from scratch_slurm.domain.names import parse_dataset_name
 from scratch_slurm.domain.sizes import format_bytes, format_duration
-from scratch_slurm.node.cgroups import read_limits, read_total_bytes
+from scratch_slurm.domain.words import clean, plural
+from scratch_slurm.node.kernel.cgroups import read_limits, read_total_bytes
 
 if TYPE_CHECKING:
     from scratch_slurm.cli.progress import StepBar

@@ -8,10 +8,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from scratch_slurm.cli.words import clean
 from scratch_slurm.domain.errors import NotFoundError
 from scratch_slurm.domain.names import DATASET_NAME, nearest_hint
 from scratch_slurm.domain.sizes import format_bytes
+from scratch_slurm.domain.words import clean
 
 
 class ClusterDataset(msgspec.Struct, frozen=True):

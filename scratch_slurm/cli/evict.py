@@ -7,13 +7,13 @@ from scratch_slurm.cli.app import App, json_option, note, pass_app, print_json, 
 from scratch_slurm.cli.offline import read_offline
 from scratch_slurm.cli.pins import open_ledger
 from scratch_slurm.cli.views import find_dataset, held_by_administrator, job_ids
-from scratch_slurm.cli.words import join_some, plural
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import DaemonError, NotFoundError, PinnedError
 from scratch_slurm.domain.messages import DatasetStatus, NodeStatus
 from scratch_slurm.domain.model import ADMINISTRATOR
 from scratch_slurm.domain.names import parse_dataset_name
 from scratch_slurm.domain.sizes import format_bytes
+from scratch_slurm.domain.words import join_some, plural
 
 
 @click.command("evict")

@@ -15,9 +15,9 @@ from scratch_slurm.domain.errors import ScratchError
 from scratch_slurm.domain.messages import DatasetState, DatasetStatus
 from scratch_slurm.domain.model import Pin
 from scratch_slurm.domain.names import DATASET_NAME
-from scratch_slurm.node.cache import Cache, CacheContents
-from scratch_slurm.node.loopsysfs import LoopDevice, read_loop_device
-from scratch_slurm.node.mountinfo import read_stacks
+from scratch_slurm.node.kernel.loopsysfs import LoopDevice, read_loop_device
+from scratch_slurm.node.kernel.mountinfo import read_stacks
+from scratch_slurm.node.staging.cache import Cache, CacheContents
 
 
 def read_offline(config: Config) -> OfflineStatus:

@@ -9,7 +9,7 @@ from scratch_slurm.domain.errors import LedgerError
 from scratch_slurm.domain.model import Pin
 
 if TYPE_CHECKING:
-    from scratch_slurm.node.ledger import Event, Ledger
+    from scratch_slurm.node.ledger.ledger import Event, Ledger
 
 
 def open_ledger(config: Config) -> "Ledger":
@@ -17,7 +17,7 @@ def open_ledger(config: Config) -> "Ledger":
 
     Raises: LedgerError: it cannot be opened.
     """
-    from scratch_slurm.node.ledger import Ledger, read_boot_id
+    from scratch_slurm.node.ledger.ledger import Ledger, read_boot_id
 
     return Ledger(config.ledger_path, boot_id=read_boot_id(), now=time.time)
 

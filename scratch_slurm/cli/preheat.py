@@ -10,12 +10,12 @@ from scratch_slurm.cli import client
 from scratch_slurm.cli.app import App, json_option, make_console, note, pass_app, print_json, require_root
 from scratch_slurm.cli.pins import open_ledger
 from scratch_slurm.cli.views import find_dataset
-from scratch_slurm.cli.words import clean
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import DaemonError, ImageError, NoSpaceError, NotFoundError
 from scratch_slurm.domain.messages import DatasetState, DatasetStatus, WaitAnswer
 from scratch_slurm.domain.model import ADMINISTRATOR
 from scratch_slurm.domain.names import parse_dataset_name
+from scratch_slurm.domain.words import clean
 
 _POLL_S = 0.5
 

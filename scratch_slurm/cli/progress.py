@@ -8,9 +8,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgre
 from rich.text import Text
 
 from scratch_slurm.cli.render import stage_details
-from scratch_slurm.cli.words import clean
 from scratch_slurm.domain.messages import DatasetState, DatasetStatus
 from scratch_slurm.domain.sizes import format_bytes
+from scratch_slurm.domain.words import clean
 
 
 @contextlib.contextmanager

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from scratch_slurm.cli.views import Holder, OfflineStatus, held_by_administrator, job_ids
-from scratch_slurm.cli.words import clean, join_some, plural
 from scratch_slurm.domain.messages import DatasetState, DatasetStatus, NodeStatus
 from scratch_slurm.domain.sizes import format_bytes, format_duration
+from scratch_slurm.domain.words import clean, join_some, plural
 
 
 class Event(Protocol):

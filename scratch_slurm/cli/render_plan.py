@@ -4,9 +4,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from scratch_slurm.cli.words import clean
 from scratch_slurm.domain.messages import ActionAnswer, PlanAnswer, VerdictAnswer
 from scratch_slurm.domain.sizes import format_bytes, format_duration
+from scratch_slurm.domain.words import clean
 
 
 def render_plan(plan: PlanAnswer) -> RenderableType:

@@ -8,7 +8,7 @@ from scratch_slurm.hooks import hooklog
 from scratch_slurm.hooks.report import remove_report
 from scratch_slurm.hooks.waiting import asker
 from scratch_slurm.node.hookconfig import HookConfig
-from scratch_slurm.node.ledger import Ledger, read_boot_id
+from scratch_slurm.node.ledger.ledger import Ledger, read_boot_id
 
 # The daemon looks at the ledger on its own, too: this only makes it soon.
 _NUDGE_TIMEOUT_S = 2.0

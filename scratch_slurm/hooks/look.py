@@ -7,8 +7,8 @@ from scratch_slurm.domain.errors import DeviceError
 from scratch_slurm.domain.names import parse_cached_file_name
 from scratch_slurm.domain.states import DatasetState
 from scratch_slurm.hooks.answer import Seen
-from scratch_slurm.node.loopsysfs import read_loop_device
-from scratch_slurm.node.mountinfo import read_stacks
+from scratch_slurm.node.kernel.loopsysfs import read_loop_device
+from scratch_slurm.node.kernel.mountinfo import read_stacks
 
 
 def look_at(datasets: Iterable[str], mount_dir: str) -> tuple[Seen, ...]:

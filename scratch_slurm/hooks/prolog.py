@@ -21,7 +21,7 @@ from scratch_slurm.hooks.request import JobRequest
 from scratch_slurm.hooks.waiting import ANSWER_TIMEOUT_S, SLICE_S, asker, wait_for
 from scratch_slurm.hooks.wording import word_status
 from scratch_slurm.node.hookconfig import HookConfig
-from scratch_slurm.node.ledger import Ledger, read_boot_id
+from scratch_slurm.node.ledger.ledger import Ledger, read_boot_id
 
 # What the hook needs beside the waiting: the ledger's patience, the daemon's last answer, writing the report. Where
 # Slurm's limit is short it is half of that: the rest seldom takes long, and the stubs end well when it does.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scratch_slurm.domain.placement import Place, on_the_way, parse_fstab, parse_mount_unit
-from scratch_slurm.node.mountinfo import read_mounts
+from scratch_slurm.node.kernel.mountinfo import read_mounts
 
 FSTAB = Path("/etc/fstab")
 # Where the site's own units are. Those that distributions ship (tmp.mount in /usr/lib) say nothing of this node.

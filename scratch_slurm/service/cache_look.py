@@ -4,9 +4,9 @@ from pathlib import Path
 
 from scratch_slurm.domain.errors import ConfigError, DeviceError
 from scratch_slurm.domain.placement import judge_place
-from scratch_slurm.node.cache import Cache, CacheContents
 from scratch_slurm.node.oswords import word_os_error
 from scratch_slurm.node.placement import read_place
+from scratch_slurm.node.staging.cache import Cache, CacheContents
 from scratch_slurm.service import operations as op
 
 _INSTEAD = "everything is read from the source"

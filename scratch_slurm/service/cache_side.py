@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import ScratchError
-from scratch_slurm.node.cache import CacheContents
+from scratch_slurm.node.staging.cache import CacheContents
 from scratch_slurm.service import operations as op
 from scratch_slurm.service.cache_look import NO_CONTENTS
 from scratch_slurm.service.workers import Workers

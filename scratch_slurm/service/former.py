@@ -15,8 +15,8 @@ import msgspec
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import DeviceError, ScratchError
 from scratch_slurm.domain.names import DATASET_NAME, parse_cached_file_name, parse_device_tag
-from scratch_slurm.node.loopsysfs import read_backings
-from scratch_slurm.node.mountinfo import read_stacks
+from scratch_slurm.node.kernel.loopsysfs import read_backings
+from scratch_slurm.node.kernel.mountinfo import read_stacks
 from scratch_slurm.service import operations as op
 from scratch_slurm.service.workers import Workers
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import DeviceError
-from scratch_slurm.node import diskstats, fuse, loopsysfs, mountinfo
+from scratch_slurm.node.kernel import diskstats, fuse, loopsysfs, mountinfo
 from scratch_slurm.service.memory import Memory, MountKey
 
 log = logging.getLogger(__name__)

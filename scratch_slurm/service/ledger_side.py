@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from scratch_slurm.domain.errors import LedgerError
 from scratch_slurm.domain.model import Pin
-from scratch_slurm.node.ledger import Ledger
+from scratch_slurm.node.ledger.ledger import Ledger
 from scratch_slurm.service.calls import Calls
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from scratch_slurm.domain.model import Pin, job_holder
 from scratch_slurm.domain.observation import Observation
 from scratch_slurm.domain.planner import Plan
 from scratch_slurm.domain.throughput import reading_rates
-from scratch_slurm.node.cache import Cache
+from scratch_slurm.node.staging.cache import Cache
 from scratch_slurm.service.cache_side import CacheSide
 from scratch_slurm.service.calls import Calls
 from scratch_slurm.service.former import Former

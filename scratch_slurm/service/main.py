@@ -28,12 +28,12 @@ from scratch_slurm.domain.errors import (
     ScratchError,
 )
 from scratch_slurm.domain.sizes import format_bytes
-from scratch_slurm.node import mountinfo, mounts
-from scratch_slurm.node.cache import Cache
 from scratch_slurm.node.configfile import load_config
 from scratch_slurm.node.hookconfig import save_hook_config
-from scratch_slurm.node.ledger import Ledger, read_boot_id
+from scratch_slurm.node.kernel import mountinfo, mounts
+from scratch_slurm.node.ledger.ledger import Ledger, read_boot_id
 from scratch_slurm.node.oswords import word_os_error
+from scratch_slurm.node.staging.cache import Cache
 from scratch_slurm.service.calls import start_executor
 from scratch_slurm.service.children import children_of_this_process, reap, watch_children
 from scratch_slurm.service.interface import Interface

@@ -8,8 +8,8 @@ import msgspec
 
 from scratch_slurm.domain.model import Backing, Pin
 from scratch_slurm.domain.names import DATASET_NAME
-from scratch_slurm.node import diskstats, loopsysfs, mountinfo
-from scratch_slurm.node.cache import CacheContents
+from scratch_slurm.node.kernel import diskstats, loopsysfs, mountinfo
+from scratch_slurm.node.staging.cache import CacheContents
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ A request is answered by any number of lines that show progress, and one last li
 import msgspec
 
 from scratch_slurm.domain.model import CachedImage, Generation, Permissions, SkippedImage, SourceImage
-from scratch_slurm.node.cache import CacheContents
+from scratch_slurm.node.staging.cache import CacheContents
 
 
 class Request(msgspec.Struct, frozen=True, tag=True):

@@ -11,7 +11,7 @@ from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import DeniedError, ImageError, PinnedError, RetargetError, ScratchError, SourceError
 from scratch_slurm.domain.model import SourceImage
 from scratch_slurm.domain.names import device_tag
-from scratch_slurm.node.cache import Cache
+from scratch_slurm.node.staging.cache import Cache
 from scratch_slurm.service import operations as op
 from scratch_slurm.service.ledger_side import LedgerSide
 from scratch_slurm.service.memory import Copy, Memory

@@ -10,7 +10,7 @@ from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import LedgerError, SlurmError
 from scratch_slurm.domain.jobs import Presence
 from scratch_slurm.domain.model import Pin, job_holder
-from scratch_slurm.node.ledger import Ledger
+from scratch_slurm.node.ledger.ledger import Ledger
 from scratch_slurm.service.loop import Loop
 from scratch_slurm.service.nodename import NodeName
 from scratch_slurm.service.slurm_calls import SlurmCalls

@@ -5,7 +5,7 @@ import logging
 import os
 
 from scratch_slurm.domain.config import Config
-from scratch_slurm.node.ledger import Ledger
+from scratch_slurm.node.ledger.ledger import Ledger
 from scratch_slurm.service.features import FeatureTeller
 from scratch_slurm.service.loop import Loop
 from scratch_slurm.service.nodename import NodeName

@@ -8,8 +8,8 @@ from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import LedgerError, ScratchError
 from scratch_slurm.domain.names import parse_device_tag
 from scratch_slurm.domain.pins import ADMINISTRATOR
-from scratch_slurm.node.ledger import read_holders
-from scratch_slurm.node.mountinfo import read_stacks
+from scratch_slurm.node.kernel.mountinfo import read_stacks
+from scratch_slurm.node.ledger.ledger import read_holders
 from scratch_slurm.service import operations as op
 from scratch_slurm.service.workers import Workers
 

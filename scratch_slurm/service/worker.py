@@ -21,10 +21,11 @@ from scratch_slurm.domain.access import too_open, word_refusal
 from scratch_slurm.domain.errors import DeniedError, DiskError, ImageError, PinnedError, ScratchError
 from scratch_slurm.domain.model import Generation, Permissions
 from scratch_slurm.domain.names import parse_device_tag
-from scratch_slurm.node import catalog, loopdev, loopsysfs, mounts
-from scratch_slurm.node.cache import Cache
-from scratch_slurm.node.mountinfo import read_stacks
+from scratch_slurm.node.kernel import loopdev, loopsysfs, mounts
+from scratch_slurm.node.kernel.mountinfo import read_stacks
+from scratch_slurm.node.origins import directory as catalog
 from scratch_slurm.node.oswords import word_os_error
+from scratch_slurm.node.staging.cache import Cache
 from scratch_slurm.service import operations as op
 from scratch_slurm.service.cache_look import look_at_cache
 
@@ -142,7 +143,7 @@ def _probe_copy(path: str, device_bytes: int) -> None:
     Raises: DiskError: it cannot be read, or is cut short. FileNotFoundError: it is gone.
     """
     # Only this and copies need them.
-    from scratch_slurm.node.rawio import BLOCK_BYTES, ColdReader
+    from scratch_slurm.node.staging.rawio import BLOCK_BYTES, ColdReader
 
     try:
         with open(path, "rb", buffering=0) as file, mmap.mmap(-1, BLOCK_BYTES) as block, memoryview(block) as view:
@@ -221,7 +222,7 @@ def _keep_pinned(mount_point: Path, ledger_path: str) -> Callable[[], None]:
 
     def check() -> None:
         # Only changes of mounts need it, and it takes SQLite along.
-        from scratch_slurm.node.ledger import read_holders
+        from scratch_slurm.node.ledger.ledger import read_holders
 
         if ledger_path and read_holders(ledger_path, mount_point.name):
             raise PinnedError(f"{mount_point.name}: was pinned before its mount could be changed")
@@ -272,7 +273,7 @@ def _change_cache(request: op.OnCache) -> None:
 
 def _copy(request: op.CopyImage, say: Say) -> None:
     # Only copies need it, and it takes the hash library along.
-    from scratch_slurm.node import copying
+    from scratch_slurm.node.staging import copying
 
     copying.copy_image(
         Path(request.image.path),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.cluster.support import MB, Dataset, Gate, NodeView, four_nodes, make_dataset, set_right
+from tests.kit.support import MB, Dataset, Gate, NodeView, four_nodes, make_dataset, set_right
 from tests.local_cluster import LocalCluster
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from scratch_slurm.domain.errors import DeniedError
-from tests.cluster.support import Dataset, Gates, Make, Nodes, ask_command, make_dataset, read_job_environment, until
+from tests.kit.support import Dataset, Gates, Make, Nodes, ask_command, make_dataset, read_job_environment, until
 from tests.local_cluster import LocalCluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.root]

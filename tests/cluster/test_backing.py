@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.cluster.support import MB, Dataset, Gates, Make, Nodes, NodeView, digest_of, until
+from tests.kit.support import MB, Dataset, Gates, Make, Nodes, NodeView, digest_of, until
 from tests.local_cluster import LocalCluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.root]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.cluster.support import Gates, Make, Nodes, NodeView, until
+from tests.kit.support import Gates, Make, Nodes, NodeView, until
 from tests.local_cluster import LocalCluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.root]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.cluster.support import MB, Gates, Make, Nodes, until
+from tests.kit.support import MB, Gates, Make, Nodes, until
 from tests.local_cluster import LocalCluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.root]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.support import MB, Dataset, Gates, Make, NodeView
+from tests.kit.support import MB, Dataset, Gates, Make, NodeView
 from tests.local_cluster import LocalCluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.root]

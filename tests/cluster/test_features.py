@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.cluster.support import Dataset, Make, Nodes, NodeView, until
+from tests.kit.support import Dataset, Make, Nodes, NodeView, until
 from tests.local_cluster import LocalCluster
 from tests.local_cluster.configs import config_yaml
 from tests.local_cluster.layout import merge_settings
@@ -158,7 +158,7 @@ def test_status_says_who_is_asked(node: Nodes) -> None:
 # Runs a program that may open the families of sockets that are named, as systemd would.
 RESTRICTED = """
 import errno, os, socket, sys
-from tests.component.seccomp import SOCKET, refuse
+from tests.kit.seccomp import SOCKET, refuse
 for name in {"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK"} - set(sys.argv[1].split()):
     refuse(SOCKET, errno.EAFNOSUPPORT, argument=0, equals=int(getattr(socket, name)))
 os.execvp(sys.argv[2], sys.argv[2:])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.cluster.support import Gates, Make, Nodes, asked, read_job_environment, until
+from tests.kit.support import Gates, Make, Nodes, asked, read_job_environment, until
 from tests.local_cluster import LocalCluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.root]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.support import Make, until
+from tests.kit.support import Make, until
 from tests.local_cluster import LocalCluster
 from tests.local_cluster.configs import job_submit_lua, plugstack_conf
 from tests.local_cluster.requirements import has_job_submit_lua

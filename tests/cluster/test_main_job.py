@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.support import MB, Gates, Make, Nodes, digest_of, read_job_environment, until
+from tests.kit.support import MB, Gates, Make, Nodes, digest_of, read_job_environment, until
 from tests.local_cluster import LocalCluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.root]

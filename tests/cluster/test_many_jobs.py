@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.many_jobs import (
+from tests.kit.many_jobs import (
     CAPACITY_BYTES,
     USER,
     Fate,
@@ -24,8 +24,8 @@ from tests.cluster.many_jobs import (
     draw_plans,
     make_datasets,
 )
-from tests.cluster.sdiag import Rpcs, compare_rpcs, read_rpcs
-from tests.cluster.support import four_nodes, until
+from tests.kit.sdiag import Rpcs, compare_rpcs, read_rpcs
+from tests.kit.support import four_nodes, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.root]
 

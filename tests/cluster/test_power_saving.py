@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.support import SHORT_S, make_dataset, until
+from tests.kit.support import SHORT_S, make_dataset, until
 from tests.local_cluster import LocalCluster, programs
 from tests.local_cluster.claim import choose_ports
 from tests.local_cluster.control import Control

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import pytest
 
 from scratch_slurm.domain.sizes import format_bytes
-from tests.cluster.support import Gates, Make, Nodes, until
+from tests.kit.support import Gates, Make, Nodes, until
 from tests.local_cluster import LocalCluster
 from tests.local_cluster.configs import job_submit_lua, plugstack_conf, slurm_conf
 from tests.local_cluster.requirements import has_job_submit_lua, slurm_release

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.support import Gates, Make, Nodes, NodeView, until
 from tests.cluster.test_features import has
+from tests.kit.support import Gates, Make, Nodes, NodeView, until
 from tests.local_cluster import LocalCluster
 from tests.local_cluster.control import Control
 from tests.local_cluster.layout import HEAD

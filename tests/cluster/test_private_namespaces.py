@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.support import NodeView, make_dataset
+from tests.kit.support import NodeView, make_dataset
 from tests.local_cluster import LocalCluster
 from tests.local_cluster.requirements import slurm_release
 

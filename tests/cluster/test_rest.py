@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.support import Make, read_job_environment, until
+from tests.kit.support import Make, read_job_environment, until
 from tests.local_cluster import LocalCluster
 from tests.local_cluster.requirements import slurm_release
 

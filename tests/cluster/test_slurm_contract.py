@@ -10,12 +10,12 @@ from scratch_slurm.slurm.choose import choose_slurm, pyslurm_problem, pyslurm_re
 from scratch_slurm.slurm.commands import Commands
 from scratch_slurm.slurm.interface import Slurm
 from scratch_slurm.slurm.pyslurm_classes import PyslurmClasses
-from tests.cluster.support import NodeView
+from tests.kit.slurm_contract import SlurmContract
+from tests.kit.support import NodeView
 from tests.local_cluster import LocalCluster
 from tests.local_cluster.control import Control
 from tests.local_cluster.layout import HEAD
 from tests.local_cluster.requirements import slurm_release
-from tests.slurm_contract import SlurmContract
 
 pytestmark = [pytest.mark.cluster, pytest.mark.root]
 

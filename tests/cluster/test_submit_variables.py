@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.cluster.support import asked
+from tests.kit.support import asked
 from tests.local_cluster import LocalCluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.root]

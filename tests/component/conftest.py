@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.component.images import apart, clean_up
+from tests.kit.images import apart, clean_up
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from scratch_slurm.cli.directory import open_directory
+from scratch_slurm.build.directory import open_directory
+from scratch_slurm.build.publish import Publication
 from scratch_slurm.cli.main import run
-from scratch_slurm.cli.publish import Publication
 from scratch_slurm.domain.errors import DaemonError, DeniedError, NotFoundError
 from scratch_slurm.domain.messages import (
     DatasetState,
@@ -29,11 +29,12 @@ from scratch_slurm.domain.messages import (
 )
 from scratch_slurm.domain.model import Permissions
 from scratch_slurm.domain.pins import job_holder
-from scratch_slurm.node import daemon_client, mounts, users
-from tests.component.daemon import RunningDaemon
-from tests.component.datasets import make_version
-from tests.component.images import clean_up, in_child, opened
-from tests.component.people import reachable_directory
+from scratch_slurm.node import daemon_client, users
+from scratch_slurm.node.kernel import mounts
+from tests.kit.daemon import RunningDaemon
+from tests.kit.datasets import make_version
+from tests.kit.images import clean_up, in_child, opened
+from tests.kit.people import reachable_directory
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
@@ -102,7 +103,7 @@ def events(daemon: RunningDaemon, dataset: str) -> list[str]:
         return [each.event for each in ledger.events(100) if each.dataset == dataset][::-1]
 
 
-def test_a_private_image_is_for_its_group_from_file_to_mount_and_cache(folder):
+def test_a_private_image_is_for_its_group_from_file_to_mount_and_cache(folder) -> None:
     with RunningDaemon(folder) as daemon:
         image = build_private(daemon, "secret")
         daemon.until(lambda: daemon.is_mounted("secret"))
@@ -125,7 +126,7 @@ def test_a_private_image_is_for_its_group_from_file_to_mount_and_cache(folder):
                 as_user(STRANGER, os.listdir, daemon.path("secret").parent)
 
 
-def test_a_stranger_s_pin_is_taken_back_and_he_learns_that_the_dataset_exists(folder):
+def test_a_stranger_s_pin_is_taken_back_and_he_learns_that_the_dataset_exists(folder) -> None:
     with RunningDaemon(folder) as daemon:
         build_private(daemon, "secret")
         build(daemon, "common")
@@ -144,7 +145,7 @@ def test_a_stranger_s_pin_is_taken_back_and_he_learns_that_the_dataset_exists(fo
         assert events(daemon, "secret")[-2:] == ["pinned", "refused"]
 
 
-def test_others_see_only_that_a_private_dataset_exists(folder):
+def test_others_see_only_that_a_private_dataset_exists(folder) -> None:
     def status(account):
         node = as_user(account, ask, daemon, "GET", "/v1/status", None, NodeStatus)
         return {each.name: each for each in node.datasets}
@@ -170,7 +171,7 @@ def test_others_see_only_that_a_private_dataset_exists(folder):
         assert told.state is DatasetState.PRIVATE
 
 
-def test_what_is_not_known_yet_is_private_and_a_pin_on_it_neither_counts_nor_is_taken_back(folder):
+def test_what_is_not_known_yet_is_private_and_a_pin_on_it_neither_counts_nor_is_taken_back(folder) -> None:
     def told(account):
         (status,) = wait_for(daemon, account, "secret", timeout_s=0.0).datasets
         return status.state, status.problem
@@ -200,7 +201,7 @@ def test_what_is_not_known_yet_is_private_and_a_pin_on_it_neither_counts_nor_is_
         daemon.until(lambda: daemon.is_cached("secret") and daemon.dataset("secret").use_count == 1)
 
 
-def test_an_image_that_is_more_open_inside_than_its_file_is_not_mounted_until_it_is_mended(folder):
+def test_an_image_that_is_more_open_inside_than_its_file_is_not_mounted_until_it_is_mended(folder) -> None:
     with RunningDaemon(folder) as daemon:
         new = folder / "new"
         new.mkdir()
@@ -220,7 +221,7 @@ def test_an_image_that_is_more_open_inside_than_its_file_is_not_mounted_until_it
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["running", "not-running"])
-def test_a_mount_goes_at_once_when_its_image_is_closed_pinned_or_not_and_comes_back(folder, running):
+def test_a_mount_goes_at_once_when_its_image_is_closed_pinned_or_not_and_comes_back(folder, running) -> None:
     with RunningDaemon(folder) as daemon:
         version = make_version(daemon.source_dir, "coco")
         daemon.until(lambda: daemon.is_mounted("coco"))
@@ -243,7 +244,7 @@ def test_a_mount_goes_at_once_when_its_image_is_closed_pinned_or_not_and_comes_b
         assert events(daemon, "coco").count("staged") == 1, "its copy was kept"
 
 
-def test_a_copy_under_way_is_stopped_when_its_image_is_closed(folder):
+def test_a_copy_under_way_is_stopped_when_its_image_is_closed(folder) -> None:
     with RunningDaemon(folder, copy={"bandwidth": "1 MB"}) as daemon:
         version = make_version(daemon.source_dir, "coco", file_bytes=60_000_000)
         daemon.until(lambda: daemon.is_mounted("coco"))
@@ -254,7 +255,7 @@ def test_a_copy_under_way_is_stopped_when_its_image_is_closed(folder):
         daemon.until(lambda: list((daemon.cache_dir / ".staging").iterdir()) == [], "nothing is left of the copy")
 
 
-def test_a_closed_image_that_is_private_inside_loses_the_pins_of_who_may_not_read_it_now(folder):
+def test_a_closed_image_that_is_private_inside_loses_the_pins_of_who_may_not_read_it_now(folder) -> None:
     with RunningDaemon(folder) as daemon:
         image = build_private(daemon, "secret")
         pin(daemon, 1, MEMBER.pw_uid, "secret")
@@ -265,7 +266,7 @@ def test_a_closed_image_that_is_private_inside_loses_the_pins_of_who_may_not_rea
         daemon.until(lambda: not os.path.ismount(daemon.path("secret").parent), "its group may not enter any more")
 
 
-def test_images_of_strangers_are_not_mounted_unless_their_owner_is_trusted(folder):
+def test_images_of_strangers_are_not_mounted_unless_their_owner_is_trusted(folder) -> None:
     with RunningDaemon(folder) as daemon:
         daemon.stop()
         version = make_version(daemon.source_dir, "coco")
@@ -281,7 +282,7 @@ def test_images_of_strangers_are_not_mounted_unless_their_owner_is_trusted(folde
         assert daemon.is_mounted("coco"), "what was mounted while it was trusted stays"
 
 
-def test_the_owner_of_the_source_is_trusted(folder):
+def test_the_owner_of_the_source_is_trusted(folder) -> None:
     with RunningDaemon(folder) as daemon:
         os.chown(daemon.source_dir, STRANGER.pw_uid, 0)
         os.chown(make_version(daemon.source_dir, "coco").image, STRANGER.pw_uid, 0)
@@ -289,7 +290,7 @@ def test_the_owner_of_the_source_is_trusted(folder):
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o664, 0o646])
-def test_an_image_that_others_may_write_is_not_mounted(folder, mode):
+def test_an_image_that_others_may_write_is_not_mounted(folder, mode) -> None:
     with RunningDaemon(folder) as daemon:
         daemon.stop()
         make_version(daemon.source_dir, "coco").image.chmod(mode)
@@ -301,7 +302,7 @@ def test_an_image_that_others_may_write_is_not_mounted(folder, mode):
             daemon.until(lambda: "may be written by" in daemon.dataset("coco").problem)
 
 
-def test_nothing_is_mounted_from_a_source_in_which_everybody_may_write(folder):
+def test_nothing_is_mounted_from_a_source_in_which_everybody_may_write(folder) -> None:
     daemon = RunningDaemon(folder)
     make_version(daemon.source_dir, "coco")
     daemon.source_dir.chmod(0o777)
@@ -313,7 +314,7 @@ def test_nothing_is_mounted_from_a_source_in_which_everybody_may_write(folder):
         assert daemon.status().problem == ""
 
 
-def test_a_user_whom_the_name_service_does_not_know_pins_nothing_private_and_is_told(folder):
+def test_a_user_whom_the_name_service_does_not_know_pins_nothing_private_and_is_told(folder) -> None:
     with RunningDaemon(folder) as daemon:
         build_private(daemon, "secret")
         daemon.until(lambda: daemon.is_mounted("secret"))
@@ -330,7 +331,7 @@ def release(daemon: RunningDaemon, job_id: int, *names: str) -> tuple[str, ...]:
     return ask(daemon, "POST", "/v1/release", ReleaseRequest(job_id, names), ReleaseAnswer).released
 
 
-def test_a_job_gives_back_its_own_pins_only_as_often_as_it_likes(folder):
+def test_a_job_gives_back_its_own_pins_only_as_often_as_it_likes(folder) -> None:
     with RunningDaemon(folder) as daemon:
         for name in ("a", "b", "c"):
             make_version(daemon.source_dir, name)
@@ -354,7 +355,7 @@ def test_a_job_gives_back_its_own_pins_only_as_often_as_it_likes(folder):
         assert daemon.is_cached("a", "b", "c"), "a copy stays while there is room"
 
 
-def test_the_command_speaks_for_the_job_that_it_runs_in(folder, monkeypatch, capsys):
+def test_the_command_speaks_for_the_job_that_it_runs_in(folder, monkeypatch, capsys) -> None:
     with RunningDaemon(folder) as daemon:
         make_version(daemon.source_dir, "coco")
         pin(daemon, 7, 0, "coco")
@@ -382,20 +383,20 @@ def test_the_command_speaks_for_the_job_that_it_runs_in(folder, monkeypatch, cap
 
 
 @pytest.mark.parametrize("mode", ["644x", "0755", "0664", "0244", "7", "0o640", "\u0664640"])
-def test_build_refuses_a_mode_that_no_image_may_have(tmp_path, capsys, mode):
+def test_build_refuses_a_mode_that_no_image_may_have(tmp_path, capsys, mode) -> None:
     (tmp_path / "file").touch()
     assert run(["build", str(tmp_path), "a", "--to", "/tmp", "--mode", mode]) == 2
     assert "--mode" in capsys.readouterr().err
 
 
-def test_build_refuses_an_unknown_group_and_leaves_nothing(tmp_path, capsys):
+def test_build_refuses_an_unknown_group_and_leaves_nothing(tmp_path, capsys) -> None:
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "file").touch()
     assert run(["build", str(tmp_path / "tree"), "a", "--to", str(tmp_path), "--group", "no such group"]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["tree"]
 
 
-def test_a_user_cannot_build_for_a_group_that_is_not_his(folder):
+def test_a_user_cannot_build_for_a_group_that_is_not_his(folder) -> None:
     def attempt():
         with Publication(open_directory(folder), "a", mode=0o640, gid=0):
             pass
@@ -406,7 +407,7 @@ def test_a_user_cannot_build_for_a_group_that_is_not_his(folder):
     assert list(folder.iterdir()) == []
 
 
-def test_an_access_control_list_on_the_root_directory_counts_as_open_to_all(tmp_path):
+def test_an_access_control_list_on_the_root_directory_counts_as_open_to_all(tmp_path) -> None:
     tmp_path.chmod(0o750)
     with opened(tmp_path) as descriptor:
         assert mounts.root_permissions(descriptor) == Permissions(0, 0, 0o750)
@@ -427,7 +428,7 @@ def test_an_access_control_list_on_the_root_directory_counts_as_open_to_all(tmp_
         assert mounts.root_permissions(descriptor) == Permissions(0, 0, 0o755)
 
 
-def test_groups_come_from_the_name_service():
+def test_groups_come_from_the_name_service() -> None:
     assert users.read_groups(MEMBER.pw_uid) == tuple(os.getgrouplist(MEMBER.pw_name, MEMBER.pw_gid))
     assert users.read_uids([STRANGER.pw_name, "12", 13]) == (STRANGER.pw_uid, 12, 13)
     with pytest.raises(NotFoundError, match="user 3999999999"):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from scratch_slurm.node import diskstats, loopdev, loopsysfs, mountinfo, mounts
-from tests.component.images import CHANGED, MARK, copy_image, in_child, make_image, opened, wait_until
+from scratch_slurm.node.kernel import diskstats, loopdev, loopsysfs, mountinfo, mounts
+from tests.kit.images import CHANGED, MARK, copy_image, in_child, make_image, opened, wait_until
 
 pytest.importorskip("mfusepy", reason="mfusepy is not installed")
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
@@ -97,14 +97,14 @@ def look_without_blocking(name, mount_point):
     return "done"
 
 
-def test_what_promises_not_to_block_does_not(folder, source, mounted):
+def test_what_promises_not_to_block_does_not(folder, source, mounted) -> None:
     name, mount_point = mounted
     copy = copy_image(folder / "server" / "image.squashfs", folder / "copy")
     with blocked(loopdev.read_status, name), blocked(switch, name, copy):
         assert in_child(look_without_blocking, name, mount_point) == "done"
 
 
-def test_a_switch_away_blocks_without_a_read_in_flight_but_can_be_killed(folder, source, mounted):
+def test_a_switch_away_blocks_without_a_read_in_flight_but_can_be_killed(folder, source, mounted) -> None:
     name, _ = mounted
     copy = copy_image(folder / "server" / "image.squashfs", folder / "copy")
     with blocked(switch, name, copy) as child:
@@ -123,7 +123,7 @@ def rescue(copy, mount_point):
     return [path.read_bytes()[: len(MARK)] for path in sorted(Path(mount_point).glob("d*/f*"))]
 
 
-def test_a_cached_copy_takes_the_place_of_a_hanging_source(folder, source, mounted):
+def test_a_cached_copy_takes_the_place_of_a_hanging_source(folder, source, mounted) -> None:
     name, mount_point = mounted
     copy = copy_image(folder / "server" / "image.squashfs", folder / "copy", changed=True)
     with opened(mount_point / "d0/f0") as fd:
@@ -138,7 +138,7 @@ def test_a_cached_copy_takes_the_place_of_a_hanging_source(folder, source, mount
     indirect=["source"],
     ids=["plain", "whole-pages"],
 )
-def test_direct_io_only_where_the_source_takes_single_sectors(folder, source, direct_io):
+def test_direct_io_only_where_the_source_takes_single_sectors(folder, source, direct_io) -> None:
     image, _ = source
     copy = copy_image(folder / "server" / "image.squashfs", folder / "copy")
     with opened(image) as fd:

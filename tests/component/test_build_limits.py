@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from scratch_slurm.cli import mksquashfs
+from scratch_slurm.build import mksquashfs
 from scratch_slurm.cli.main import run
 from scratch_slurm.domain.limits import MIB, Resources
-from scratch_slurm.node.cgroups import read_limits, read_total_bytes
+from scratch_slurm.node.kernel.cgroups import read_limits, read_total_bytes
 
 pytestmark = pytest.mark.skipif(shutil.which("mksquashfs") is None, reason="needs squashfs-tools")
 
@@ -73,7 +73,7 @@ def tell_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.root
-def test_a_group_with_little_memory_does_not_kill_a_build(tmp_path, where, memory_group):
+def test_a_group_with_little_memory_does_not_kill_a_build(tmp_path, where, memory_group) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
     for number in range(4):
@@ -90,9 +90,10 @@ def test_a_group_with_little_memory_does_not_kill_a_build(tmp_path, where, memor
 
 
 @pytest.mark.root
-def test_the_limits_of_a_group_are_read(memory_group):
+def test_the_limits_of_a_group_are_read(memory_group) -> None:
     code = (
-        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from scratch_slurm.node.cgroups import read_limits;"
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r});"
+        "from scratch_slurm.node.kernel.cgroups import read_limits;"
         "limits = read_limits(); print(limits.memory.amount, limits.memory.by)"
     )
     join = f'echo $$ >{memory_group}/cgroup.procs; exec "$@"'
@@ -104,14 +105,14 @@ def test_the_limits_of_a_group_are_read(memory_group):
     assert by == str(memory_group / "memory.limit_in_bytes")
 
 
-def test_what_is_read_here_is_plausible():
+def test_what_is_read_here_is_plausible() -> None:
     limits = read_limits()
     assert limits.memory is not None
     assert 0 < limits.memory.amount <= read_total_bytes()
     assert 1 <= limits.processors <= len(os.sched_getaffinity(0))
 
 
-def test_mksquashfs_is_told_the_processors_that_it_may_use(tmp_path, tree, where, monkeypatch):
+def test_mksquashfs_is_told_the_processors_that_it_may_use(tmp_path, tree, where, monkeypatch) -> None:
     tell_arguments(tmp_path, monkeypatch)
     first = str(min(os.sched_getaffinity(0)))
     told = subprocess.run(
@@ -121,7 +122,7 @@ def test_mksquashfs_is_told_the_processors_that_it_may_use(tmp_path, tree, where
     assert "-processors 1 " in told.stderr
 
 
-def test_mksquashfs_is_told_less_than_the_address_space_that_it_has(tmp_path, tree, where, monkeypatch):
+def test_mksquashfs_is_told_less_than_the_address_space_that_it_has(tmp_path, tree, where, monkeypatch) -> None:
     tell_arguments(tmp_path, monkeypatch)
     limited = ["sh", "-c", 'ulimit -v 900000; exec "$@"', "sh"]
     told = subprocess.run(
@@ -132,7 +133,7 @@ def test_mksquashfs_is_told_less_than_the_address_space_that_it_has(tmp_path, tr
     assert 16 <= mib < 900_000 // 1024 // 2
 
 
-def test_a_kill_by_the_kernel_comes_with_a_way_out(tmp_path, tree, where, monkeypatch, capsys):
+def test_a_kill_by_the_kernel_comes_with_a_way_out(tmp_path, tree, where, monkeypatch, capsys) -> None:
     tell_arguments(tmp_path, monkeypatch)
     (tmp_path / "bin" / "mksquashfs").write_text(
         "#!/bin/sh\ncase $1 in -version) echo mksquashfs version 4.5.1;; *) kill -9 $$;; esac\n"
@@ -147,12 +148,12 @@ HINTS = [(-9, 512, "kills"), (-6, 512, "may have been short"), (1, 16, "may have
 
 
 @pytest.mark.parametrize(("code", "mib", "expected"), HINTS)
-def test_choose_hint(code, mib, expected):
+def test_choose_hint(code, mib, expected) -> None:
     hint = mksquashfs.choose_hint(code, Resources(mib * MIB, 1, "a group"))
     assert (hint is None) if expected is None else (expected in hint and "bounded by a group" in hint)
 
 
-def test_mksquashfs_that_cannot_be_started_is_no_bug(tmp_path, tree, where, monkeypatch, capsys):
+def test_mksquashfs_that_cannot_be_started_is_no_bug(tmp_path, tree, where, monkeypatch, capsys) -> None:
     tell_arguments(tmp_path, monkeypatch)
     (tmp_path / "bin" / "mksquashfs").write_text("#!/nowhere/sh\n")
     assert run(["build", str(tree), "coco", "--to", str(where)]) == 3
@@ -163,7 +164,7 @@ def test_mksquashfs_that_cannot_be_started_is_no_bug(tmp_path, tree, where, monk
 # ---- times
 
 
-def test_times_that_squashfs_cannot_keep_are_told_with_what_they_become(tree, where, capsys, monkeypatch):
+def test_times_that_squashfs_cannot_keep_are_told_with_what_they_become(tree, where, capsys, monkeypatch) -> None:
     monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
     make_old_and_new(tree)
     assert build_and_list(tree, where, "coco") == {"new": "1970-01-02", "old": "2101-02-07"}
@@ -173,14 +174,14 @@ def test_times_that_squashfs_cannot_keep_are_told_with_what_they_become(tree, wh
     assert "new (2106-02-08 becomes 1970-01-02)" in told
 
 
-def test_with_source_date_epoch_later_times_become_it(tree, where, capsys, monkeypatch):
+def test_with_source_date_epoch_later_times_become_it(tree, where, capsys, monkeypatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")
     make_old_and_new(tree)
     assert build_and_list(tree, where, "coco") == {"new": "2001-09-09", "old": "2101-02-07"}
     assert "new (2106-02-08 becomes 2001-09-09)" in capsys.readouterr().err
 
 
-def test_a_time_of_the_directory_itself_counts_too(tree, where, capsys):
+def test_a_time_of_the_directory_itself_counts_too(tree, where, capsys) -> None:
     os.utime(tree, (-1, -1))
     assert run(["build", str(tree), "coco", "--to", str(where), "--json"]) == 0
     (warning,) = json.loads(capsys.readouterr().out)["warnings"]
@@ -189,7 +190,7 @@ def test_a_time_of_the_directory_itself_counts_too(tree, where, capsys):
 
 
 @pytest.mark.parametrize("at", [0, 2**32 - 1])
-def test_the_earliest_and_the_latest_time_are_kept(tree, where, capsys, at):
+def test_the_earliest_and_the_latest_time_are_kept(tree, where, capsys, at) -> None:
     os.utime(tree / "f", (at, at))
     assert run(["build", str(tree), "coco", "--to", str(where)]) == 0
     assert "warning" not in capsys.readouterr().err

@@ -15,12 +15,12 @@ from pathlib import Path
 import blake3
 import pytest
 
-from scratch_slurm.cli.directory import open_directory
+from scratch_slurm.build.directory import open_directory
+from scratch_slurm.build.publish import FormerImage, Manifest, Publication
 from scratch_slurm.cli.main import run
-from scratch_slurm.cli.publish import FormerImage, Manifest, Publication
 from scratch_slurm.domain.errors import ImageError
-from scratch_slurm.node import catalog
-from tests.component.tracing import run_killed_at, trace
+from scratch_slurm.node.origins import directory as catalog
+from tests.kit.tracing import run_killed_at, trace
 
 pytestmark = pytest.mark.skipif(shutil.which("mksquashfs") is None, reason="needs squashfs-tools")
 
@@ -70,7 +70,7 @@ def served_digest(where: Path) -> str | None:
     return entry.image.generation.digest
 
 
-def test_a_new_version_takes_both_names_and_nothing_else_is_left(tmp_path, where, capsys):
+def test_a_new_version_takes_both_names_and_nothing_else_is_left(tmp_path, where, capsys) -> None:
     assert build(tmp_path, where, OLD) == 0
     before = digest_of(where)
     assert build(tmp_path, where, NEW) == 8
@@ -82,13 +82,13 @@ def test_a_new_version_takes_both_names_and_nothing_else_is_left(tmp_path, where
     assert json.loads((where / "coco.json").read_text())["previous"]["blake3"] == before
 
 
-def test_without_an_older_version_it_is_published_as_ever(tmp_path, where):
+def test_without_an_older_version_it_is_published_as_ever(tmp_path, where) -> None:
     assert build(tmp_path, where, NEW, "--replace") == 0
     assert served_digest(where) == digest_of(where)
     assert json.loads((where / "coco.json").read_text())["previous"] is None
 
 
-def test_versions_of_one_size_are_told_apart(tmp_path, where):
+def test_versions_of_one_size_are_told_apart(tmp_path, where) -> None:
     """Uncompressed images of equal trees but for the bytes have one size; the manifest's entries name ends as well."""
     for number, more in ((1, []), (2, ["--replace"])):
         assert build(tmp_path, where, bytes([number]) * 300_000, "--compression", "none", *more) == 0
@@ -97,14 +97,14 @@ def test_versions_of_one_size_are_told_apart(tmp_path, where):
     assert manifest["size_bytes"] == manifest["previous"]["size_bytes"]
 
 
-def test_images_that_were_made_by_hand_are_replaced_too(tmp_path, where):
+def test_images_that_were_made_by_hand_are_replaced_too(tmp_path, where) -> None:
     assert build(tmp_path, where, OLD) == 0
     (where / "coco.json").unlink()
     assert build(tmp_path, where, NEW, "--replace") == 0
     assert served_digest(where) == digest_of(where)
 
 
-def test_a_manifest_that_belonged_to_another_image_is_replaced_and_not_handed_on(tmp_path, where):
+def test_a_manifest_that_belonged_to_another_image_is_replaced_and_not_handed_on(tmp_path, where) -> None:
     assert build(tmp_path, where, OLD) == 0
     by_hand = where / ".hand"
     shutil.copy(where / "coco.squashfs", by_hand)
@@ -117,7 +117,7 @@ def test_a_manifest_that_belonged_to_another_image_is_replaced_and_not_handed_on
 
 
 @pytest.mark.root
-def test_a_strangers_manifest_is_not_handed_on(tmp_path, where):
+def test_a_strangers_manifest_is_not_handed_on(tmp_path, where) -> None:
     assert build(tmp_path, where, OLD) == 0
     os.chown(where / "coco.json", 12345, 12345)
     assert build(tmp_path, where, NEW, "--replace") == 0
@@ -126,7 +126,7 @@ def test_a_strangers_manifest_is_not_handed_on(tmp_path, where):
 
 
 @pytest.mark.root
-def test_who_may_read_it_stays_as_it_is_unless_said_otherwise(tmp_path, where):
+def test_who_may_read_it_stays_as_it_is_unless_said_otherwise(tmp_path, where) -> None:
     assert build(tmp_path, where, OLD, "--group", "4242", "--mode", "0640") == 0
     os.chown(where / "coco.squashfs", 1234, 4242)
     assert build(tmp_path, where, NEW, "--replace") == 0
@@ -139,7 +139,7 @@ def test_who_may_read_it_stays_as_it_is_unless_said_otherwise(tmp_path, where):
 
 
 @pytest.mark.parametrize("name", ["coco.erofs", "coco.sqsh", "coco.json"])
-def test_what_build_did_not_make_is_not_replaced(tmp_path, where, capsys, name):
+def test_what_build_did_not_make_is_not_replaced(tmp_path, where, capsys, name) -> None:
     (where / name).write_bytes(b'{"precious": 1}')
     assert build(tmp_path, where, NEW, "--replace") == 8
     assert published(where) == [name]
@@ -147,14 +147,14 @@ def test_what_build_did_not_make_is_not_replaced(tmp_path, where, capsys, name):
     assert "nothing was changed" in capsys.readouterr().err
 
 
-def test_a_link_in_the_images_place_is_not_replaced(tmp_path, where):
+def test_a_link_in_the_images_place_is_not_replaced(tmp_path, where) -> None:
     (where / "coco.squashfs").symlink_to("/etc/passwd")
     assert build(tmp_path, where, NEW, "--replace") == 8
     assert (where / "coco.squashfs").is_symlink()
 
 
 @pytest.mark.parametrize("with_manifest", [True, False], ids=["manifest", "by-hand"])
-def test_killed_at_any_call_the_dataset_is_served_and_the_next_build_publishes(tmp_path, where, with_manifest):
+def test_killed_at_any_call_the_dataset_is_served_and_the_next_build_publishes(tmp_path, where, with_manifest) -> None:
     """kill -9 at each system call that names, orders or removes something, one run for each."""
     assert build(tmp_path, where, OLD) == 0
     if not with_manifest:
@@ -195,7 +195,7 @@ def numbered(lines: list[str]) -> Iterator[tuple[str, int, int]]:
             yield call, counts[call], place
 
 
-def test_a_node_that_looks_all_the_time_never_meets_a_wrong_pair(tmp_path, where):
+def test_a_node_that_looks_all_the_time_never_meets_a_wrong_pair(tmp_path, where) -> None:
     assert build(tmp_path, where, OLD) == 0
     ended = threading.Event()
     seen: set[str | None] = set()
@@ -231,7 +231,7 @@ def publish_bytes(where: Path, image: bytes) -> None:
         publication.publish(Manifest("coco", size_bytes, digest, 1, 1, "zstd", 0, "test", ends_blake2b=ends))
 
 
-def test_of_builds_at_once_the_last_ones_image_and_manifest_stay_together(tmp_path, where):
+def test_of_builds_at_once_the_last_ones_image_and_manifest_stay_together(tmp_path, where) -> None:
     assert build(tmp_path, where, OLD) == 0
     images = [b"hsqs" + bytes(36) + (4096).to_bytes(8, "little") + bytes([number]) * 4048 for number in range(8)]
     threads = [threading.Thread(target=publish_bytes, args=(where, image)) for image in images]
@@ -243,7 +243,7 @@ def test_of_builds_at_once_the_last_ones_image_and_manifest_stay_together(tmp_pa
     assert served_digest(where) == digest_of(where) == json.loads((where / "coco.json").read_text())["blake3"]
 
 
-def test_a_builder_that_gives_names_keeps_others_waiting_and_a_dead_one_does_not(tmp_path, where):
+def test_a_builder_that_gives_names_keeps_others_waiting_and_a_dead_one_does_not(tmp_path, where) -> None:
     lock = where / ".coco.publishing"
     lock.touch()
     assert build(tmp_path, where, NEW) == 0, "left by one that was killed"
@@ -275,12 +275,12 @@ ENTRIES = [
 
 
 @pytest.mark.parametrize(("more", "expected"), ENTRIES)
-def test_the_former_entry_of_a_manifest_is_read_or_left_out(more, expected):
+def test_the_former_entry_of_a_manifest_is_read_or_left_out(more, expected) -> None:
     text = json.dumps({"size_bytes": 7, "blake3": "a" * 64, **more}).encode()
     assert len(catalog.parse_manifest(text, "x.json")) == expected
 
 
-def test_the_entry_of_ones_own_image_must_be_right():
+def test_the_entry_of_ones_own_image_must_be_right() -> None:
     with pytest.raises(ImageError):
         catalog.parse_manifest(b'{"size_bytes": 7, "blake3": "no", "previous": null}', "x.json")
     assert FormerImage(1, "a").ends_blake2b is None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scratch_slurm.domain.errors import ConfigError, NoSpaceError
-from scratch_slurm.node.cache import Cache, PartialImage
+from scratch_slurm.node.staging.cache import Cache, PartialImage
 
 GENERATION = "0123456789abcdef"
 OTHER = "fedcba9876543210"
@@ -36,7 +36,7 @@ def names(folder):
 # Preparing.
 
 
-def test_prepare_makes_private_directories_and_no_parents(tmp_path):
+def test_prepare_makes_private_directories_and_no_parents(tmp_path) -> None:
     cache = Cache(tmp_path / "ssd" / "cache")
     with pytest.raises(ConfigError, match="No such file or directory"):
         cache.prepare()
@@ -46,7 +46,7 @@ def test_prepare_makes_private_directories_and_no_parents(tmp_path):
     assert [path.stat().st_mode & 0o777 for path in (cache.dir, cache.staging)] == [0o700, 0o700]
 
 
-def test_prepare_twice_keeps_what_is_there(cache):
+def test_prepare_twice_keeps_what_is_there(cache) -> None:
     stage(cache)
     cache.publish("coco", GENERATION)
     stage(cache, "imagenet")
@@ -55,14 +55,14 @@ def test_prepare_twice_keeps_what_is_there(cache):
     assert (cache.read().images, cache.read().partials) == (before.images, before.partials)
 
 
-def test_prepare_closes_a_directory_that_others_may_only_read(tmp_path):
+def test_prepare_closes_a_directory_that_others_may_only_read(tmp_path) -> None:
     (tmp_path / "cache").mkdir(mode=0o755)
     Cache(tmp_path / "cache").prepare()
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o720, 0o702], ids=oct)
-def test_prepare_refuses_what_others_may_write_in(tmp_path, mode):
+def test_prepare_refuses_what_others_may_write_in(tmp_path, mode) -> None:
     folder = tmp_path / "cache"
     folder.mkdir()
     folder.chmod(mode)
@@ -74,7 +74,7 @@ def test_prepare_refuses_what_others_may_write_in(tmp_path, mode):
 
 
 @pytest.mark.root
-def test_prepare_refuses_the_directory_of_another_user(tmp_path):
+def test_prepare_refuses_the_directory_of_another_user(tmp_path) -> None:
     folder = tmp_path / "cache"
     folder.mkdir(mode=0o700)
     os.chown(folder, 65534, 65534)
@@ -82,7 +82,7 @@ def test_prepare_refuses_the_directory_of_another_user(tmp_path):
         Cache(folder).prepare()
 
 
-def test_prepare_refuses_a_link_to_a_directory(tmp_path):
+def test_prepare_refuses_a_link_to_a_directory(tmp_path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "cache").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigError):
@@ -90,7 +90,7 @@ def test_prepare_refuses_a_link_to_a_directory(tmp_path):
     assert names(tmp_path / "elsewhere") == []
 
 
-def test_prepare_refuses_a_file(tmp_path):
+def test_prepare_refuses_a_file(tmp_path) -> None:
     (tmp_path / "cache").write_text("")
     with pytest.raises(ConfigError, match="cannot use as cache_dir: File exists"):
         Cache(tmp_path / "cache").prepare()
@@ -99,13 +99,13 @@ def test_prepare_refuses_a_file(tmp_path):
 # What is there.
 
 
-def test_an_empty_cache_holds_nothing(cache):
+def test_an_empty_cache_holds_nothing(cache) -> None:
     contents = cache.read()
     assert (contents.images, contents.partials) == ((), ())
     assert 0 < contents.free_bytes <= contents.whole_bytes
 
 
-def test_read_tells_images_from_partials(cache):
+def test_read_tells_images_from_partials(cache) -> None:
     stage(cache, "imagenet")
     stage(cache)
     cache.publish("coco", GENERATION)
@@ -116,7 +116,7 @@ def test_read_tells_images_from_partials(cache):
     assert [(part.dataset, part.generation_id) for part in contents.partials] == [("imagenet", GENERATION)]
 
 
-def test_only_the_first_level_is_served(cache):
+def test_only_the_first_level_is_served(cache) -> None:
     """A whole name in the staging directory proves nothing."""
     (cache.staging / f"coco@{GENERATION}.image").write_bytes(BODY)
     (cache.dir / f"coco@{GENERATION}.part").write_bytes(BODY)
@@ -129,7 +129,7 @@ def test_only_the_first_level_is_served(cache):
     "name",
     ["coco.image", "coco@0123.image", f"coco@{OTHER.upper()}.image", f".coco@{OTHER}.image", f"coco@{OTHER}.image~"],
 )
-def test_files_of_other_names_count_but_are_not_served(cache, name):
+def test_files_of_other_names_count_but_are_not_served(cache, name) -> None:
     empty_bytes = cache.read().used_bytes
     (cache.dir / name).write_bytes(BODY)
     contents = cache.read()
@@ -138,12 +138,12 @@ def test_files_of_other_names_count_but_are_not_served(cache, name):
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("/etc/hostname")])
-def test_what_is_no_regular_file_is_not_served(cache, make):
+def test_what_is_no_regular_file_is_not_served(cache, make) -> None:
     make(cache.image_path("coco", GENERATION))
     assert cache.read().images == ()
 
 
-def test_used_bytes_are_the_larger_of_length_and_blocks(cache):
+def test_used_bytes_are_the_larger_of_length_and_blocks(cache) -> None:
     """An image with holes may fill up; one whose last block is half used takes the whole block."""
     empty_bytes = cache.read().used_bytes
     sparse, dense = cache.image_path("sparse", GENERATION), cache.image_path("dense", GENERATION)
@@ -161,7 +161,7 @@ def test_used_bytes_are_the_larger_of_length_and_blocks(cache):
     assert contents.used_bytes - empty_bytes == 10**9 + max(1, blocks_bytes)
 
 
-def test_a_partial_counts_the_blocks_it_has(cache):
+def test_a_partial_counts_the_blocks_it_has(cache) -> None:
     part = cache.part_path("coco", GENERATION)
     with part.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, 1 << 20)
@@ -169,7 +169,7 @@ def test_a_partial_counts_the_blocks_it_has(cache):
     assert cache.read().partials == (PartialImage("coco", GENERATION, part.stat().st_blocks * 512),)
 
 
-def test_reading_a_cache_that_is_gone_is_an_error(cache):
+def test_reading_a_cache_that_is_gone_is_an_error(cache) -> None:
     cache.staging.rmdir()
     cache.dir.rmdir()
     with pytest.raises(OSError, match="No such file"):
@@ -180,7 +180,7 @@ def test_reading_a_cache_that_is_gone_is_an_error(cache):
 
 
 @pytest.mark.parametrize("dataset", ["coco", "my.image", "my.images.v2", "a@b", "x.part", "a" * 64])
-def test_a_copy_grows_is_served_and_goes(cache, dataset):
+def test_a_copy_grows_is_served_and_goes(cache, dataset) -> None:
     part = stage(cache, dataset)
     assert part.parent == cache.staging
     assert [each.dataset for each in cache.read().partials] == [dataset]
@@ -197,7 +197,7 @@ def test_a_copy_grows_is_served_and_goes(cache, dataset):
     cache.discard(image)
 
 
-def test_dropping_a_partial_leaves_its_neighbours(cache):
+def test_dropping_a_partial_leaves_its_neighbours(cache) -> None:
     stage(cache, "coco")
     kept = stage(cache, "coco", OTHER)
     cache.drop_partial("coco", GENERATION)
@@ -205,12 +205,12 @@ def test_dropping_a_partial_leaves_its_neighbours(cache):
     assert names(cache.staging) == [kept.with_suffix(".journal").name, kept.name]
 
 
-def test_publishing_what_is_not_there_says_so(cache):
+def test_publishing_what_is_not_there_says_so(cache) -> None:
     with pytest.raises(NoSpaceError, match="cannot publish the copy: No such file"):
         cache.publish("coco", GENERATION)
 
 
-def test_an_image_that_is_open_outlives_its_withdrawal(cache):
+def test_an_image_that_is_open_outlives_its_withdrawal(cache) -> None:
     stage(cache)
     target = cache.publish("coco", GENERATION)
     (image,) = cache.read().images
@@ -220,7 +220,7 @@ def test_an_image_that_is_open_outlives_its_withdrawal(cache):
         assert file.read() == BODY
 
 
-def test_a_withdrawn_image_is_restored_whole_and_once(cache):
+def test_a_withdrawn_image_is_restored_whole_and_once(cache) -> None:
     stage(cache)
     target = cache.publish("coco", GENERATION)
     (image,) = cache.read().images
@@ -231,7 +231,7 @@ def test_a_withdrawn_image_is_restored_whole_and_once(cache):
     assert names(cache.staging) == []
 
 
-def test_a_withdrawn_image_gives_way_to_the_one_that_was_staged_meanwhile(cache):
+def test_a_withdrawn_image_gives_way_to_the_one_that_was_staged_meanwhile(cache) -> None:
     stage(cache)
     cache.publish("coco", GENERATION)
     (image,) = cache.read().images
@@ -244,7 +244,7 @@ def test_a_withdrawn_image_gives_way_to_the_one_that_was_staged_meanwhile(cache)
     assert names(cache.staging) == []
 
 
-def test_withdrawing_an_image_that_vanished_is_an_error(cache):
+def test_withdrawing_an_image_that_vanished_is_an_error(cache) -> None:
     stage(cache)
     target = cache.publish("coco", GENERATION)
     (image,) = cache.read().images
@@ -286,7 +286,7 @@ def killed_at(step, function):
     return child.exitcode != 0
 
 
-def test_a_kill_at_any_step_of_publishing_leaves_a_part_or_a_whole_image(cache):
+def test_a_kill_at_any_step_of_publishing_leaves_a_part_or_a_whole_image(cache) -> None:
     step, outcomes = 1, []
     while True:
         stage(cache)
@@ -307,7 +307,7 @@ def test_a_kill_at_any_step_of_publishing_leaves_a_part_or_a_whole_image(cache):
     assert outcomes[1:] == [1] * len(outcomes[1:]) and len(outcomes) >= 4
 
 
-def test_a_kill_at_any_step_of_an_eviction_leaves_a_whole_image_or_none(cache):
+def test_a_kill_at_any_step_of_an_eviction_leaves_a_whole_image_or_none(cache) -> None:
     step = 1
     while True:
         stage(cache)
@@ -332,7 +332,7 @@ def test_a_kill_at_any_step_of_an_eviction_leaves_a_whole_image_or_none(cache):
     assert step == 3
 
 
-def test_the_name_is_durable_before_the_journal_goes(cache, monkeypatch):
+def test_the_name_is_durable_before_the_journal_goes(cache, monkeypatch) -> None:
     """Else a power failure could leave a part without its journal, or neither part nor image."""
     done = []
 

@@ -6,9 +6,9 @@ import subprocess
 import pytest
 
 from scratch_slurm.node.placement import read_place
-from tests.component.daemon import RunningDaemon
-from tests.component.datasets import make_version
-from tests.component.disks import small_disk
+from tests.kit.daemon import RunningDaemon
+from tests.kit.datasets import make_version
+from tests.kit.disks import small_disk
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
@@ -22,7 +22,7 @@ def mounted(mount_point, fs_type="tmpfs"):
         subprocess.run(["umount", "-l", mount_point], check=True)
 
 
-def test_a_place_is_told_by_what_is_mounted_there_and_what_should_be(folder):
+def test_a_place_is_told_by_what_is_mounted_there_and_what_should_be(folder) -> None:
     disk, fstab, units = folder / "a disk", folder / "fstab", folder / "units"
     (disk / "cache").mkdir(parents=True)
     units.mkdir()
@@ -48,12 +48,12 @@ def test_a_place_is_told_by_what_is_mounted_there_and_what_should_be(folder):
     }
 
 
-def test_a_place_below_what_is_not_there_is_none(folder):
+def test_a_place_below_what_is_not_there_is_none(folder) -> None:
     with pytest.raises(FileNotFoundError):
         read_place(folder / "ssd" / "cache", fstab=folder / "none", unit_dirs=[])
 
 
-def test_a_disk_that_is_mounted_later_is_used_without_a_restart_and_left_when_it_goes(folder):
+def test_a_disk_that_is_mounted_later_is_used_without_a_restart_and_left_when_it_goes(folder) -> None:
     ssd = folder / "ssd"
     ssd.mkdir()
     daemon = RunningDaemon(folder, cache_dir=str(ssd / "cache"), cache_mount=str(ssd))
@@ -81,7 +81,7 @@ def test_a_disk_that_is_mounted_later_is_used_without_a_restart_and_left_when_it
             subprocess.run(["mount", "-t", "tmpfs", "none", folder / "disk" / "under"], check=True)  # for its clean-up
 
 
-def test_memory_is_no_disk_unless_the_site_says_so(folder):
+def test_memory_is_no_disk_unless_the_site_says_so(folder) -> None:
     (folder / "ssd").mkdir()
     with mounted(folder / "ssd"):
         daemon = RunningDaemon(folder, cache_dir=str(folder / "ssd" / "cache"), cache_on_any_file_system=False)
@@ -95,7 +95,7 @@ def test_memory_is_no_disk_unless_the_site_says_so(folder):
             daemon.stop()
 
 
-def test_what_a_cleaner_removes_is_there_again_in_the_next_round(folder):
+def test_what_a_cleaner_removes_is_there_again_in_the_next_round(folder) -> None:
     with RunningDaemon(folder) as daemon:
         make_version(daemon.source_dir, "coco", 1, file_bytes=50_000)
         make_version(daemon.source_dir, "other", 1, file_bytes=50_000)

@@ -15,7 +15,7 @@ def make(patience_s=SOON_S):
     return Calls("/ssd/cache", error=LedgerError, patience_s=patience_s)
 
 
-def test_calls_are_answered_in_order_and_their_errors_are_the_callers():
+def test_calls_are_answered_in_order_and_their_errors_are_the_callers() -> None:
     async def scenario():
         calls, seen = make(20), []
         results = await asyncio.gather(*(calls.run(lambda n=n: seen.append(n) or n) for n in range(50)))
@@ -29,7 +29,7 @@ def test_calls_are_answered_in_order_and_their_errors_are_the_callers():
     asyncio.run(scenario())
 
 
-def test_what_hangs_is_given_up_on_and_what_comes_behind_it_is_refused_and_never_done():
+def test_what_hangs_is_given_up_on_and_what_comes_behind_it_is_refused_and_never_done() -> None:
     go_on, late = threading.Event(), []
 
     async def scenario():
@@ -50,7 +50,7 @@ def test_what_hangs_is_given_up_on_and_what_comes_behind_it_is_refused_and_never
     asyncio.run(scenario())
 
 
-def test_one_that_waits_behind_another_is_withdrawn_when_its_time_is_over():
+def test_one_that_waits_behind_another_is_withdrawn_when_its_time_is_over() -> None:
     go_on, begun, late = threading.Event(), threading.Event(), []
 
     async def scenario():
@@ -75,7 +75,7 @@ def test_one_that_waits_behind_another_is_withdrawn_when_its_time_is_over():
     asyncio.run(scenario())
 
 
-def test_a_process_ends_although_a_call_hangs():
+def test_a_process_ends_although_a_call_hangs() -> None:
     import subprocess
     import sys
 
@@ -94,7 +94,7 @@ asyncio.run(main())
     assert ended.stdout == "given up\n"
 
 
-def test_an_executor_starts_no_thread_later():
+def test_an_executor_starts_no_thread_later() -> None:
     executor = start_executor(3)
     before = set(threading.enumerate())
     together = threading.Barrier(3)

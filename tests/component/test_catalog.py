@@ -13,8 +13,8 @@ from blake3 import blake3
 
 from scratch_slurm.domain.errors import ImageError, SourceError
 from scratch_slurm.domain.model import Generation, Permissions, SkippedImage
-from scratch_slurm.node import catalog
-from tests.component.images import in_child, make_image
+from scratch_slurm.node.origins import directory as catalog
+from tests.kit.images import in_child, make_image
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def write_manifest(image, **changed):
 # Listing.
 
 
-def test_list_shows_image_files_sorted(source):
+def test_list_shows_image_files_sorted(source) -> None:
     for name in ("b.squashfs", "a.erofs", "c.sqsh", "d.sqfs", "a.json", "README", ".hidden.squashfs", "-x.squashfs"):
         (source / name).write_text("")
     (source / "e.squashfs").mkdir()
@@ -76,12 +76,12 @@ def test_list_shows_image_files_sorted(source):
     assert catalog.list_source(source) == ["a.erofs", "b.squashfs", "c.sqsh", "d.sqfs", "e.squashfs"]
 
 
-def test_list_shows_no_file_whose_name_is_no_text(source):
+def test_list_shows_no_file_whose_name_is_no_text(source) -> None:
     Path(os.fsdecode(os.fsencode(source) + b"/caf\xe9.squashfs")).write_text("")
     assert catalog.list_source(source) == []
 
 
-def test_list_says_why_it_cannot(source):
+def test_list_says_why_it_cannot(source) -> None:
     with pytest.raises(SourceError, match="cannot list the source: No such file or directory"):
         catalog.list_source(source / "missing")
 
@@ -98,7 +98,7 @@ def test_list_says_why_it_cannot(source):
         (".erofs", "coco.erofs", "erofs"),
     ],
 )
-def test_a_real_image_is_taken(source, made, suffix, name, fs_type):
+def test_a_real_image_is_taken(source, made, suffix, name, fs_type) -> None:
     shutil.copy(made[suffix], source / name)
     status = (source / name).stat()
     entry = scan_one(source, name)
@@ -108,12 +108,12 @@ def test_a_real_image_is_taken(source, made, suffix, name, fs_type):
     assert (entry.image.generation.digest, entry.note) == (None, "")
 
 
-def test_a_manifest_gives_the_digest(source, squashfs):
+def test_a_manifest_gives_the_digest(source, squashfs) -> None:
     write_manifest(squashfs)
     assert scan_one(source, squashfs.name).image.generation.digest == blake3(squashfs.read_bytes()).hexdigest()
 
 
-def test_a_file_that_is_not_there_is_no_entry(source, squashfs):
+def test_a_file_that_is_not_there_is_no_entry(source, squashfs) -> None:
     first, second, third = scan(source, "a.squashfs", squashfs.name, "README")
     assert (first, third) == (None, None)
     assert second.image is not None
@@ -124,7 +124,7 @@ def test_a_file_that_is_not_there_is_no_entry(source, squashfs):
 
 @pytest.mark.parametrize("suffix", [".squashfs", ".erofs"])
 @pytest.mark.parametrize("kept", [0.5, 0.9])
-def test_an_image_cut_short_is_skipped(source, made, suffix, kept):
+def test_an_image_cut_short_is_skipped(source, made, suffix, kept) -> None:
     path = source / f"coco{suffix}"
     body = made[suffix].read_bytes()
     path.write_bytes(body[: int(len(body) * kept)])
@@ -149,7 +149,7 @@ def test_an_image_cut_short_is_skipped(source, made, suffix, kept):
         ),
     ],
 )
-def test_garbage_is_skipped(source, name, body, message):
+def test_garbage_is_skipped(source, name, body, message) -> None:
     (source / name).write_bytes(body)
     entry = scan_one(source, name)
     assert entry.skipped.file_name == name
@@ -157,12 +157,12 @@ def test_garbage_is_skipped(source, name, body, message):
 
 
 @pytest.mark.parametrize(("suffix", "wrong"), [(".squashfs", ".erofs"), (".erofs", ".sqsh")])
-def test_an_image_with_the_other_suffix_is_skipped(source, made, suffix, wrong):
+def test_an_image_with_the_other_suffix_is_skipped(source, made, suffix, wrong) -> None:
     shutil.copy(made[suffix], source / f"coco{wrong}")
     assert "no magic number" in reason(scan_one(source, f"coco{wrong}"))
 
 
-def test_an_image_that_ends_within_a_sector_is_skipped(source, squashfs):
+def test_an_image_that_ends_within_a_sector_is_skipped(source, squashfs) -> None:
     """A loop device has whole sectors only: the end of such an image could not be read."""
     head = squashfs.read_bytes()
     used = int.from_bytes(head[40:48], "little")
@@ -191,7 +191,7 @@ def make_null(path):
         pytest.param(make_null, "is not a regular file", id="device", marks=pytest.mark.root),
     ],
 )
-def test_what_is_no_regular_file_is_skipped_without_opening_it(source, make, message):
+def test_what_is_no_regular_file_is_skipped_without_opening_it(source, make, message) -> None:
     make(source / "a.squashfs")
     assert reason(scan_one(source, "a.squashfs")) == message
 
@@ -203,7 +203,7 @@ def test_what_is_no_regular_file_is_skipped_without_opening_it(source, make, mes
         pytest.param(lambda path: path.symlink_to("/etc/passwd"), "is a symbolic link", id="symlink"),
     ],
 )
-def test_what_takes_a_file_s_place_between_stat_and_open_is_skipped(source, squashfs, make, message):
+def test_what_takes_a_file_s_place_between_stat_and_open_is_skipped(source, squashfs, make, message) -> None:
     def look_and_swap():
         real = os.lstat
 
@@ -241,7 +241,7 @@ BAD_MANIFESTS = [
 
 
 @pytest.mark.parametrize(("body", "message"), BAD_MANIFESTS)
-def test_a_bad_manifest_keeps_only_its_own_image_out(source, squashfs, made, body, message):
+def test_a_bad_manifest_keeps_only_its_own_image_out(source, squashfs, made, body, message) -> None:
     squashfs.with_suffix(".json").write_text(body)
     shutil.copy(made[".squashfs"], source / "next.squashfs")
     entry, after = scan(source, squashfs.name, "next.squashfs")
@@ -267,7 +267,7 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("body", FOREIGN)
-def test_a_json_file_without_the_keys_of_a_manifest_is_none(source, squashfs, body):
+def test_a_json_file_without_the_keys_of_a_manifest_is_none(source, squashfs, body) -> None:
     squashfs.with_suffix(".json").write_bytes(body)
     entry = scan_one(source, squashfs.name)
     assert entry.image is not None and entry.image.generation.digest is None
@@ -282,7 +282,7 @@ def test_a_json_file_without_the_keys_of_a_manifest_is_none(source, squashfs, bo
         pytest.param(lambda path: path.symlink_to("/etc/passwd"), "is a symbolic link", id="symlink"),
     ],
 )
-def test_what_is_no_regular_file_is_no_manifest(source, squashfs, make, what):
+def test_what_is_no_regular_file_is_no_manifest(source, squashfs, make, what) -> None:
     make(squashfs.with_suffix(".json"))
     entry = scan_one(source, squashfs.name)
     assert entry.image is not None
@@ -298,7 +298,7 @@ def test_what_is_no_regular_file_is_no_manifest(source, squashfs, make, what):
         pytest.param(lambda path: path.chmod(0o664), "may be written by group", id="open-to-a-group"),
     ],
 )
-def test_a_manifest_that_others_may_have_written_is_not_obeyed(source, squashfs, change, why):
+def test_a_manifest_that_others_may_have_written_is_not_obeyed(source, squashfs, change, why) -> None:
     change(write_manifest(squashfs, blake3="0" * 64))
     entry = scan_one(source, squashfs.name)
     assert entry.image is not None and entry.image.generation.digest is None
@@ -306,7 +306,7 @@ def test_a_manifest_that_others_may_have_written_is_not_obeyed(source, squashfs,
 
 
 @pytest.mark.root
-def test_a_manifest_of_a_trusted_owner_counts(source, squashfs):
+def test_a_manifest_of_a_trusted_owner_counts(source, squashfs) -> None:
     manifest = write_manifest(squashfs)
     os.chown(manifest, 4711, 0)
     trust = catalog.Trust(Permissions(4711, 0, 0o755), (4711,))
@@ -314,7 +314,7 @@ def test_a_manifest_of_a_trusted_owner_counts(source, squashfs):
     assert entry.image.generation.digest == blake3(squashfs.read_bytes()).hexdigest()
 
 
-def test_a_manifest_with_the_digest_of_the_ends_is_taken_for_its_image_alone(source, squashfs):
+def test_a_manifest_with_the_digest_of_the_ends_is_taken_for_its_image_alone(source, squashfs) -> None:
     body = squashfs.read_bytes()
     ends = hashlib.blake2b(body[:65536] + body[-65536:], digest_size=32).hexdigest()
     write_manifest(squashfs, ends_blake2b=ends)
@@ -325,7 +325,7 @@ def test_a_manifest_with_the_digest_of_the_ends_is_taken_for_its_image_alone(sou
 
 
 @pytest.mark.parametrize("size", [1, 1000, 65_536, 100_000, 131_072, 300_000])
-def test_the_digest_of_the_ends_is_that_of_head_and_tail(tmp_path, size):
+def test_the_digest_of_the_ends_is_that_of_head_and_tail(tmp_path, size) -> None:
     path = tmp_path / "file"
     path.write_bytes(os.urandom(size))
     command = ["sh", "-c", '(head -c 65536 "$1"; tail -c 65536 "$1") | b2sum -l 256', "sh", path]
@@ -337,7 +337,7 @@ def test_the_digest_of_the_ends_is_that_of_head_and_tail(tmp_path, size):
 # Stamps.
 
 
-def test_an_unchanged_file_is_not_opened(source, squashfs):
+def test_an_unchanged_file_is_not_opened(source, squashfs) -> None:
     write_manifest(squashfs)
     stamp = scan_one(source, squashfs.name).stamp
 
@@ -352,7 +352,7 @@ def test_an_unchanged_file_is_not_opened(source, squashfs):
     assert (entry.stamp, entry.image, entry.skipped) == (stamp, None, None)
 
 
-def test_a_bad_file_is_not_opened_again_either(source):
+def test_a_bad_file_is_not_opened_again_either(source) -> None:
     (source / "a.squashfs").write_bytes(b"x" * 8192)
     stamp = scan_one(source, "a.squashfs").stamp
     assert stamp
@@ -383,7 +383,7 @@ def add_manifest(image):
 
 
 @pytest.mark.parametrize("change", [rewrite, replace, touch, restrict, add_manifest])
-def test_a_changed_file_is_read_again(source, squashfs, change):
+def test_a_changed_file_is_read_again(source, squashfs, change) -> None:
     os.utime(squashfs, ns=(0, 0))
     stamp = scan_one(source, squashfs.name).stamp
     change(squashfs)
@@ -392,7 +392,7 @@ def test_a_changed_file_is_read_again(source, squashfs, change):
     assert entry.stamp != stamp
 
 
-def test_a_changed_or_removed_manifest_is_noticed(source, squashfs):
+def test_a_changed_or_removed_manifest_is_noticed(source, squashfs) -> None:
     manifest = write_manifest(squashfs)
     stamp = scan_one(source, squashfs.name).stamp
     write_manifest(squashfs, blake3="0" * 64, size_bytes=squashfs.stat().st_size)
@@ -403,7 +403,7 @@ def test_a_changed_or_removed_manifest_is_noticed(source, squashfs):
     assert scan_one(source, squashfs.name, changed.stamp).image.generation.digest is None
 
 
-def test_a_mended_image_is_taken_at_the_next_scan(source, squashfs):
+def test_a_mended_image_is_taken_at_the_next_scan(source, squashfs) -> None:
     body = squashfs.read_bytes()
     squashfs.write_bytes(body[:4096])
     bad = scan_one(source, squashfs.name)
@@ -413,7 +413,7 @@ def test_a_mended_image_is_taken_at_the_next_scan(source, squashfs):
 
 
 @pytest.mark.root
-def test_what_this_node_may_not_read_is_skipped_and_tried_again(source, squashfs):
+def test_what_this_node_may_not_read_is_skipped_and_tried_again(source, squashfs) -> None:
     """As on NFS, where root is squashed: here another user looks."""
     squashfs.chmod(0o600)
     for folder in source.parents:
@@ -434,14 +434,14 @@ def test_what_this_node_may_not_read_is_skipped_and_tried_again(source, squashfs
 # Generations.
 
 
-def test_an_open_file_of_the_planned_generation_passes(source, squashfs):
+def test_an_open_file_of_the_planned_generation_passes(source, squashfs) -> None:
     image = scan_one(source, squashfs.name).image
     with squashfs.open("rb") as file:
         catalog.check_generation(file.fileno(), image.generation, image.path)
 
 
 @pytest.mark.parametrize("change", [replace, touch, lambda image: os.truncate(image, 512)])
-def test_an_open_file_of_another_generation_does_not(source, squashfs, change):
+def test_an_open_file_of_another_generation_does_not(source, squashfs, change) -> None:
     image = scan_one(source, squashfs.name).image
     change(squashfs)
     with squashfs.open("rb") as file, pytest.raises(ImageError, match="is another image now"):
@@ -453,7 +453,7 @@ def other_inode(image):
     replace(image)
 
 
-def test_with_a_manifest_the_inode_makes_no_other_generation(source, squashfs):
+def test_with_a_manifest_the_inode_makes_no_other_generation(source, squashfs) -> None:
     write_manifest(squashfs)
     first = scan_one(source, squashfs.name).image
     other_inode(squashfs)
@@ -463,20 +463,20 @@ def test_with_a_manifest_the_inode_makes_no_other_generation(source, squashfs):
         catalog.check_generation(file.fileno(), first.generation, first.path)
 
 
-def test_without_a_manifest_the_inode_makes_another_generation(source, squashfs):
+def test_without_a_manifest_the_inode_makes_another_generation(source, squashfs) -> None:
     first = scan_one(source, squashfs.name).image
     other_inode(squashfs)
     assert scan_one(source, squashfs.name).image.generation.id != first.generation.id
 
 
-def test_another_digest_in_the_manifest_is_another_generation(source, squashfs):
+def test_another_digest_in_the_manifest_is_another_generation(source, squashfs) -> None:
     write_manifest(squashfs)
     first = scan_one(source, squashfs.name).image
     write_manifest(squashfs, blake3="0" * 64)
     assert scan_one(source, squashfs.name).image.generation.id != first.generation.id
 
 
-def test_a_manifest_that_comes_later_tells_what_the_image_was_called_before(source, squashfs):
+def test_a_manifest_that_comes_later_tells_what_the_image_was_called_before(source, squashfs) -> None:
     before = scan_one(source, squashfs.name).image.generation
     write_manifest(squashfs)
     after = scan_one(source, squashfs.name).image.generation
@@ -485,7 +485,9 @@ def test_a_manifest_that_comes_later_tells_what_the_image_was_called_before(sour
 
 
 @pytest.mark.parametrize("change", [touch, lambda image: os.truncate(image, 512)])
-def test_an_open_file_of_another_time_or_size_is_another_image_whatever_the_manifest_says(source, squashfs, change):
+def test_an_open_file_of_another_time_or_size_is_another_image_whatever_the_manifest_says(
+    source, squashfs, change
+) -> None:
     write_manifest(squashfs)
     image = scan_one(source, squashfs.name).image
     change(squashfs)

@@ -15,13 +15,14 @@ from pathlib import Path
 import blake3
 import pytest
 
-from scratch_slurm.cli import mksquashfs, publish
-from scratch_slurm.cli.directory import open_directory
+from scratch_slurm.build import mksquashfs, publish
+from scratch_slurm.build.directory import open_directory
 from scratch_slurm.cli.main import run
 from scratch_slurm.domain.errors import ImageError, NoSpaceError
-from scratch_slurm.node import catalog, loopdev, mounts
-from tests.component.images import clean_up, opened
-from tests.component.people import as_nobody, reachable_directory
+from scratch_slurm.node.kernel import loopdev, mounts
+from scratch_slurm.node.origins import directory as catalog
+from tests.kit.images import clean_up, opened
+from tests.kit.people import as_nobody, reachable_directory
 
 pytestmark = pytest.mark.skipif(shutil.which("mksquashfs") is None, reason="needs squashfs-tools")
 
@@ -70,7 +71,7 @@ def read_manifest(where: Path, name: str) -> dict:
     return json.loads((where / f"{name}.json").read_text())
 
 
-def test_an_image_and_its_manifest_agree(content, where, capsys):
+def test_an_image_and_its_manifest_agree(content, where, capsys) -> None:
     assert build(content, "coco", "--to", where) == 0
     assert published(where) == ["coco.json", "coco.squashfs"]
     image = where / "coco.squashfs"
@@ -84,32 +85,32 @@ def test_an_image_and_its_manifest_agree(content, where, capsys):
     assert "built coco" in capsys.readouterr().out
 
 
-def test_the_nodes_catalog_takes_image_and_digest(content, where):
+def test_the_nodes_catalog_takes_image_and_digest(content, where) -> None:
     assert build(content, "coco", "--to", where) == 0
     (entry,) = catalog.read_entries(where, catalog.list_source(where), {})
     assert entry.image.generation.digest == read_manifest(where, "coco")["blake3"]
 
 
-def test_json_tells_the_manifest_and_the_paths(content, where, capsys):
+def test_json_tells_the_manifest_and_the_paths(content, where, capsys) -> None:
     assert build(content, "coco", "--to", where, "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["image"] == str(where / "coco.squashfs")
     assert told["manifest"] == read_manifest(where, "coco")
 
 
-def test_equal_trees_give_equal_images(content, where, capsys):
+def test_equal_trees_give_equal_images(content, where, capsys) -> None:
     assert build(content, "one", "--to", where) == 0
     time.sleep(1.1)
     assert build(content, "two", "--to", where) == 0
     assert (where / "one.squashfs").read_bytes() == (where / "two.squashfs").read_bytes()
 
 
-def test_source_date_epoch_is_left_to_mksquashfs(content, where, monkeypatch):
+def test_source_date_epoch_is_left_to_mksquashfs(content, where, monkeypatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")
     assert build(content, "coco", "--to", where) == 0
 
 
-def test_the_umask_does_not_close_the_image(content, where):
+def test_the_umask_does_not_close_the_image(content, where) -> None:
     before = os.umask(0o077)
     try:
         assert build(content, "coco", "--to", where) == 0
@@ -121,7 +122,7 @@ def test_the_umask_does_not_close_the_image(content, where):
 
 @pytest.mark.root
 @pytest.mark.parametrize(("compression", "mode"), [("zstd", 0o700), ("none", 0o1777)])
-def test_a_mounted_image_has_the_same_content_and_everybody_may_read_it(tmp_path, where, compression, mode):
+def test_a_mounted_image_has_the_same_content_and_everybody_may_read_it(tmp_path, where, compression, mode) -> None:
     content = tmp_path / "tree"
     (content / "closed").mkdir(parents=True)
     wanted = {}
@@ -156,7 +157,7 @@ def test_a_mounted_image_has_the_same_content_and_everybody_may_read_it(tmp_path
 
 
 @pytest.mark.parametrize("suffix", [".squashfs", ".sqsh", ".sqfs", ".erofs", ".json"])
-def test_a_name_that_is_taken_is_refused_at_once_and_nothing_is_lost(content, where, capsys, failing, suffix):
+def test_a_name_that_is_taken_is_refused_at_once_and_nothing_is_lost(content, where, capsys, failing, suffix) -> None:
     (where / f"coco{suffix}").write_bytes(b"precious")
     assert build(content, "coco", "--to", where) == 8
     assert published(where) == [f"coco{suffix}"]
@@ -172,7 +173,7 @@ def publish_some_bytes(where: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".squashfs", ".erofs", ".json"])
-def test_a_name_taken_while_it_is_built_is_refused_too(where, suffix):
+def test_a_name_taken_while_it_is_built_is_refused_too(where, suffix) -> None:
     (where / f"coco{suffix}").write_bytes(b"precious")
     with pytest.raises(ImageError, match="is there already"):
         publish_some_bytes(where)
@@ -180,7 +181,7 @@ def test_a_name_taken_while_it_is_built_is_refused_too(where, suffix):
     assert (where / f"coco{suffix}").read_bytes() == b"precious"
 
 
-def test_a_name_taken_at_the_last_moment_keeps_its_image(where, monkeypatch):
+def test_a_name_taken_at_the_last_moment_keeps_its_image(where, monkeypatch) -> None:
     link = Path.hardlink_to
 
     def link_too_late(self, target):
@@ -194,7 +195,7 @@ def test_a_name_taken_at_the_last_moment_keeps_its_image(where, monkeypatch):
     assert (where / "coco.squashfs").read_bytes() == b"precious"
 
 
-def test_a_link_that_the_server_made_but_did_not_tell_is_taken_for_made(where, monkeypatch):
+def test_a_link_that_the_server_made_but_did_not_tell_is_taken_for_made(where, monkeypatch) -> None:
     link = Path.hardlink_to
 
     def link_twice(self, target):
@@ -206,7 +207,7 @@ def test_a_link_that_the_server_made_but_did_not_tell_is_taken_for_made(where, m
     assert published(where) == ["coco.json", "coco.squashfs"]
 
 
-def test_storage_that_fails_while_publishing_leaves_nothing(where, monkeypatch):
+def test_storage_that_fails_while_publishing_leaves_nothing(where, monkeypatch) -> None:
     def fail(_self, _target):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -216,7 +217,7 @@ def test_storage_that_fails_while_publishing_leaves_nothing(where, monkeypatch):
     assert published(where) == []
 
 
-def test_of_builds_at_once_one_wins_and_its_manifest_is_the_images(tmp_path, where):
+def test_of_builds_at_once_one_wins_and_its_manifest_is_the_images(tmp_path, where) -> None:
     contents = []
     for number in range(3):
         contents.append(tmp_path / f"c{number}")
@@ -236,7 +237,7 @@ def test_of_builds_at_once_one_wins_and_its_manifest_is_the_images(tmp_path, whe
     assert read_manifest(where, "coco")["blake3"] == digest
 
 
-def test_a_file_system_without_hard_links_is_published_to_by_rename(where, monkeypatch):
+def test_a_file_system_without_hard_links_is_published_to_by_rename(where, monkeypatch) -> None:
     def refuse(_self, _target):
         raise PermissionError(1, "Operation not permitted")
 
@@ -246,12 +247,12 @@ def test_a_file_system_without_hard_links_is_published_to_by_rename(where, monke
 
 
 @pytest.mark.parametrize("name", ["../x", "-x", ".hidden", "a/b", "a b", "", "x" * 65])
-def test_names_that_are_none_are_refused(content, where, name):
+def test_names_that_are_none_are_refused(content, where, name) -> None:
     assert build("--to", where, "--", content, name) == 2
     assert published(where) == []
 
 
-def test_a_directory_that_is_none_is_refused(tmp_path, where, capsys):
+def test_a_directory_that_is_none_is_refused(tmp_path, where, capsys) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     file = tmp_path / "file"
@@ -262,14 +263,14 @@ def test_a_directory_that_is_none_is_refused(tmp_path, where, capsys):
     assert published(where) == []
 
 
-def test_a_directory_that_holds_the_images_is_refused(tmp_path, where, capsys):
+def test_a_directory_that_holds_the_images_is_refused(tmp_path, where, capsys) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     for wrong in (tmp_path, where, tmp_path / "link"):
         assert build(wrong, "coco", "--to", where) == 2
     assert "holds the directory of images" in capsys.readouterr().err
 
 
-def test_a_directory_that_begins_with_a_dash_is_a_directory(tmp_path, where, monkeypatch):
+def test_a_directory_that_begins_with_a_dash_is_a_directory(tmp_path, where, monkeypatch) -> None:
     (tmp_path / "-noappend").mkdir()
     (tmp_path / "-noappend" / "f").write_bytes(b"x")
     monkeypatch.chdir(tmp_path)
@@ -277,24 +278,24 @@ def test_a_directory_that_begins_with_a_dash_is_a_directory(tmp_path, where, mon
     assert published(where) == ["coco.json", "coco.squashfs"]
 
 
-def test_a_missing_target_is_an_error(content, tmp_path):
+def test_a_missing_target_is_an_error(content, tmp_path) -> None:
     assert build(content, "coco", "--to", tmp_path / "none") == 2
 
 
-def test_without_mksquashfs_the_error_names_the_package(content, where, monkeypatch, capsys):
+def test_without_mksquashfs_the_error_names_the_package(content, where, monkeypatch, capsys) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     assert build(content, "coco", "--to", where) == 3
     assert "squashfs-tools" in capsys.readouterr().err
 
 
-def test_a_failing_mksquashfs_leaves_nothing_and_its_words_are_told(content, where, failing, capsys):
+def test_a_failing_mksquashfs_leaves_nothing_and_its_words_are_told(content, where, failing, capsys) -> None:
     assert build(content, "coco", "--to", where) == 8
     assert "exit code 3: no \\x1b[2J luck" in capsys.readouterr().err
     assert published(where) == []
 
 
 @pytest.mark.root
-def test_unreadable_files_are_named_before_anything_is_made(capsys):
+def test_unreadable_files_are_named_before_anything_is_made(capsys) -> None:
     with reachable_directory() as folder:
         content, where = folder / "content", folder / "source"
         for path in (content, content / "closed", where):
@@ -312,7 +313,7 @@ def test_unreadable_files_are_named_before_anything_is_made(capsys):
 
 
 @pytest.mark.root
-def test_a_target_that_one_may_not_write_is_denied(capsys):
+def test_a_target_that_one_may_not_write_is_denied(capsys) -> None:
     with reachable_directory() as folder:
         content, where = folder / "content", folder / "source"
         for path in (content, where):
@@ -324,7 +325,7 @@ def test_a_target_that_one_may_not_write_is_denied(capsys):
         assert published(where) == []
 
 
-def test_an_old_mksquashfs_cannot_open_files_so_closed_ones_are_refused(content, where, monkeypatch, capsys):
+def test_an_old_mksquashfs_cannot_open_files_so_closed_ones_are_refused(content, where, monkeypatch, capsys) -> None:
     real = mksquashfs.find_program()
     monkeypatch.setattr(mksquashfs, "find_program", lambda: (real[0], (4, 3)))
     (content / "a.txt").chmod(0o600)
@@ -341,7 +342,7 @@ def test_an_old_mksquashfs_cannot_open_files_so_closed_ones_are_refused(content,
         pytest.param(lambda process: process.terminate(), 143, id="terminate"),
     ],
 )
-def test_ctrl_c_and_its_like_leave_nothing_behind(tmp_path, where, send, code):
+def test_ctrl_c_and_its_like_leave_nothing_behind(tmp_path, where, send, code) -> None:
     content = tmp_path / "big"
     content.mkdir()
     (content / "f").write_bytes(os.urandom(64 * 2**20))
@@ -358,7 +359,7 @@ def test_ctrl_c_and_its_like_leave_nothing_behind(tmp_path, where, send, code):
     assert mksquashfs_of(process.pid) == []
 
 
-def test_on_a_terminal_progress_is_drawn(tmp_path, content, where):
+def test_on_a_terminal_progress_is_drawn(tmp_path, content, where) -> None:
     (content / "large").write_bytes(os.urandom(12 * 2**20))
     master, terminal = os.openpty()
     process = start(tmp_path, "build", content, "coco", "--to", where, "--compression", "xz", stderr=terminal)
@@ -386,7 +387,7 @@ PROGRESS = [
 
 
 @pytest.mark.parametrize(("text", "expected"), PROGRESS)
-def test_parse_progress(text, expected):
+def test_parse_progress(text, expected) -> None:
     assert mksquashfs.parse_progress(text) == expected
 
 
@@ -419,7 +420,7 @@ def wait_for(condition, timeout_s=30.0):
         ("ro", "the file system is read-only"),
     ],
 )
-def test_a_disk_that_takes_no_image_is_named(tmp_path, content, capsys, options, word):
+def test_a_disk_that_takes_no_image_is_named(tmp_path, content, capsys, options, word) -> None:
     where = tmp_path / "disk"
     where.mkdir()
     (content / "more").write_bytes(os.urandom(600_000))

@@ -9,7 +9,7 @@ from scratch_slurm.cli.datasets import read_sizes
 from scratch_slurm.cli.main import run
 from scratch_slurm.domain.errors import SourceError
 from scratch_slurm.node import configfile
-from tests.component.hanging import hanging_directory
+from tests.kit.hanging import hanging_directory
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def told(capsys):
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_named_source_needs_no_configuration_and_no_slurm(host, capsys):
+def test_a_named_source_needs_no_configuration_and_no_slurm(host, capsys) -> None:
     assert run(["datasets", "--source", str(host / "source"), "--json"]) == 0
     assert told(capsys) == {
         "source_dir": str(host / "source"),
@@ -56,7 +56,7 @@ def test_a_named_source_needs_no_configuration_and_no_slurm(host, capsys):
     }
 
 
-def test_the_configured_source_and_slurm(host, capsys):
+def test_the_configured_source_and_slurm(host, capsys) -> None:
     configure(host, "slurm: {feature_prefix: 'at:'}\n")
     install_sinfo(host, "printf 'n1|at:coco,ds:imagenet|\\nn2|at:coco,gpu|\\n'")
     assert run(["datasets", "--json", "co"]) == 0
@@ -65,7 +65,7 @@ def test_the_configured_source_and_slurm(host, capsys):
     assert answer["datasets"] == [{"name": "coco", "size_bytes": 7, "in_source": True, "nodes": ["n1", "n2"]}]
 
 
-def test_only_slurm(host, capsys):
+def test_only_slurm(host, capsys) -> None:
     install_sinfo(host, "printf 'n1|ds:coco|\\n'")
     assert run(["datasets"]) == 0
     out = capsys.readouterr()
@@ -73,7 +73,7 @@ def test_only_slurm(host, capsys):
     assert out.err == ""
 
 
-def test_slurm_that_fails_is_told_and_the_source_listed(host, capsys):
+def test_slurm_that_fails_is_told_and_the_source_listed(host, capsys) -> None:
     install_sinfo(host, "echo 'no controller' >&2; exit 1")
     assert run(["datasets", "--source", str(host / "source")]) == 0
     out = capsys.readouterr()
@@ -81,7 +81,7 @@ def test_slurm_that_fails_is_told_and_the_source_listed(host, capsys):
     assert out.out.splitlines()[2].split() == ["imagenet", "5.0", "kB", "-"]
 
 
-def test_slurm_that_hangs_is_given_up(host, capsys, monkeypatch):
+def test_slurm_that_hangs_is_given_up(host, capsys, monkeypatch) -> None:
     monkeypatch.setattr("scratch_slurm.cli.datasets.SLURM_TIMEOUT_S", 0.3)
     install_sinfo(host, "exec /bin/sleep 60")
     started = time.monotonic()
@@ -90,7 +90,7 @@ def test_slurm_that_hangs_is_given_up(host, capsys, monkeypatch):
     assert "no answer within 0.3 s" in capsys.readouterr().err
 
 
-def test_a_configured_source_that_is_not_seen_here_is_told(host, capsys):
+def test_a_configured_source_that_is_not_seen_here_is_told(host, capsys) -> None:
     configure(host)
     (host / "source").rename(host / "elsewhere")
     install_sinfo(host, "printf 'n1|ds:coco|\\n'")
@@ -101,29 +101,29 @@ def test_a_configured_source_that_is_not_seen_here_is_told(host, capsys):
     assert json.loads(out.out) == {"source_dir": None, "node_count": 1, "datasets": [dataset]}
 
 
-def test_a_named_source_that_is_not_there_is_an_error(host, capsys):
+def test_a_named_source_that_is_not_there_is_an_error(host, capsys) -> None:
     install_sinfo(host, "printf 'n1|ds:coco|\\n'")
     assert run(["datasets", "--source", str(host / "nosuch")]) == 9
 
 
-def test_a_host_that_can_tell_nothing(host, capsys):
+def test_a_host_that_can_tell_nothing(host, capsys) -> None:
     assert run(["datasets"]) == 9
     assert "--source DIR" in capsys.readouterr().err
 
 
-def test_a_wrong_configuration_is_an_error(host, capsys):
+def test_a_wrong_configuration_is_an_error(host, capsys) -> None:
     configure(host, "nonsense: 1\n")
     assert run(["datasets"]) == 3
     assert run(["--config", str(host / "nosuch.yaml"), "datasets"]) == 3
 
 
-def test_what_matches_nothing_is_an_error_with_the_nearest_names(host, capsys):
+def test_what_matches_nothing_is_an_error_with_the_nearest_names(host, capsys) -> None:
     assert run(["datasets", "--source", str(host / "source"), "imagnet"]) == 4
     assert "did you mean imagenet?" in capsys.readouterr().err
 
 
 @pytest.mark.root
-def test_a_source_that_hangs_is_given_up(tmp_path):
+def test_a_source_that_hangs_is_given_up(tmp_path) -> None:
     with hanging_directory(tmp_path / "hanging") as path:
         started = time.monotonic()
         with pytest.raises(SourceError, match=r"no answer within 0\.3 s"):

@@ -16,7 +16,7 @@ def file(tmp_path):
     return path
 
 
-def test_a_file_named_by_argument_comes_before_the_environment(file, tmp_path, monkeypatch):
+def test_a_file_named_by_argument_comes_before_the_environment(file, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("SCRATCH_SLURM_CONFIG", str(tmp_path / "nothing"))
     config = load_config(file)
     assert str(config.source_dir) == "/nfs/images"
@@ -24,7 +24,7 @@ def test_a_file_named_by_argument_comes_before_the_environment(file, tmp_path, m
     assert load_config(str(file)) == config
 
 
-def test_a_file_named_by_the_environment(file, monkeypatch):
+def test_a_file_named_by_the_environment(file, monkeypatch) -> None:
     monkeypatch.setenv("SCRATCH_SLURM_CONFIG", str(file))
     assert str(load_config().cache_dir) == "/ssd/cache"
 
@@ -41,26 +41,26 @@ BAD = [
 
 
 @pytest.mark.parametrize(("text", "wrong"), BAD)
-def test_what_is_wrong_is_said_with_the_files_name(file, text, wrong):
+def test_what_is_wrong_is_said_with_the_files_name(file, text, wrong) -> None:
     file.write_text(text)
     with pytest.raises(ConfigError, match=wrong) as caught:
         load_config(file)
     assert caught.value.message.startswith(str(file))
 
 
-def test_bytes_that_are_no_text(file):
+def test_bytes_that_are_no_text(file) -> None:
     file.write_bytes(b"source_dir: \xff\xfe\n")
     with pytest.raises(ConfigError, match=r"config\.yaml: "):
         load_config(file)
 
 
-def test_a_missing_file_says_how_to_name_another(tmp_path):
+def test_a_missing_file_says_how_to_name_another(tmp_path) -> None:
     with pytest.raises(ConfigError, match="no such file") as caught:
         load_config(tmp_path / "nothing")
     assert "SCRATCH_SLURM_CONFIG" in caught.value.hint
 
 
-def test_neither_a_directory_nor_a_fifo_is_read(file):
+def test_neither_a_directory_nor_a_fifo_is_read(file) -> None:
     with pytest.raises(ConfigError, match="Is a directory"):
         load_config(file.parent)
     os.mkfifo(file.parent / "fifo")
@@ -70,14 +70,14 @@ def test_neither_a_directory_nor_a_fifo_is_read(file):
 
 @pytest.mark.root
 @pytest.mark.parametrize("mode", [0o664, 0o646])
-def test_root_refuses_a_file_that_others_may_write(file, mode):
+def test_root_refuses_a_file_that_others_may_write(file, mode) -> None:
     file.chmod(mode)
     with pytest.raises(ConfigError, match=f"mode {mode:04o}"):
         load_config(file)
 
 
 @pytest.mark.root
-def test_root_refuses_a_file_of_somebody_else(file):
+def test_root_refuses_a_file_of_somebody_else(file) -> None:
     os.chown(file, 12345, 12345)
     with pytest.raises(ConfigError, match="uid 12345"):
         load_config(file)

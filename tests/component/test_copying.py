@@ -24,12 +24,12 @@ from hypothesis import strategies as st
 from scratch_slurm.domain.errors import ImageError, NoSpaceError, ScratchError, SourceError
 from scratch_slurm.domain.model import Generation
 from scratch_slurm.domain.sizes import format_bytes
-from scratch_slurm.node import chunks
-from scratch_slurm.node.copying import CopyOptions, CopyResult, copy_image
-from scratch_slurm.node.progress import CopyPhase, CopyProgress
-from scratch_slurm.node.ranges import MEMORY_BYTES, MOST_PIECE_BYTES, PieceSize, Ranges, RateLimit
-from scratch_slurm.node.rawio import BLOCK_BYTES, ColdReader, resident_map
-from tests import sources
+from scratch_slurm.node.staging import chunks
+from scratch_slurm.node.staging.copying import CopyOptions, CopyResult, copy_image
+from scratch_slurm.node.staging.progress import CopyPhase, CopyProgress
+from scratch_slurm.node.staging.ranges import MEMORY_BYTES, MOST_PIECE_BYTES, PieceSize, Ranges, RateLimit
+from scratch_slurm.node.staging.rawio import BLOCK_BYTES, ColdReader, resident_map
+from tests.kit import sources
 
 KIB, MIB = 1 << 10, 1 << 20
 RANGE, CHUNK = 4 * KIB, 16 * KIB

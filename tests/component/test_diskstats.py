@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from scratch_slurm.node import loopdev
-from scratch_slurm.node.diskstats import DiskReads, read_diskstats
-from tests.component.images import copy_image, opened
+from scratch_slurm.node.kernel import loopdev
+from scratch_slurm.node.kernel.diskstats import DiskReads, read_diskstats
+from tests.kit.images import copy_image, opened
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
@@ -41,7 +41,7 @@ def grown(device, before):
 
 
 @pytest.mark.parametrize("block_bytes", [512, 4096])
-def test_bytes_are_right_whatever_the_block_size(image, block_bytes):
+def test_bytes_are_right_whatever_the_block_size(image, block_bytes) -> None:
     command = ["losetup", "--find", "--show", "--read-only", "--sector-size", str(block_bytes), image]
     device = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     queue = Path(f"/sys/block/{Path(device).name}/queue")
@@ -53,7 +53,7 @@ def test_bytes_are_right_whatever_the_block_size(image, block_bytes):
     assert 0 < grown(device, before).reads <= IMAGE_BYTES // 512
 
 
-def test_what_memory_holds_is_not_read_again(image):
+def test_what_memory_holds_is_not_read_again(image) -> None:
     with opened(image) as fd, loopdev.attach(fd, tag="test", direct_io=False) as device:
         read_all(device.path)
         before = reads_of(device.path)
@@ -61,7 +61,7 @@ def test_what_memory_holds_is_not_read_again(image):
         assert grown(device.path, before) == DiskReads(reads=0, bytes=0)
 
 
-def test_the_counter_goes_on_through_a_switch(folder, image):
+def test_the_counter_goes_on_through_a_switch(folder, image) -> None:
     copy = copy_image(image, folder / "copy")
     with opened(image) as fd, opened(copy) as copy_fd, loopdev.attach(fd, tag="test", direct_io=False) as device:
         drop(device.path)

@@ -17,7 +17,7 @@ import pytest
 from scratch_slurm.domain.errors import DeniedError, NotFoundError, PinnedError, ScratchError, UsageError
 from scratch_slurm.domain.messages import EvictRequest
 from scratch_slurm.service.door import Door, Limits
-from tests.component.people import NOBODY, reachable_directory
+from tests.kit.people import NOBODY, reachable_directory
 
 pytestmark = pytest.mark.root
 
@@ -138,7 +138,7 @@ def told(story: Callable[[Path, Desk, Door], Coroutine[Any, Any, None]], **limit
         asyncio.run(tell(folder / "door.sock"))
 
 
-def test_a_caller_is_known_asked_once_and_answered_once():
+def test_a_caller_is_known_asked_once_and_answered_once() -> None:
     async def story(path, desk, door):
         assert (await ask(path)).endswith(b'\r\n\r\n{"dataset":"x"}')
         assert (await ask(path, GET * 50)).count(b"HTTP/1.1 200") == 1
@@ -161,7 +161,7 @@ ERRORS = [
 
 @pytest.mark.parametrize(("error", "status", "word"), ERRORS)
 @pytest.mark.parametrize("early", [True, False], ids=["in-the-handler", "in-the-making"])
-def test_an_exception_becomes_an_answer(error, status, word, early, caplog):
+def test_an_exception_becomes_an_answer(error, status, word, early, caplog) -> None:
     async def story(path, desk, door):
         def fail():
             raise error
@@ -177,7 +177,7 @@ def test_an_exception_becomes_an_answer(error, status, word, early, caplog):
     assert bool(caplog.records) is not isinstance(error, ScratchError)
 
 
-def test_a_request_that_is_none_is_refused_without_a_word_in_the_log(caplog):
+def test_a_request_that_is_none_is_refused_without_a_word_in_the_log(caplog) -> None:
     async def story(path, desk, door):
         assert (await ask(path, b"\xff\xfe\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
         packed = b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\n\r\n"
@@ -188,7 +188,7 @@ def test_a_request_that_is_none_is_refused_without_a_word_in_the_log(caplog):
     assert not caplog.records
 
 
-def test_a_user_with_as_many_connections_as_one_may_have_is_turned_away_and_nobody_else():
+def test_a_user_with_as_many_connections_as_one_may_have_is_turned_away_and_nobody_else() -> None:
     async def story(path, desk, door):
         async with Stranger(path, 3, read=False), Stranger(path, 2) as second:
             assert [await second.line() for _ in range(2)] == ["503", "503"]
@@ -198,7 +198,7 @@ def test_a_user_with_as_many_connections_as_one_may_have_is_turned_away_and_nobo
     told(story)
 
 
-def test_a_seat_is_free_again_when_its_connection_ends():
+def test_a_seat_is_free_again_when_its_connection_ends() -> None:
     async def story(path, desk, door):
         for _ in range(4):
             async with Stranger(path, 3, GET) as stranger:
@@ -209,7 +209,7 @@ def test_a_seat_is_free_again_when_its_connection_ends():
 
 
 @pytest.mark.parametrize("sent", [b"", GET[:-2], b"POST /x HTTP/1.0\r\nContent-Length: 9\r\n\r\n12"])
-def test_a_caller_that_does_not_ask_in_time_is_left(sent):
+def test_a_caller_that_does_not_ask_in_time_is_left(sent) -> None:
     async def story(path, desk, door):
         async with Stranger(path, 3, sent) as stranger:
             assert [await stranger.line() for _ in range(3)] == ["closed"] * 3
@@ -218,7 +218,7 @@ def test_a_caller_that_does_not_ask_in_time_is_left(sent):
     told(story, ask_s=0.2)
 
 
-def test_an_answer_that_is_not_taken_holds_up_its_user_alone_and_only_one_is_held():
+def test_an_answer_that_is_not_taken_holds_up_its_user_alone_and_only_one_is_held() -> None:
     async def story(path, desk, door):
         desk.answer = lambda: EvictRequest("x" * 2_000_000)
         async with Stranger(path, 3, GET, read=False):
@@ -230,7 +230,7 @@ def test_an_answer_that_is_not_taken_holds_up_its_user_alone_and_only_one_is_hel
     told(story)
 
 
-def test_an_answer_that_is_not_taken_in_time_is_thrown_away():
+def test_an_answer_that_is_not_taken_in_time_is_thrown_away() -> None:
     async def story(path, desk, door):
         desk.answer = lambda: EvictRequest("x" * 2_000_000)
         async with Stranger(path, 3, GET, read=False):
@@ -240,7 +240,7 @@ def test_an_answer_that_is_not_taken_in_time_is_thrown_away():
     told(story, take_s=0.1)
 
 
-def test_nobody_waits_for_an_answer_longer_than_is_right():
+def test_nobody_waits_for_an_answer_longer_than_is_right() -> None:
     async def story(path, desk, door):
         desk.may_answer.clear()
         assert await ask(path) == b""
@@ -249,7 +249,7 @@ def test_nobody_waits_for_an_answer_longer_than_is_right():
     told(story, answer_s=0.1)
 
 
-def test_what_a_caller_asked_for_is_given_up_when_it_goes_away():
+def test_what_a_caller_asked_for_is_given_up_when_it_goes_away() -> None:
     async def story(path, desk, door):
         desk.may_answer.clear()
         async with Stranger(path, 3, GET * 20, read=False):
@@ -261,7 +261,7 @@ def test_what_a_caller_asked_for_is_given_up_when_it_goes_away():
     told(story)
 
 
-def test_a_caller_that_has_said_all_and_reads_on_gets_the_answer():
+def test_a_caller_that_has_said_all_and_reads_on_gets_the_answer() -> None:
     async def story(path, desk, door):
         desk.may_answer.clear()
         reader, writer = await asyncio.open_unix_connection(str(path))
@@ -275,7 +275,7 @@ def test_a_caller_that_has_said_all_and_reads_on_gets_the_answer():
     told(story)
 
 
-def test_with_all_places_taken_the_next_waits_outside_and_comes_in_when_one_leaves():
+def test_with_all_places_taken_the_next_waits_outside_and_comes_in_when_one_leaves() -> None:
     async def story(path, desk, door):
         async with Stranger(path, 2, read=False):
             await until(lambda: len(door._tasks) == 2)
@@ -288,7 +288,7 @@ def test_with_all_places_taken_the_next_waits_outside_and_comes_in_when_one_leav
     told(story, all=2)
 
 
-def test_without_descriptors_nobody_is_let_in_for_a_while_and_it_is_said_once(caplog):
+def test_without_descriptors_nobody_is_let_in_for_a_while_and_it_is_said_once(caplog) -> None:
     async def story(path, desk, door):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         caller = socket.socket(socket.AF_UNIX)
@@ -317,7 +317,7 @@ def test_without_descriptors_nobody_is_let_in_for_a_while_and_it_is_said_once(ca
     assert [record.getMessage()[:26] for record in caplog.records] == ["cannot let callers in prob"]
 
 
-def test_a_socket_that_somebody_removed_is_made_again():
+def test_a_socket_that_somebody_removed_is_made_again() -> None:
     async def story(path, desk, door):
         path.unlink()
         door.open(path, mode=0o600)
@@ -328,7 +328,7 @@ def test_a_socket_that_somebody_removed_is_made_again():
     told(story)
 
 
-def test_nothing_is_left_open_when_it_closes():
+def test_nothing_is_left_open_when_it_closes() -> None:
     async def story(path, desk, door):
         desk.may_answer.clear()
         async with Stranger(path, 3, GET):

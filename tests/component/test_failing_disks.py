@@ -10,10 +10,10 @@ import pytest
 from scratch_slurm.domain.errors import ScratchError
 from scratch_slurm.domain.messages import DatasetState
 from scratch_slurm.domain.model import job_holder
-from tests.component.daemon import RunningDaemon
-from tests.component.datasets import make_version
-from tests.component.disks import small_disk
-from tests.sources import SlowSource, why_not
+from tests.kit.daemon import RunningDaemon
+from tests.kit.datasets import make_version
+from tests.kit.disks import small_disk
+from tests.kit.sources import SlowSource, why_not
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
@@ -32,7 +32,7 @@ def frozen(mount_point):
         subprocess.run(["fsfreeze", "-u", str(mount_point)], check=True)
 
 
-def test_a_cache_that_hangs_on_writes_holds_up_neither_pins_nor_releases_nor_mounts(folder):
+def test_a_cache_that_hangs_on_writes_holds_up_neither_pins_nor_releases_nor_mounts(folder) -> None:
     with small_disk(folder, folder / "cache", 64 << 20), RunningDaemon(folder, source_timeout="2") as daemon:
         versions = publish(daemon, "going", "other")
         daemon.pin(1, "going", "other")
@@ -60,7 +60,7 @@ def test_a_cache_that_hangs_on_writes_holds_up_neither_pins_nor_releases_nor_mou
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-def test_a_cache_that_gives_no_answer_is_told_and_everything_else_goes_on(folder):
+def test_a_cache_that_gives_no_answer_is_told_and_everything_else_goes_on(folder) -> None:
     real = folder / "disk"
     daemon = RunningDaemon(folder, cache_dir=str(real))
     with daemon:
@@ -140,7 +140,9 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("break_it", "mend_it"), BROKEN)
-def test_a_ledger_that_cannot_be_used__what_may_be_pinned_stays_and_what_is_new_is_mounted(folder, break_it, mend_it):
+def test_a_ledger_that_cannot_be_used__what_may_be_pinned_stays_and_what_is_new_is_mounted(
+    folder, break_it, mend_it
+) -> None:
     path = folder / "state" / "ledger.sqlite"
     with RunningDaemon(folder, capacity="200 kB") as daemon:
         versions = publish(daemon, "pinned", "removed", "changed")
@@ -168,7 +170,7 @@ def test_a_ledger_that_cannot_be_used__what_may_be_pinned_stays_and_what_is_new_
         daemon.until(lambda: not daemon.is_mounted("removed") and not daemon.dataset("changed").update_waiting)
 
 
-def test_a_full_disk_under_the_ledger__the_daemon_starts_and_mounts(folder):
+def test_a_full_disk_under_the_ledger__the_daemon_starts_and_mounts(folder) -> None:
     disk = full(folder)
     try:
         with RunningDaemon(folder) as daemon:
@@ -186,7 +188,7 @@ def test_a_full_disk_under_the_ledger__the_daemon_starts_and_mounts(folder):
         disk.__exit__(None, None, None)
 
 
-def test_a_table_that_somebody_drops_while_the_daemon_runs_is_there_again(folder):
+def test_a_table_that_somebody_drops_while_the_daemon_runs_is_there_again(folder) -> None:
     with RunningDaemon(folder) as daemon:
         publish(daemon, "coco")
         daemon.until(lambda: daemon.is_mounted("coco"))

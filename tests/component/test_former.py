@@ -7,9 +7,9 @@ import subprocess
 import pytest
 
 from scratch_slurm.domain.messages import DatasetState
-from tests.component.daemon import RunningDaemon, read_held
-from tests.component.datasets import make_version
-from tests.component.images import backings_below, opened
+from tests.kit.daemon import RunningDaemon, read_held
+from tests.kit.datasets import make_version
+from tests.kit.images import backings_below, opened
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
@@ -34,7 +34,7 @@ def move_mounts(daemon, folder):
     daemon.start(mount_dir=str(folder))
 
 
-def test_former_mounts_go_but_for_those_that_a_job_of_before_pins(daemon, folder):
+def test_former_mounts_go_but_for_those_that_a_job_of_before_pins(daemon, folder) -> None:
     version = make_version(daemon.source_dir, "c")
     daemon.until(lambda: daemon.is_mounted("c"))
     move_mounts(daemon, folder / "new")
@@ -47,7 +47,7 @@ def test_former_mounts_go_but_for_those_that_a_job_of_before_pins(daemon, folder
     assert daemon.read("c") == version.data
 
 
-def test_an_open_file_of_a_former_mount_is_read_on(daemon, folder):
+def test_an_open_file_of_a_former_mount_is_read_on(daemon, folder) -> None:
     with opened(daemon.path("b")) as held:
         before = read_held(held)
         move_mounts(daemon, folder / "new")
@@ -55,7 +55,7 @@ def test_an_open_file_of_a_former_mount_is_read_on(daemon, folder):
         assert read_held(held) == before
 
 
-def test_the_room_of_copies_that_former_mounts_read_comes_back(daemon, folder):
+def test_the_room_of_copies_that_former_mounts_read_comes_back(daemon, folder) -> None:
     """Three images of 400 kB in a cache of 1 MB: the third has room only if the first is really gone."""
     make_version(daemon.source_dir, "c")
     move_mounts(daemon, folder / "new")
@@ -66,7 +66,7 @@ def test_the_room_of_copies_that_former_mounts_read_comes_back(daemon, folder):
     assert daemon.status().used_bytes <= 1_000_000
 
 
-def test_a_stranger_s_mount_in_a_former_directory_is_left_alone(daemon, folder):
+def test_a_stranger_s_mount_in_a_former_directory_is_left_alone(daemon, folder) -> None:
     daemon.stop()
     other = folder / "datasets" / "other"
     other.mkdir()
@@ -77,7 +77,7 @@ def test_a_stranger_s_mount_in_a_former_directory_is_left_alone(daemon, folder):
     daemon.until(lambda: mounts_in(folder / "datasets") == ["other"])
 
 
-def test_what_a_former_cache_directory_holds_is_left_and_deleted(daemon, folder):
+def test_what_a_former_cache_directory_holds_is_left_and_deleted(daemon, folder) -> None:
     daemon.stop()
     old = daemon.cache_dir
     (old / "notes.txt").write_text("somebody's own")
@@ -88,7 +88,7 @@ def test_what_a_former_cache_directory_holds_is_left_and_deleted(daemon, folder)
     assert all(path.startswith(f"{folder}/new-cache/") for path in backings_below(folder).values() if "a@" in path)
 
 
-def test_a_former_cache_directory_that_is_not_roots_alone_any_more_is_left_alone(daemon, folder):
+def test_a_former_cache_directory_that_is_not_roots_alone_any_more_is_left_alone(daemon, folder) -> None:
     daemon.stop()
     old = daemon.cache_dir
     old.chmod(0o777)
@@ -98,7 +98,7 @@ def test_a_former_cache_directory_that_is_not_roots_alone_any_more_is_left_alone
     assert sorted(path.name for path in old.iterdir()) == copies
 
 
-def test_while_the_source_is_away_a_former_copy_is_read_on(daemon, folder):
+def test_while_the_source_is_away_a_former_copy_is_read_on(daemon, folder) -> None:
     version = make_version(folder, "a")  # the same bytes
     daemon.stop()
     away = daemon.source_dir.rename(folder / "away")
@@ -111,7 +111,7 @@ def test_while_the_source_is_away_a_former_copy_is_read_on(daemon, folder):
     assert daemon.read("a") == version.data
 
 
-def test_a_former_directory_that_is_gone_is_forgotten(daemon, folder):
+def test_a_former_directory_that_is_gone_is_forgotten(daemon, folder) -> None:
     daemon.release(1)
     daemon.until(lambda: daemon.state("a") is DatasetState.CACHED)
     daemon.stop()

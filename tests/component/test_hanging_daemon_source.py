@@ -7,10 +7,10 @@ import time
 import pytest
 
 from scratch_slurm.domain.messages import DatasetState
-from tests.component.daemon import RunningDaemon
-from tests.component.datasets import make_version
-from tests.component.processes import children_of
-from tests.sources import SlowSource, why_not
+from tests.kit.daemon import RunningDaemon
+from tests.kit.datasets import make_version
+from tests.kit.processes import children_of
+from tests.kit.sources import SlowSource, why_not
 
 pytestmark = [
     pytest.mark.root,
@@ -63,7 +63,7 @@ def live_on(daemon, folder, versions, *, job_id):
     assert time.monotonic() - began < 3 * BOUND_S
 
 
-def test_reads_of_one_image_hang_while_it_is_copied__all_others_are_served(folder):
+def test_reads_of_one_image_hang_while_it_is_copied__all_others_are_served(folder) -> None:
     versions = publish(folder, "bad", "good", "read")
     with slow_node(folder) as (source, daemon):
         daemon.start()
@@ -80,7 +80,7 @@ def test_reads_of_one_image_hang_while_it_is_copied__all_others_are_served(folde
         daemon.until(lambda: daemon.dataset("bad").problem == "")
 
 
-def test_a_new_image_hangs_when_it_is_opened__all_others_are_served(folder):
+def test_a_new_image_hangs_when_it_is_opened__all_others_are_served(folder) -> None:
     versions = publish(folder, "good", "read")
     with slow_node(folder) as (source, daemon):
         daemon.start()
@@ -95,7 +95,7 @@ def test_a_new_image_hangs_when_it_is_opened__all_others_are_served(folder):
         assert daemon.read("bad") == bad.data
 
 
-def test_a_mounted_image_hangs_when_it_is_opened__all_others_are_served(folder):
+def test_a_mounted_image_hangs_when_it_is_opened__all_others_are_served(folder) -> None:
     """The switch back of an eviction opens it; the scan does not, as it has not changed."""
     versions = publish(folder, "bad", "good")
     with slow_node(folder, capacity="600 kB") as (source, daemon):
@@ -117,7 +117,7 @@ def test_a_mounted_image_hangs_when_it_is_opened__all_others_are_served(folder):
         assert daemon.read("bad") == versions["bad"].data
 
 
-def test_the_whole_source_hangs__what_is_cached_is_served_and_pinned_and_reported(folder):
+def test_the_whole_source_hangs__what_is_cached_is_served_and_pinned_and_reported(folder) -> None:
     versions = publish(folder, "cached", "read", "bad")
     with slow_node(folder) as (source, daemon):
         daemon.start()
@@ -144,7 +144,7 @@ def test_the_whole_source_hangs__what_is_cached_is_served_and_pinned_and_reporte
         assert daemon.read("bad") == versions["bad"].data
 
 
-def test_stopped_and_started_while_the_source_hangs__jobs_go_on_and_nothing_is_lost(folder):
+def test_stopped_and_started_while_the_source_hangs__jobs_go_on_and_nothing_is_lost(folder) -> None:
     versions = publish(folder, "cached", "bad")
     with slow_node(folder) as (source, daemon):
         daemon.start()
@@ -169,7 +169,7 @@ def test_stopped_and_started_while_the_source_hangs__jobs_go_on_and_nothing_is_l
         daemon.until(lambda: len(children_of(daemon.pid)) <= 3, "the workers that hung are gone")
 
 
-def test_a_failing_source__its_dataset_is_degraded_and_heals(folder):
+def test_a_failing_source__its_dataset_is_degraded_and_heals(folder) -> None:
     versions = publish(folder, "bad", "good", "read")
     with slow_node(folder) as (source, daemon):
         daemon.start()
@@ -187,7 +187,7 @@ def test_a_failing_source__its_dataset_is_degraded_and_heals(folder):
         assert daemon.read("bad") == versions["bad"].data
 
 
-def test_squashfs_that_remembers_an_error_is_mounted_anew(folder):
+def test_squashfs_that_remembers_an_error_is_mounted_anew(folder) -> None:
     """After an I/O error squashfs goes on failing although the source is well again; the dataset must not."""
     versions = publish(folder, "bad", "good")
     with slow_node(folder, horizon="0.001") as (source, daemon):
@@ -208,7 +208,7 @@ def test_squashfs_that_remembers_an_error_is_mounted_anew(folder):
         daemon.until(is_well, "the dataset is readable again")
 
 
-def test_a_source_that_answers_with_enotconn_is_survived(folder):
+def test_a_source_that_answers_with_enotconn_is_survived(folder) -> None:
     """The file server dies: its mount answers with errors until somebody mounts it again."""
     versions = publish(folder, "cached", "bad")
     with slow_node(folder) as (source, daemon):
@@ -232,7 +232,7 @@ def test_a_source_that_answers_with_enotconn_is_survived(folder):
             daemon.until(is_well, "readable again")
 
 
-def test_a_removed_image_whose_storage_answers_for_it_no_more_is_unmounted_by_the_next_daemon(folder):
+def test_a_removed_image_whose_storage_answers_for_it_no_more_is_unmounted_by_the_next_daemon(folder) -> None:
     """The kernel asks the storage when it is asked for a device's tag: the mount must not pass for a stranger's."""
     versions = publish(folder, "coco", "other")
     with slow_node(folder) as (_, daemon):

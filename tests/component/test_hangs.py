@@ -6,11 +6,11 @@ import subprocess
 
 import pytest
 
-from scratch_slurm.node import fuse, mountinfo
-from tests.component.daemon import RunningDaemon
-from tests.component.datasets import make_version
-from tests.component.images import clean_up, wait_until
-from tests.sources import SlowSource
+from scratch_slurm.node.kernel import fuse, mountinfo
+from tests.kit.daemon import RunningDaemon
+from tests.kit.datasets import make_version
+from tests.kit.images import clean_up, wait_until
+from tests.kit.sources import SlowSource
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
@@ -45,7 +45,7 @@ def reader():
 
 def test_a_reader_of_a_source_that_hangs_gets_an_error_and_the_mount_is_mended_when_the_source_is_back(
     folder, slow, reader
-):
+) -> None:
     version = make_version(folder / "real", "coco", file_bytes=40 * MB)
     slow.set(bytes_per_s=4e6)
     with RunningDaemon(folder, source_abort="2", source_timeout="15") as daemon:
@@ -63,7 +63,7 @@ def test_a_reader_of_a_source_that_hangs_gets_an_error_and_the_mount_is_mended_w
             clean_up(folder / "datasets")
 
 
-def test_without_the_setting_nothing_is_aborted(folder, slow, reader):
+def test_without_the_setting_nothing_is_aborted(folder, slow, reader) -> None:
     make_version(folder / "real", "coco", file_bytes=40 * MB)
     slow.set(bytes_per_s=4e6)
     with RunningDaemon(folder, interval="0.5") as daemon:
@@ -80,7 +80,7 @@ def test_without_the_setting_nothing_is_aborted(folder, slow, reader):
         cat.wait(60)
 
 
-def test_a_slow_source_is_not_aborted(folder, slow):
+def test_a_slow_source_is_not_aborted(folder, slow) -> None:
     version = make_version(folder / "real", "coco", file_bytes=4 * MB)
     slow.set(bytes_per_s=4e5)
     with RunningDaemon(folder, source_abort="5", source_timeout="60") as daemon:
@@ -89,7 +89,7 @@ def test_a_slow_source_is_not_aborted(folder, slow):
         assert not daemon.logged("aborted")
 
 
-def test_the_connection_of_a_path_is_found_by_the_list_of_mounts_alone(folder, slow):
+def test_the_connection_of_a_path_is_found_by_the_list_of_mounts_alone(folder, slow) -> None:
     slow.set(hang_all=True)
     mounts = mountinfo.read_mounts()
     found = mountinfo.find_mount(f"{folder}/source/coco.squashfs", mounts)

@@ -13,12 +13,12 @@ import pytest
 
 from scratch_slurm.domain.config import build_config
 from scratch_slurm.node.hookconfig import HookConfig
-from scratch_slurm.node.mountinfo import read_stacks
-from tests.component.daemon import RunningDaemon
-from tests.component.datasets import make_version
-from tests.component.images import backings_below, wait_until
-from tests.component.tracing import need_strace
-from tests.sources import SlowSource, why_not
+from scratch_slurm.node.kernel.mountinfo import read_stacks
+from tests.kit.daemon import RunningDaemon
+from tests.kit.datasets import make_version
+from tests.kit.images import backings_below, wait_until
+from tests.kit.sources import SlowSource, why_not
+from tests.kit.tracing import need_strace
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
@@ -58,7 +58,7 @@ def devices(daemon):
     return {name: [mount.device for mount in stack] for name, stack in read_stacks(daemon.mount_dir).items()}
 
 
-def test_a_job_finds_its_path_and_the_next_daemon_takes_it_over(node):
+def test_a_job_finds_its_path_and_the_next_daemon_takes_it_over(node) -> None:
     coco, other = make_version(node.source_dir, "coco"), make_version(node.source_dir, "other")
     word = prolog(node, 1, "coco,other")
     assert "SCRATCH_DATASETS_STATE=coco:source,other:source" in word
@@ -70,7 +70,7 @@ def test_a_job_finds_its_path_and_the_next_daemon_takes_it_over(node):
     assert not node.logged("mounted dataset=")
 
 
-def test_what_is_mounted_is_left_alone(node):
+def test_what_is_mounted_is_left_alone(node) -> None:
     make_version(node.source_dir, "coco")
     prolog(node, 1, "coco")
     before = devices(node)
@@ -79,7 +79,7 @@ def test_what_is_mounted_is_left_alone(node):
     assert devices(node) == before
 
 
-def test_what_cannot_be_mounted_is_said_and_the_rest_is(node):
+def test_what_cannot_be_mounted_is_said_and_the_rest_is(node) -> None:
     coco = make_version(node.source_dir, "coco")
     (node.source_dir / "bad.squashfs").write_bytes(b"no image" * 1000)
     private = make_version(node.source_dir, "private")
@@ -99,7 +99,7 @@ def test_what_cannot_be_mounted_is_said_and_the_rest_is(node):
         assert any(f"message={name}: " in line and why in line for line in messages), (name, messages)
 
 
-def test_a_private_dataset_is_mounted_behind_its_gate(node, folder):
+def test_a_private_dataset_is_mounted_behind_its_gate(node, folder) -> None:
     (folder / "tree").mkdir(mode=0o750)
     (folder / "tree/data").write_text("secret")
     image = node.source_dir / "scans.squashfs"
@@ -109,14 +109,14 @@ def test_a_private_dataset_is_mounted_behind_its_gate(node, folder):
     assert (node.mount_dir / "scans").stat().st_mode & 0o777 == 0o750
 
 
-def test_with_a_configuration_that_became_wrong_the_last_good_values_serve(node):
+def test_with_a_configuration_that_became_wrong_the_last_good_values_serve(node) -> None:
     coco = make_version(node.source_dir, "coco")
     (node.folder / "config.yaml").write_text("source_dir: [")
     assert "coco:source" in prolog(node, 1, "coco")
     assert node.read("coco") == coco.data
 
 
-def test_nothing_is_mounted_beside_a_daemon_that_gives_no_answer(node):
+def test_nothing_is_mounted_beside_a_daemon_that_gives_no_answer(node) -> None:
     make_version(node.source_dir, "coco")
     with (node.run_dir / "daemon.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -125,7 +125,7 @@ def test_nothing_is_mounted_beside_a_daemon_that_gives_no_answer(node):
     assert devices(node) == {}
 
 
-def test_a_daemon_that_begins_waits_for_a_prolog_that_mounts(node):
+def test_a_daemon_that_begins_waits_for_a_prolog_that_mounts(node) -> None:
     make_version(node.source_dir, "coco")
     with (node.folder / "state/mounting.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -152,7 +152,7 @@ def is_locked(path):
     return False
 
 
-def test_prologs_at_the_same_moment_mount_once(node):
+def test_prologs_at_the_same_moment_mount_once(node) -> None:
     make_version(node.source_dir, "coco")
     running = [subprocess.Popen(**command(node, job_id, "coco")) for job_id in (1, 2, 3)]
     assert [each.wait(60) for each in running] == [0, 0, 0]
@@ -163,7 +163,7 @@ def test_prologs_at_the_same_moment_mount_once(node):
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-def test_a_source_that_hangs_is_left_within_the_limit(folder):
+def test_a_source_that_hangs_is_left_within_the_limit(folder) -> None:
     folder.chmod(0o755)
     (folder / "real").mkdir()
     make_version(folder / "real", "coco")
@@ -182,7 +182,7 @@ def test_a_source_that_hangs_is_left_within_the_limit(folder):
 
 
 @pytest.mark.parametrize("call", ["clone,clone3,vfork", "flock", "fsmount", "move_mount", "mkdir"])
-def test_killed_at_a_system_call_it_leaves_a_mount_or_none_and_the_next_daemon_serves(node, call):
+def test_killed_at_a_system_call_it_leaves_a_mount_or_none_and_the_next_daemon_serves(node, call) -> None:
     need_strace()
     coco = make_version(node.source_dir, "coco")
     hook = command(node, 1, "coco")
@@ -199,7 +199,7 @@ def test_killed_at_a_system_call_it_leaves_a_mount_or_none_and_the_next_daemon_s
     node.until(lambda: len(backings_below(node.folder)) == 1)
 
 
-def test_a_prolog_killed_while_it_waits_for_its_turn_mounts_nothing(node):
+def test_a_prolog_killed_while_it_waits_for_its_turn_mounts_nothing(node) -> None:
     make_version(node.source_dir, "coco")
     with (node.folder / "state/mounting.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -211,7 +211,7 @@ def test_a_prolog_killed_while_it_waits_for_its_turn_mounts_nothing(node):
     assert "cut short" in (node.run_dir / "jobs/1").read_text()
 
 
-def test_hooks_and_daemon_agree_on_the_locks():
+def test_hooks_and_daemon_agree_on_the_locks() -> None:
     config = build_config({"source_dir": "/s", "cache_dir": "/c"}, origin="test", host_name="n1")
     hook = HookConfig(str(config.mount_dir), str(config.run_dir), str(config.state_dir), 10.0, 600.0)
     assert (hook.lock_path, hook.mounting_lock_path) == (str(config.lock_path), str(config.mounting_lock_path))

@@ -46,7 +46,7 @@ def expected(folder, **changes):
     return HookConfig(str(folder / "mount"), str(folder / "run"), str(folder / "state"), **values)
 
 
-def test_ready_values_are_those_of_the_file(node, parses):
+def test_ready_values_are_those_of_the_file(node, parses) -> None:
     assert load_hook_config() == expected(node)
     save_hook_config()
     del parses[:]
@@ -60,14 +60,14 @@ def test_ready_values_are_those_of_the_file(node, parses):
     )
 
 
-def test_the_daemons_command_line_goes_before_the_file(node, parses):
+def test_the_daemons_command_line_goes_before_the_file(node, parses) -> None:
     save_hook_config(options={"mount_dir": "/data"})
     del parses[:]
     assert load_hook_config().mount_dir == "/data"
     assert not parses
 
 
-def test_a_file_that_was_changed_is_parsed_whatever_its_times_say(node, parses):
+def test_a_file_that_was_changed_is_parsed_whatever_its_times_say(node, parses) -> None:
     save_hook_config()
     before = (node / "config.yaml").stat()
     configure(node, wait="8s")
@@ -76,7 +76,7 @@ def test_a_file_that_was_changed_is_parsed_whatever_its_times_say(node, parses):
 
 
 @pytest.mark.parametrize("made_ready", [True, False])
-def test_while_a_file_is_wrong_or_gone_the_last_good_values_serve_or_it_is_an_error(node, made_ready):
+def test_while_a_file_is_wrong_or_gone_the_last_good_values_serve_or_it_is_an_error(node, made_ready) -> None:
     def fails(match):
         if not made_ready:
             with pytest.raises(ConfigError, match=match):
@@ -179,13 +179,13 @@ WRONG = [
 
 
 @pytest.mark.parametrize("spoil", WRONG, ids=lambda spoil: spoil.__name__.replace("_", "-"))
-def test_what_cannot_be_trusted_is_not_used(node, spoil):
+def test_what_cannot_be_trusted_is_not_used(node, spoil) -> None:
     save_hook_config()
     spoil(node / "run" / "hook.json")
     assert load_hook_config() == expected(node)
 
 
-def test_it_is_written_whole_for_root_alone_and_again(node):
+def test_it_is_written_whole_for_root_alone_and_again(node) -> None:
     before = os.umask(0)
     try:
         save_hook_config()
@@ -197,7 +197,7 @@ def test_it_is_written_whole_for_root_alone_and_again(node):
     assert (node / "run" / "hook.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_bytes_that_are_no_text_are_compared_too(node, parses):
+def test_bytes_that_are_no_text_are_compared_too(node, parses) -> None:
     (node / "config.yaml").write_bytes((node / "config.yaml").read_bytes() + "\n# Gerät é\n".encode())
     save_hook_config()
     del parses[:]
@@ -219,7 +219,7 @@ HEAVY = (
 )
 
 
-def test_a_hook_with_ready_values_imports_nothing_heavy(node):
+def test_a_hook_with_ready_values_imports_nothing_heavy(node) -> None:
     save_hook_config()
     code = (
         "import sys\n"

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from scratch_slurm.domain.model import ADMINISTRATOR
-from scratch_slurm.node.ledger import Ledger, read_boot_id
-from tests.component import tracing
-from tests.component.fake_daemon import FakeDaemon, http, states
-from tests.component.images import wait_until
-from tests.component.people import STRANGER_UID, stranger_listens
+from scratch_slurm.node.ledger.ledger import Ledger, read_boot_id
+from tests.kit import tracing
+from tests.kit.fake_daemon import FakeDaemon, http, states
+from tests.kit.images import wait_until
+from tests.kit.people import STRANGER_UID, stranger_listens
 
 ROOT = Path(__file__).parents[2]
 PROLOG = ROOT / "prolog.d" / "50-scratch-slurm"
@@ -103,7 +103,7 @@ def node(tmp_path):
     return Node(tmp_path)
 
 
-def test_hooks_ask_at_the_socket_that_is_root_s_alone_where_there_is_one(node):
+def test_hooks_ask_at_the_socket_that_is_root_s_alone_where_there_is_one(node) -> None:
     with FakeDaemon(node.socket_path, states(CACHED)) as everybody_s:
         with FakeDaemon(node.run_dir / "root.sock", states(CACHED)) as root_s:
             node.run_stub(PROLOG, SPANK_DATASETS="imagenet")
@@ -111,7 +111,7 @@ def test_hooks_ask_at_the_socket_that_is_root_s_alone_where_there_is_one(node):
         assert (len(root_s.requests), len(everybody_s.requests)) == (2, 0)
 
 
-def test_a_job_with_everything_cached(node):
+def test_a_job_with_everything_cached(node) -> None:
     both = [CACHED, {"name": "coco", "state": "cached"}]
     with FakeDaemon(node.socket_path, states(*both)) as daemon:
         node.run_stub(PROLOG, SPANK_DATASETS="imagenet,coco,imagenet")
@@ -137,7 +137,7 @@ def test_a_job_with_everything_cached(node):
 
 
 @pytest.mark.parametrize("umask", [0o077, 0o022, 0])
-def test_the_report_is_roots_alone_whatever_the_umask(node, umask):
+def test_the_report_is_roots_alone_whatever_the_umask(node, umask) -> None:
     before = os.umask(umask)
     try:
         node.prolog()
@@ -148,7 +148,7 @@ def test_the_report_is_roots_alone_whatever_the_umask(node, umask):
     assert stat.S_IMODE((node.run_dir / "jobs" / "7").stat().st_mode) == 0o600
 
 
-def test_the_log_has_a_line_a_state_change(node):
+def test_the_log_has_a_line_a_state_change(node) -> None:
     with FakeDaemon(node.socket_path, states(CACHED)):
         began = node.prolog()
         ended = node.run_hook("epilog")
@@ -194,7 +194,7 @@ WORDS = [
 
 
 @pytest.mark.parametrize(("status", "messages"), WORDS)
-def test_a_job_is_told_what_is_not_as_asked(node, status, messages):
+def test_a_job_is_told_what_is_not_as_asked(node, status, messages) -> None:
     with FakeDaemon(node.socket_path, states(status)):
         node.prolog("x")
     assert node.messages() == messages
@@ -216,7 +216,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("datasets", HOSTILE)
-def test_a_name_that_is_none_pins_nothing_and_is_said(node, datasets):
+def test_a_name_that_is_none_pins_nothing_and_is_said(node, datasets) -> None:
     node.run_stub(PROLOG, SPANK_DATASETS=datasets)
     report = node.report()
     assert report[0].startswith("SCRATCH_DATASETS_DIR=")
@@ -232,20 +232,20 @@ def test_a_name_that_is_none_pins_nothing_and_is_said(node, datasets):
 
 
 @pytest.mark.parametrize("job", ["../x", "", "0", "-1", "7 8", "4294967296", "7\n8", "٣", "x" * 1000])
-def test_a_job_id_that_is_none_does_nothing(node, job):
+def test_a_job_id_that_is_none_does_nothing(node, job) -> None:
     for stub in (PROLOG, EPILOG):
         node.run_stub(stub, job, SPANK_DATASETS="imagenet")
     assert "hook-failed" in node.prolog(job=job)
     assert sorted(path.name for path in node.folder.iterdir()) == ["bin", "config.yaml"]
 
 
-def test_a_user_that_is_none_leaves_the_pins_to_root(node):
+def test_a_user_that_is_none_leaves_the_pins_to_root(node) -> None:
     node.prolog(SLURM_JOB_UID="$(id)")
     with node.ledger() as ledger:
         assert [pin.uid for pin in ledger.pins()] == [0]
 
 
-def test_no_request_does_nothing(node):
+def test_no_request_does_nothing(node) -> None:
     for stub in (PROLOG, EPILOG):
         node.run_stub(stub)
         node.run_stub(stub, SPANK_DATASETS="")
@@ -253,14 +253,14 @@ def test_no_request_does_nothing(node):
     assert sorted(path.name for path in node.folder.iterdir()) == ["bin", "config.yaml"]
 
 
-def test_the_epilog_of_a_job_without_a_request_releases_what_the_prolog_left_word_of(node):
+def test_the_epilog_of_a_job_without_a_request_releases_what_the_prolog_left_word_of(node) -> None:
     node.run_stub(PROLOG, SPANK_DATASETS="imagenet")
     assert node.held() == [("job:7", "imagenet")]
     node.run_stub(EPILOG)
     assert node.held() == []
 
 
-def test_an_epilog_may_come_twice_or_alone_and_takes_only_its_jobs_pins(node):
+def test_an_epilog_may_come_twice_or_alone_and_takes_only_its_jobs_pins(node) -> None:
     node.prolog("imagenet", job="8")
     with node.ledger() as ledger:
         ledger.pin(ADMINISTRATOR, ["coco"], uid=0)
@@ -271,7 +271,7 @@ def test_an_epilog_may_come_twice_or_alone_and_takes_only_its_jobs_pins(node):
     assert [path.name for path in (node.run_dir / "jobs").iterdir()] == ["8"]
 
 
-def test_a_requeued_job_pins_anew(node):
+def test_a_requeued_job_pins_anew(node) -> None:
     for _ in range(2):
         node.prolog("imagenet")
         node.prolog("imagenet")
@@ -289,7 +289,7 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("text", CONFIGS)
-def test_a_broken_configuration_costs_the_cache_and_not_the_job(node, text):
+def test_a_broken_configuration_costs_the_cache_and_not_the_job(node, text) -> None:
     node.config.unlink()
     if text is not None:
         node.config.write_text(text)
@@ -298,7 +298,7 @@ def test_a_broken_configuration_costs_the_cache_and_not_the_job(node, text):
     assert "hook-failed job=7 hook=prolog" in node.prolog()
 
 
-def test_a_broken_installation_costs_the_cache_and_not_the_job(node):
+def test_a_broken_installation_costs_the_cache_and_not_the_job(node) -> None:
     node.hook.write_text("#!/bin/sh\nexit 1\n")
     node.run_stub(PROLOG, SPANK_DATASETS="imagenet")
     node.hook.write_text("#!/nowhere/python\n")
@@ -308,12 +308,12 @@ def test_a_broken_installation_costs_the_cache_and_not_the_job(node):
     node.run_stub(EPILOG, SPANK_DATASETS="imagenet")
 
 
-def test_a_missing_library_costs_the_cache_and_not_the_job(node):
+def test_a_missing_library_costs_the_cache_and_not_the_job(node) -> None:
     (node.folder / "bin" / "msgspec.py").write_text("raise ImportError('gone')\n")
     assert 'hook-failed job=7 hook=prolog error="ImportError: gone"' in node.prolog()
 
 
-def test_a_ledger_that_cannot_be_written_is_said_and_the_daemon_asked_all_the_same(node):
+def test_a_ledger_that_cannot_be_written_is_said_and_the_daemon_asked_all_the_same(node) -> None:
     (node.folder / "state").write_text("a file in the way")
     with FakeDaemon(node.socket_path, states({"name": "imagenet", "state": "source"})) as daemon:
         log = node.prolog()
@@ -326,7 +326,7 @@ def test_a_ledger_that_cannot_be_written_is_said_and_the_daemon_asked_all_the_sa
 
 @pytest.mark.root
 @pytest.mark.parametrize("option", ["ro", "size=4k"])
-def test_a_read_only_or_full_state_directory(node, option):
+def test_a_read_only_or_full_state_directory(node, option) -> None:
     (node.folder / "state").mkdir(mode=0o700)
     command = ["mount", "-t", "tmpfs", "-o", f"mode=0700,{option}", "tmpfs", node.folder / "state"]
     subprocess.run(command, check=True)
@@ -339,7 +339,7 @@ def test_a_read_only_or_full_state_directory(node, option):
 
 
 @pytest.mark.root
-def test_a_full_run_directory_leaves_the_pins_and_no_half_a_report(node):
+def test_a_full_run_directory_leaves_the_pins_and_no_half_a_report(node) -> None:
     node.run_dir.mkdir(mode=0o755)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k,mode=0755", "tmpfs", node.run_dir], check=True)
     try:
@@ -356,7 +356,7 @@ def test_a_full_run_directory_leaves_the_pins_and_no_half_a_report(node):
         subprocess.run(["umount", "-l", node.run_dir], check=True)
 
 
-def test_a_jobs_directory_that_others_may_write_is_not_used(node):
+def test_a_jobs_directory_that_others_may_write_is_not_used(node) -> None:
     (node.run_dir / "jobs").mkdir(parents=True)
     (node.run_dir / "jobs").chmod(0o777)
     assert "no-report job=7" in node.prolog()
@@ -364,7 +364,7 @@ def test_a_jobs_directory_that_others_may_write_is_not_used(node):
     assert node.held() == [("job:7", "imagenet")]
 
 
-def test_no_symlink_is_followed(node):
+def test_no_symlink_is_followed(node) -> None:
     victim = node.folder / "victim"
     victim.write_text("precious")
     (node.run_dir / "jobs").mkdir(parents=True)
@@ -380,7 +380,7 @@ def test_no_symlink_is_followed(node):
     assert list((node.folder / "elsewhere").iterdir()) == []
 
 
-def test_no_daemon_means_no_waiting(node):
+def test_no_daemon_means_no_waiting(node) -> None:
     began_at = time.monotonic()
     node.prolog(SPANK_DATASETS_WAIT="all")
     assert time.monotonic() - began_at < 5
@@ -403,14 +403,14 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("answer", GARBAGE)
-def test_a_daemon_that_talks_nonsense(node, answer):
+def test_a_daemon_that_talks_nonsense(node, answer) -> None:
     with FakeDaemon(node.socket_path, lambda _: answer):
         node.run_stub(PROLOG, SPANK_DATASETS="imagenet")
     assert node.held() == [("job:7", "imagenet")]
     assert node.messages()[0].startswith("nothing more is cached for this job now: ")
 
 
-def test_a_daemon_that_hangs_is_left_by_the_stubs_limit_with_pins_and_a_report(node):
+def test_a_daemon_that_hangs_is_left_by_the_stubs_limit_with_pins_and_a_report(node) -> None:
     with FakeDaemon(node.socket_path, lambda _: None):
         began_at = time.monotonic()
         node.run_stub(PROLOG, SPANK_DATASETS="imagenet", SCRATCH_SLURM_HOOK_LIMIT="2")
@@ -423,13 +423,13 @@ def test_a_daemon_that_hangs_is_left_by_the_stubs_limit_with_pins_and_a_report(n
 
 
 @pytest.mark.parametrize("limit", ["0", "soon", "", "-1", "2; reboot"])
-def test_a_limit_that_is_none_is_not_no_limit(node, limit):
+def test_a_limit_that_is_none_is_not_no_limit(node, limit) -> None:
     with FakeDaemon(node.socket_path, states(CACHED)):
         node.run_stub(PROLOG, SPANK_DATASETS="imagenet", SCRATCH_SLURM_HOOK_LIMIT=limit)
     assert node.messages() == []
 
 
-def test_the_wait_goes_over_a_restart_of_the_daemon(node):
+def test_the_wait_goes_over_a_restart_of_the_daemon(node) -> None:
     still = {"name": "imagenet", "state": "staging", "size_bytes": 100, "staged_bytes": 9}
     environment = node.environment(SPANK_DATASETS="imagenet", SPANK_DATASETS_WAIT="15s")
     answer_early = http({"datasets": [still], "settled": False})
@@ -444,7 +444,7 @@ def test_the_wait_goes_over_a_restart_of_the_daemon(node):
     assert node.messages() == []
 
 
-def test_the_wait_ends_when_its_time_is_over(node):
+def test_the_wait_ends_when_its_time_is_over(node) -> None:
     still = {"name": "imagenet", "state": "staging", "size_bytes": 100, "staged_bytes": 9, "eta_s": 500.0}
     with FakeDaemon(node.socket_path, states(still, settled=False)) as daemon:
         began_at = time.monotonic()
@@ -467,14 +467,14 @@ WAITS = [
 
 
 @pytest.mark.parametrize(("wait", "message"), WAITS)
-def test_a_wait_that_cannot_be_is_said(node, wait, message):
+def test_a_wait_that_cannot_be_is_said(node, wait, message) -> None:
     with FakeDaemon(node.socket_path, states(CACHED)):
         node.prolog(SPANK_DATASETS_WAIT=wait)
     assert node.messages() == [message]
 
 
 @pytest.mark.root
-def test_another_users_socket_is_not_asked(node):
+def test_another_users_socket_is_not_asked(node) -> None:
     node.run_dir.mkdir()
     with stranger_listens(node.socket_path) as stranger:
         log = node.prolog()
@@ -482,7 +482,7 @@ def test_another_users_socket_is_not_asked(node):
     assert f"uid {STRANGER_UID} listens there" in log
 
 
-def test_a_prolog_killed_anywhere_leaves_nothing_that_the_epilog_does_not_clear(node):
+def test_a_prolog_killed_anywhere_leaves_nothing_that_the_epilog_does_not_clear(node) -> None:
     """At each call that changes a file, one after the other, as at the kill -9 of a time limit."""
     calls = "pwrite64,write,rename,renameat,unlinkat,connect"
     deaths = 0
@@ -510,7 +510,7 @@ def test_a_prolog_killed_anywhere_leaves_nothing_that_the_epilog_does_not_clear(
     assert deaths > 5
 
 
-def test_a_job_without_a_request_costs_no_process_but_the_shell(node, tmp_path):
+def test_a_job_without_a_request_costs_no_process_but_the_shell(node, tmp_path) -> None:
     for stub in (PROLOG, EPILOG):
         lines = tracing.trace(
             "process", [str(stub)], tmp_path / "trace", env={"SLURM_JOB_ID": "7", "SLURM_JOB_UID": "1"}
@@ -520,7 +520,7 @@ def test_a_job_without_a_request_costs_no_process_but_the_shell(node, tmp_path):
         assert f'execve("{stub}"' in started[0]
 
 
-def test_the_stub_ends_well_when_no_process_can_be_started(node):
+def test_the_stub_ends_well_when_no_process_can_be_started(node) -> None:
     """As on a node whose process table is full; the limit binds no root, so the stub runs as another user."""
 
     def crippled():
@@ -536,7 +536,7 @@ def test_the_stub_ends_well_when_no_process_can_be_started(node):
         assert done.returncode == 0
 
 
-def test_killing_the_stubs_process_group_kills_the_hook_too(node):
+def test_killing_the_stubs_process_group_kills_the_hook_too(node) -> None:
     """As Slurm does when its own limit is over; a hook that lived on could write a report after the epilog."""
     with FakeDaemon(node.socket_path, lambda _: None) as daemon:
         stub = subprocess.Popen([PROLOG], env=node.environment(SPANK_DATASETS="imagenet"), start_new_session=True)
@@ -548,7 +548,7 @@ def test_killing_the_stubs_process_group_kills_the_hook_too(node):
 
 @pytest.mark.parametrize("stub", [PROLOG, EPILOG], ids=["prolog", "epilog"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=["TERM", "INT", "HUP"])
-def test_a_stub_told_to_end_exits_0_at_once_whatever_its_hook_does(node, stub, number):
+def test_a_stub_told_to_end_exits_0_at_once_whatever_its_hook_does(node, stub, number) -> None:
     """Slurm sends SIGTERM when its own limit is over, leaves 10 ms, and drains the node of a stub that was killed."""
     started, gate = node.folder / "started", node.folder / "gate"
     os.mkfifo(gate)
@@ -569,7 +569,7 @@ BLOCKED = ["/usr/bin/env", "--block-signal=CHLD", "--block-signal=TERM", "--bloc
 
 @pytest.mark.parametrize("stub", [PROLOG, EPILOG], ids=["prolog", "epilog"])
 @pytest.mark.parametrize("env_is", ["new", "old"])
-def test_a_stub_sees_its_hook_end_where_slurm_has_signals_blocked(node, stub, env_is):
+def test_a_stub_sees_its_hook_end_where_slurm_has_signals_blocked(node, stub, env_is) -> None:
     """As under PrologFlags=RunInJob on 26.05."""
     if env_is == "old":
         env = node.hook.with_name("env")
@@ -581,7 +581,7 @@ def test_a_stub_sees_its_hook_end_where_slurm_has_signals_blocked(node, stub, en
     assert (node.folder / "ran").read_text() == "ran\n"
 
 
-def test_a_stub_told_to_end_by_a_blocked_signal_exits_0_at_once(node):
+def test_a_stub_told_to_end_by_a_blocked_signal_exits_0_at_once(node) -> None:
     started, gate = node.folder / "started", node.folder / "gate"
     os.mkfifo(gate)
     node.hook.write_text(f"#!/bin/sh\ntrap '' TERM\necho >{started}\nread _ <{gate}\n")
@@ -605,7 +605,7 @@ def hooks_below(hook: Path) -> list[str]:
     return found
 
 
-def test_a_child_that_stays_behind_does_not_keep_slurms_pipe(node):
+def test_a_child_that_stays_behind_does_not_keep_slurms_pipe(node) -> None:
     """slurmd reads its hook's output to the end: a pipe that stays open blocks it."""
     node.hook.write_text(f"#!/bin/sh\necho noise\necho noise >&2\nsleep 20 &\necho $! >{node.folder}/pid\n")
     began_at = time.monotonic()
@@ -616,7 +616,7 @@ def test_a_child_that_stays_behind_does_not_keep_slurms_pipe(node):
 
 
 @pytest.mark.parametrize("arguments", [(), ("prologue",), ("prolog", "epilog")])
-def test_wrong_words_say_how_it_is_used(node, arguments):
+def test_wrong_words_say_how_it_is_used(node, arguments) -> None:
     assert node.run_hook(*arguments).startswith("usage: scratch-slurm-hook prolog|epilog")
     by_hand = subprocess.run([node.hook, *arguments], env={}, capture_output=True, text=True, check=False)
     assert by_hand.returncode == 2
@@ -635,7 +635,7 @@ print(log.recv(9999).decode())
 
 
 @pytest.mark.root
-def test_syslog_gets_the_lines(node):
+def test_syslog_gets_the_lines(node) -> None:
     with_own_dev = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs tmpfs /dev && exec "$@"', "sh"]
     done = subprocess.run(
         [*with_own_dev, sys.executable, "-c", SYSLOG, node.hook, "prolog"],
@@ -649,7 +649,7 @@ def test_syslog_gets_the_lines(node):
     assert done.stdout.rstrip().rstrip("\0").endswith("]: pinned job=7 uid=1000 datasets=imagenet")
 
 
-def test_the_hook_imports_nothing_heavy():
+def test_the_hook_imports_nothing_heavy() -> None:
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); from scratch_slurm.hooks import main, prolog, epilog;"
         " import scratch_slurm.node.configfile; print(*sys.modules)"

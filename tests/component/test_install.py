@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.component.wheels import make_wheels
+from tests.kit.wheels import make_wheels
 
 REPOSITORY = Path(__file__).parents[2]
 PROGRAMS = ("scratch-slurm", "scratch-slurmd", "scratch-slurm-hook")

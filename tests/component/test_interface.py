@@ -16,8 +16,8 @@ from scratch_slurm.domain.access import Person
 from scratch_slurm.domain.config import build_config
 from scratch_slurm.domain.errors import ScratchError
 from scratch_slurm.domain.messages import ErrorAnswer
-from scratch_slurm.node.cache import Cache
-from scratch_slurm.node.ledger import Ledger
+from scratch_slurm.node.ledger.ledger import Ledger
+from scratch_slurm.node.staging.cache import Cache
 from scratch_slurm.service.http import RefusedError, Request
 from scratch_slurm.service.interface import Interface
 from scratch_slurm.service.ledger_side import LedgerSide
@@ -112,7 +112,7 @@ BAD_BODIES = [
 
 
 @pytest.mark.parametrize("body", BAD_BODIES)
-def test_a_body_that_is_none_is_the_callers_error_and_no_line_of_the_log(node, body, caplog):
+def test_a_body_that_is_none_is_the_callers_error_and_no_line_of_the_log(node, body, caplog) -> None:
     with pytest.raises(ScratchError) as caught:
         node.ask("POST", "/v1/wait", body)
     msgspec.json.encode(caught.value.message)
@@ -139,7 +139,7 @@ BODIES = st.binary(max_size=60) | st.fixed_dictionaries({}, optional=FIELDS).map
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(sorted(PATHS)), BODIES)
-def test_whatever_is_sent_is_answered_or_is_the_callers_error(node, path, body):
+def test_whatever_is_sent_is_answered_or_is_the_callers_error(node, path, body) -> None:
     try:
         answer = node.ask(PATHS[path], path, body)
     except ScratchError as exc:
@@ -147,7 +147,7 @@ def test_whatever_is_sent_is_answered_or_is_the_callers_error(node, path, body):
     msgspec.json.encode(answer)
 
 
-def test_only_the_paths_that_there_are_with_their_methods(node):
+def test_only_the_paths_that_there_are_with_their_methods(node) -> None:
     for method, path, status in (("GET", "/", 404), ("POST", "/v1/status", 405), ("GET", "/v1/wait", 405)):
         with pytest.raises(RefusedError) as caught:
             node.ask(method, path, b"")
@@ -155,12 +155,12 @@ def test_only_the_paths_that_there_are_with_their_methods(node):
 
 
 @pytest.mark.parametrize("body", [b'{"dataset":"a"}', b"\xff"])
-def test_a_stranger_evicts_nothing(node, body):
+def test_a_stranger_evicts_nothing(node, body) -> None:
     with pytest.raises(ScratchError, match="only root may"):
         node.ask("POST", "/v1/evict", body, STRANGER)
 
 
-def test_strangers_do_not_make_the_daemon_run_rounds(node):
+def test_strangers_do_not_make_the_daemon_run_rounds(node) -> None:
     async def ask_for_ever() -> None:
         while True:
             await node.interface._route(Request("POST", "/v1/wait", b'{"datasets":[]}'), STRANGER)

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.component.lua_library import INTERPRETERS, SCRIPT, VALIDATION_OFF, Script
+from tests.kit.lua_library import INTERPRETERS, SCRIPT, VALIDATION_OFF, Script
 
 
 @pytest.fixture(params=INTERPRETERS)
@@ -47,14 +47,14 @@ CANNOT_JOIN = [
 
 
 @pytest.mark.parametrize(("constraint", "joined"), JOIN)
-def test_the_preference_repeats_the_constraint(script, constraint, joined):
+def test_the_preference_repeats_the_constraint(script, constraint, joined) -> None:
     outcome = script.submit(asking("DATASETS=a,b", features=constraint))
     assert (outcome.prefer, outcome.features) == (joined, constraint)
     assert outcome.told == ""
 
 
 @pytest.mark.parametrize("constraint", CANNOT_JOIN)
-def test_a_constraint_that_cannot_be_extended_stays_alone(script, constraint):
+def test_a_constraint_that_cannot_be_extended_stays_alone(script, constraint) -> None:
     outcome = script.submit(asking("DATASETS=a,b", features=constraint))
     assert (outcome.code, outcome.prefer, outcome.features) == (0, None, constraint)
 
@@ -89,19 +89,19 @@ NO_PREFERENCE = [
 
 
 @pytest.mark.parametrize("job", NO_PREFERENCE)
-def test_no_preference(script, job):
+def test_no_preference(script, job) -> None:
     outcome = script.submit(job)
     assert outcome.code == 0
     assert (outcome.prefer, outcome.features) == (job.get("prefer"), None)
     assert not [message for message in outcome.messages if not message.startswith("debug: ")]
 
 
-def test_a_hole_in_the_control_environment_hides_nothing(script):
+def test_a_hole_in_the_control_environment_hides_nothing(script) -> None:
     job = "job = {spank_job_env = {[3] = 'DATASETS=a'}, spank_job_env_size = 4}"
     assert script.run(f"{job}\nshow(slurm_job_submit(job), job)").prefer == "ds:a"
 
 
-def test_each_dataset_once(script):
+def test_each_dataset_once(script) -> None:
     assert script.submit(asking("DATASETS=b,a,b")).prefer == "ds:b&ds:a"
 
 
@@ -109,14 +109,14 @@ NAMES = [f"{n:064d}" for n in range(64)]
 
 
 @pytest.mark.parametrize("constraint", ["", "g" * 300, "(a|b)"])
-def test_of_a_long_list_the_first_that_slurm_takes(script, constraint):
+def test_of_a_long_list_the_first_that_slurm_takes(script, constraint) -> None:
     outcome = script.submit(asking("DATASETS=" + ",".join(NAMES), features=constraint))
     terms = outcome.prefer.removeprefix(f"{constraint}&").split("&")
     assert terms == [f"ds:{name}" for name in NAMES[: len(terms)]]
     assert 1024 - 68 < len(outcome.prefer) <= 1024
 
 
-def test_a_constraint_that_leaves_no_room(script):
+def test_a_constraint_that_leaves_no_room(script) -> None:
     outcome = script.submit(asking("DATASETS=ab", features="x" * 1020))
     assert (outcome.code, outcome.prefer) == (0, None)
     assert script.submit(asking("DATASETS=ab", features="x" * 1018)).prefer == "x" * 1018 + "&ds:ab"
@@ -125,39 +125,39 @@ def test_a_constraint_that_leaves_no_room(script):
 REQUIRED = ("DATASETS=a,b", "DATASETS_REQUIRED=1")
 
 
-def test_required_binds_an_array_too(script):
+def test_required_binds_an_array_too(script) -> None:
     assert script.submit(asking(*REQUIRED, array_inx="1-4")).features == "ds:a&ds:b"
 
 
-def test_required_binds(script):
+def test_required_binds(script) -> None:
     outcome = script.submit(asking(*REQUIRED, features="cpu|gpu"))
     assert (outcome.features, outcome.prefer) == ("(cpu|gpu)&ds:a&ds:b", None)
     assert "the job needs nodes with ds:a, ds:b" in outcome.told
 
 
-def test_required_binds_without_ignore_prefer_validation_too(interpreter, tmp_path):
+def test_required_binds_without_ignore_prefer_validation_too(interpreter, tmp_path) -> None:
     assert Script(interpreter, tmp_path, "").submit(asking(*REQUIRED)).features == "ds:a&ds:b"
 
 
-def test_required_binds_a_preference_of_the_users_which_would_replace_it(script):
+def test_required_binds_a_preference_of_the_users_which_would_replace_it(script) -> None:
     outcome = script.submit(asking(*REQUIRED, features="gpu", prefer="fast"))
     assert (outcome.features, outcome.prefer) == ("gpu&ds:a&ds:b", "fast&ds:a&ds:b")
 
 
-def test_required_goes_before_a_preference_that_cannot_be_bound(script):
+def test_required_goes_before_a_preference_that_cannot_be_bound(script) -> None:
     outcome = script.submit(asking(*REQUIRED, prefer="[x|y]"))
     assert (outcome.features, outcome.prefer) == ("ds:a&ds:b", "")
     assert "--prefer does nothing" in outcome.told
 
 
-def test_required_that_cannot_be_expressed_is_told(script):
+def test_required_that_cannot_be_expressed_is_told(script) -> None:
     outcome = script.submit(asking(*REQUIRED, features="[x|y]"))
     assert (outcome.code, outcome.features, outcome.prefer) == (0, "[x|y]", None)
     assert "--datasets-required does nothing" in outcome.told
 
 
 @pytest.mark.parametrize("value", ["0", "", "2", "1 ", "11"])
-def test_other_values_require_nothing(script, value):
+def test_other_values_require_nothing(script, value) -> None:
     outcome = script.submit(asking("DATASETS=a", f"DATASETS_REQUIRED={value}"))
     assert (outcome.features, outcome.prefer) == (None, "ds:a")
 
@@ -186,12 +186,12 @@ MODIFY = [
 
 
 @pytest.mark.parametrize(("change", "record", "prefer"), MODIFY)
-def test_a_job_that_is_changed(script, change, record, prefer):
+def test_a_job_that_is_changed(script, change, record, prefer) -> None:
     outcome = script.modify(change, record)
     assert (outcome.code, outcome.prefer, outcome.features) == (0, prefer, change.get("features"))
 
 
-def test_a_job_that_is_changed_without_ignore_prefer_validation(interpreter, tmp_path):
+def test_a_job_that_is_changed_without_ignore_prefer_validation(interpreter, tmp_path) -> None:
     outcome = Script(interpreter, tmp_path, "").modify({"features": "cpu"}, asking(*A, features="gpu"))
     assert (outcome.code, outcome.prefer) == (0, None)
 
@@ -208,7 +208,7 @@ def holding(interpreter, tmp_path):
     return Script(interpreter, tmp_path, settings=ALIKE, before=CAN_HOLD)
 
 
-def test_a_slurm_that_can_hold_a_job_gets_no_preference_unless_nodes_are_alike(interpreter, tmp_path):
+def test_a_slurm_that_can_hold_a_job_gets_no_preference_unless_nodes_are_alike(interpreter, tmp_path) -> None:
     script = Script(interpreter, tmp_path, before=CAN_HOLD)
     outcome = script.submit(asking("DATASETS=a"))
     assert outcome.prefer is None
@@ -226,7 +226,7 @@ def test_a_slurm_that_can_hold_a_job_gets_no_preference_unless_nodes_are_alike(i
         {"tres_per_node": "gres/gpu:8"},
     ],
 )
-def test_there_a_job_on_one_node_of_many_alike_prefers(holding, shape):
+def test_there_a_job_on_one_node_of_many_alike_prefers(holding, shape) -> None:
     assert holding.submit(asking(*A, features="gpu", **shape)).prefer == "gpu&ds:a"
 
 
@@ -242,7 +242,7 @@ def test_there_a_job_on_one_node_of_many_alike_prefers(holding, shape):
         {"reservation": "course"},
     ],
 )
-def test_there_a_job_that_may_need_more_does_not(holding, shape):
+def test_there_a_job_that_may_need_more_does_not(holding, shape) -> None:
     assert holding.submit(asking(*A, **shape)).prefer is None
 
 
@@ -260,7 +260,7 @@ def test_there_a_job_that_may_need_more_does_not(holding, shape):
         {"tres_per_node": "gres/gpu:2"},
     ],
 )
-def test_there_a_job_that_is_reshaped_loses_its_preference(holding, change):
+def test_there_a_job_that_is_reshaped_loses_its_preference(holding, change) -> None:
     record = asking(*A, features="gpu", job_state=0)
     assert holding.modify(change, record).prefer == "ds:-"
 
@@ -276,11 +276,11 @@ def test_there_a_job_that_is_reshaped_loses_its_preference(holding, change):
     ],
     ids=["not-reshaped", "runs", "no-datasets", "required", "a-preference-of-the-users"],
 )
-def test_there_no_other_job_loses_it(holding, change, record):
+def test_there_no_other_job_loses_it(holding, change, record) -> None:
     assert holding.modify(change, record).prefer == change.get("prefer")
 
 
-def test_there_without_nodes_that_are_alike_a_preference_of_the_users_stays(interpreter, tmp_path):
+def test_there_without_nodes_that_are_alike_a_preference_of_the_users_stays(interpreter, tmp_path) -> None:
     script = Script(interpreter, tmp_path, before=CAN_HOLD)
     assert script.modify({"features": "cpu"}, asking(*A, job_state=0)).prefer is None
 
@@ -350,7 +350,7 @@ def deriving(interpreter, directory, conf):
 
 
 @pytest.mark.parametrize("conf", ALIKE_CONFS)
-def test_there_nodes_that_slurm_conf_defines_the_same_are_alike(interpreter, tmp_path, conf):
+def test_there_nodes_that_slurm_conf_defines_the_same_are_alike(interpreter, tmp_path, conf) -> None:
     script = deriving(interpreter, tmp_path, conf)
     now = {"gpu": {"nodes": "n2" if "Nodes=n2" in conf else "n[1-2]"}}
     if "m[01" in conf:
@@ -359,13 +359,13 @@ def test_there_nodes_that_slurm_conf_defines_the_same_are_alike(interpreter, tmp
 
 
 @pytest.mark.parametrize("conf", UNLIKE_CONFS)
-def test_there_whatever_is_not_certain_is_not_alike(interpreter, tmp_path, conf):
+def test_there_whatever_is_not_certain_is_not_alike(interpreter, tmp_path, conf) -> None:
     script = deriving(interpreter, tmp_path, conf)
     outcome = script.submit(asking(*A, partition="gpu"), PARTITIONS)
     assert (outcome.code, outcome.prefer) == (0, None)
 
 
-def test_there_each_partition_is_looked_at_alone(interpreter, tmp_path):
+def test_there_each_partition_is_looked_at_alone(interpreter, tmp_path) -> None:
     conf = "NodeName=n[1-2] CPUs=8\nNodeName=n3 CPUs=9\nPartitionName=cpu Nodes=n3\nPartitionName=all Nodes=ALL\n"
     script = deriving(interpreter, tmp_path, conf + GPU)
     now = {**PARTITIONS, "all": {"nodes": "n[1-3]"}}
@@ -380,12 +380,12 @@ def test_there_each_partition_is_looked_at_alone(interpreter, tmp_path):
     assert any("partition all: no job" in text and "not defined the same" in text for text in said)
 
 
-def test_there_a_slurm_conf_of_which_nothing_is_certain_is_told(interpreter, tmp_path):
+def test_there_a_slurm_conf_of_which_nothing_is_certain_is_told(interpreter, tmp_path) -> None:
     said = deriving(interpreter, tmp_path, NODES + GPU + "MaxNodeCount=9\n").submit({}).messages
     assert any("partition any: no job will prefer" in text and "MaxNodeCount" in text for text in said)
 
 
-def test_there_the_sites_own_word_goes_before_slurm_conf(interpreter, tmp_path):
+def test_there_the_sites_own_word_goes_before_slurm_conf(interpreter, tmp_path) -> None:
     conf = VALIDATION_OFF + NODES + GPU
     no = Script(interpreter, tmp_path, conf, "script.nodes_are_alike = false\n", before=CAN_HOLD)
     assert no.submit(asking(*A, partition="gpu"), PARTITIONS).prefer is None
@@ -407,12 +407,12 @@ GRES = [
 
 
 @pytest.mark.parametrize(("gres", "asked", "alike"), GRES)
-def test_there_a_type_that_slurm_conf_does_not_name_is_not_certain(interpreter, tmp_path, gres, asked, alike):
+def test_there_a_type_that_slurm_conf_does_not_name_is_not_certain(interpreter, tmp_path, gres, asked, alike) -> None:
     script = deriving(interpreter, tmp_path, f"NodeName=n[1-3] Gres={gres}\n{GPU}")
     assert script.submit(asking(*A, partition="gpu", **asked), PARTITIONS).prefer == ("ds:a" if alike else None)
 
 
-def test_there_a_job_of_a_partition_that_is_not_alike_keeps_what_the_user_prefers(interpreter, tmp_path):
+def test_there_a_job_of_a_partition_that_is_not_alike_keeps_what_the_user_prefers(interpreter, tmp_path) -> None:
     script = deriving(interpreter, tmp_path, NODES + GPU)
     record = asking(*A, job_state=0, partition="gpu")
     assert script.modify({"min_nodes": 2}, record, PARTITIONS).prefer == "ds:-"
@@ -435,14 +435,14 @@ NO_LISTS = [
 
 
 @pytest.mark.parametrize(("text", "names"), LISTS)
-def test_a_list_of_nodes_is_read_as_slurm_reads_it(script, text, names):
+def test_a_list_of_nodes_is_read_as_slurm_reads_it(script, text, names) -> None:
     joined = f"table.concat(script.expand({text!r}), ',')"
     found = script.run(f"show(0, {{features = {joined}}})").features.split(",")
     assert found == names or (names is None and len(found) == 65536)
 
 
 @pytest.mark.parametrize("text", NO_LISTS)
-def test_what_is_no_list_of_nodes_is_none(script, text):
+def test_what_is_no_list_of_nodes_is_none(script, text) -> None:
     assert script.run(f"show(0, {{features = script.expand({text!r})}})").features is None
 
 
@@ -460,7 +460,7 @@ COMMENTS = [
 
 
 @pytest.mark.parametrize(("job", "comment"), COMMENTS)
-def test_the_admin_comment_tells_the_datasets(script, job, comment):
+def test_the_admin_comment_tells_the_datasets(script, job, comment) -> None:
     assert script.submit(job).admin_comment == comment
 
 
@@ -478,26 +478,26 @@ IN_COMMENTS = [
 
 
 @pytest.mark.parametrize(("job", "preference"), IN_COMMENTS)
-def test_a_job_can_ask_in_its_comment(script, job, preference):
+def test_a_job_can_ask_in_its_comment(script, job, preference) -> None:
     outcome = script.submit(job)
     names = preference and preference.replace("ds:", "").replace("&", ",")
     assert (outcome.code, outcome.prefer, outcome.features) == (0, preference, None)
     assert outcome.admin_comment == (names and f"datasets={names}")
 
 
-def test_a_site_can_leave_the_admin_comment_alone(interpreter, tmp_path):
+def test_a_site_can_leave_the_admin_comment_alone(interpreter, tmp_path) -> None:
     outcome = Script(interpreter, tmp_path, settings="script.admin_comment = false\n").submit(asking(*A))
     assert (outcome.admin_comment, outcome.prefer) == (None, "ds:a")
 
 
-def test_of_a_long_list_the_admin_comment_has_the_first_names(script):
+def test_of_a_long_list_the_admin_comment_has_the_first_names(script) -> None:
     comment = script.submit(asking("DATASETS=" + ",".join(NAMES))).admin_comment
     names = comment.removeprefix("datasets=").split(",")
     assert names == [*NAMES[: len(names) - 1], "..."]
     assert 1024 - 70 < len(comment) <= 1024
 
 
-def test_a_slurm_that_takes_no_admin_comment_takes_the_preference(script):
+def test_a_slurm_that_takes_no_admin_comment_takes_the_preference(script) -> None:
     newindex = "function(t, k, v) if k == 'admin_comment' then error('no') end rawset(t, k, v) end"
     job = f"setmetatable({{spank_job_env = {{[0] = 'DATASETS=a'}}}}, {{__newindex = {newindex}}})"
     outcome = script.run(f"job = {job}\nshow(slurm_job_submit(job), job)")
@@ -515,13 +515,13 @@ TOO_LARGE = [
 
 
 @pytest.mark.parametrize(("variables", "said"), TOO_LARGE)
-def test_a_job_whose_control_environment_no_prolog_could_start_with_is_refused(script, variables, said):
+def test_a_job_whose_control_environment_no_prolog_could_start_with_is_refused(script, variables, said) -> None:
     outcome = script.submit(asking(*variables, *A))
     assert (outcome.code, outcome.prefer) == (-1, None)
     assert said in outcome.told
 
 
-def test_a_large_control_environment_is_not(script):
+def test_a_large_control_environment_is_not(script) -> None:
     outcome = script.submit(asking(*[f"A{n}=" + "x" * (100 * KIB) for n in range(9)], *A))
     assert (outcome.code, outcome.prefer, outcome.told) == (0, "ds:a", "")
 
@@ -543,7 +543,7 @@ CONFS = [
 
 
 @pytest.mark.parametrize(("conf", "off"), CONFS)
-def test_without_ignore_prefer_validation_there_is_no_preference(interpreter, tmp_path, conf, off):
+def test_without_ignore_prefer_validation_there_is_no_preference(interpreter, tmp_path, conf, off) -> None:
     (tmp_path / "more.conf").write_text(VALIDATION_OFF)
     outcome = Script(interpreter, tmp_path, conf).submit(asking("DATASETS=a"))
     assert outcome.prefer == ("ds:a" if off else None)
@@ -551,13 +551,13 @@ def test_without_ignore_prefer_validation_there_is_no_preference(interpreter, tm
     assert any("error: " in message and "ignore_prefer_validation" in message for message in outcome.messages) != off
 
 
-def test_a_site_can_say_its_prefix_and_that_validation_is_off(interpreter, tmp_path):
+def test_a_site_can_say_its_prefix_and_that_validation_is_off(interpreter, tmp_path) -> None:
     settings = "script.feature_prefix = 'cache.'\nscript.validation_is_off = true\njob = {spank_job_env = "
     call = "{[0] = 'DATASETS=a'}, spank_job_env_size = 1}\nshow(slurm_job_submit(job), job)"
     assert Script(interpreter, tmp_path, "").run(settings + call).prefer == "cache.a"
 
 
-def test_an_error_refuses_no_job(script):
+def test_an_error_refuses_no_job(script) -> None:
     broken = "setmetatable({}, {__index = function() error('broken') end, __newindex = function() error('x') end})"
     for call in ("slurm_job_submit(job)", "slurm_job_modify(job, job)", "slurm_job_submit(nil)"):
         outcome = script.run(f"job = {broken}\nshow({call}, {{}})")
@@ -565,16 +565,16 @@ def test_an_error_refuses_no_job(script):
         assert any(message.startswith("error: scratch-slurm: job_submit: ") for message in outcome.messages)
 
 
-def test_a_slurm_that_cannot_set_a_preference_refuses_no_job(script):
+def test_a_slurm_that_cannot_set_a_preference_refuses_no_job(script) -> None:
     job = "setmetatable({spank_job_env = {[0] = 'DATASETS=a'}, spank_job_env_size = 1}, {__newindex = error})"
     assert script.run(f"job = {job}\nshow(slurm_job_submit(job), {{}})").code == 0
 
 
-def test_it_loads_where_slurm_logs_nothing(script):
+def test_it_loads_where_slurm_logs_nothing(script) -> None:
     assert script.run("slurm = {SUCCESS = 0}\njob = {}\nshow(slurm_job_submit(job), job)").code == 0
 
 
-def test_the_functions_of_a_site_stay(script):
+def test_the_functions_of_a_site_stay(script) -> None:
     mine = "slurm_job_submit = function() return 7 end\nslurm_job_modify = slurm_job_submit\n"
     load = f"dofile({str(SCRIPT)!r})\nshow(slurm_job_submit(), {{}})"
     assert script.run(mine + load).code == 7

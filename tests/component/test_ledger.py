@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from scratch_slurm.domain.errors import LedgerError
 from scratch_slurm.domain.model import ADMINISTRATOR, job_holder
-from scratch_slurm.node.ledger import EVENTS_KEPT, OTHER_EVENTS_KEPT, Ledger, read_boot_id
-from tests.component import tracing
+from scratch_slurm.node.ledger.ledger import EVENTS_KEPT, OTHER_EVENTS_KEPT, Ledger, read_boot_id
+from tests.kit import tracing
 
 BOOT = "boot-1"
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ PROLOGUE = f"""
 import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from scratch_slurm.node.ledger import Ledger
+from scratch_slurm.node.ledger.ledger import Ledger
 arguments = sys.argv[2:]
 def open_ledger():
     return Ledger(Path(sys.argv[1]), boot_id={BOOT!r}, now=time.time)
@@ -68,14 +68,14 @@ def files(path):
     return sorted(entry.name for entry in path.parent.iterdir())
 
 
-def test_pins_are_in_the_order_of_asking(ledger):
+def test_pins_are_in_the_order_of_asking(ledger) -> None:
     ledger.pin("job:2", ["coco", "audio"], uid=1000)
     ledger.pin("job:1", ["imagenet"], uid=1001)
     assert held(ledger) == [("job:2", "coco"), ("job:2", "audio"), ("job:1", "imagenet")]
     assert [(pin.uid, pin.job_id) for pin in ledger.pins()] == [(1000, 2), (1000, 2), (1001, 1)]
 
 
-def test_the_order_of_asking_is_kept_by_a_clock_that_jumps_back_and_forth(path):
+def test_the_order_of_asking_is_kept_by_a_clock_that_jumps_back_and_forth(path) -> None:
     wall = iter([2e9, 1.0, 1e9])
     with Ledger(path, boot_id=BOOT, now=lambda: next(wall, 5.0)) as ledger:
         for holder in ("job:9", "job:1", "job:5"):
@@ -83,14 +83,14 @@ def test_the_order_of_asking_is_kept_by_a_clock_that_jumps_back_and_forth(path):
         assert [pin.holder for pin in ledger.pins()] == ["job:9", "job:1", "job:5"]
 
 
-def test_the_age_of_a_jobs_pin_is_told_by_the_clock_of_the_boot(path):
+def test_the_age_of_a_jobs_pin_is_told_by_the_clock_of_the_boot(path) -> None:
     with Ledger(path, boot_id=BOOT, now=lambda: 3e9, monotonic=lambda: 77.0) as ledger:
         ledger.pin("job:1", ["coco"], uid=1)
         ledger.pin(ADMINISTRATOR, ["coco"], uid=0)
         assert [(pin.asked_at, pin.asked_monotonic_s) for pin in ledger.pins()] == [(3e9, 77.0), (3e9, 0.0)]
 
 
-def test_a_ledger_of_an_earlier_release_keeps_its_pins_and_takes_new_ones(path):
+def test_a_ledger_of_an_earlier_release_keeps_its_pins_and_takes_new_ones(path) -> None:
     path.parent.mkdir(mode=0o700, exist_ok=True)
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.executescript(
@@ -114,7 +114,7 @@ def test_a_ledger_of_an_earlier_release_keeps_its_pins_and_takes_new_ones(path):
 
 
 @pytest.mark.parametrize("table", ["pins", "events"])
-def test_a_table_that_was_dropped_is_made_again_and_that_is_told(ledger, path, table):
+def test_a_table_that_was_dropped_is_made_again_and_that_is_told(ledger, path, table) -> None:
     ledger.pin("job:1", ["coco"], uid=1)
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute(f"DROP TABLE {table}")
@@ -123,7 +123,7 @@ def test_a_table_that_was_dropped_is_made_again_and_that_is_told(ledger, path, t
     assert ("ledger-mended", f"made again: {table}") in [(each.event, each.detail) for each in ledger.events(9)]
 
 
-def test_a_ledger_that_is_opened_later_is_used_as_soon_as_it_can_be(path):
+def test_a_ledger_that_is_opened_later_is_used_as_soon_as_it_can_be(path) -> None:
     path.parent.mkdir(mode=0o700, exist_ok=True)
     os.mkfifo(path)
     with Ledger(path, boot_id=BOOT, now=lambda: 1.0, later=True) as ledger:
@@ -134,7 +134,7 @@ def test_a_ledger_that_is_opened_later_is_used_as_soon_as_it_can_be(path):
         assert held(ledger) == [("job:1", "coco")]
 
 
-def test_pinning_again_changes_nothing(ledger):
+def test_pinning_again_changes_nothing(ledger) -> None:
     ledger.pin("job:1", ["coco"], uid=1000)
     before = ledger.pins()
     ledger.pin("job:2", ["coco"], uid=1000)
@@ -143,7 +143,7 @@ def test_pinning_again_changes_nothing(ledger):
     assert held(ledger) == [("job:1", "coco"), ("job:2", "coco")]
 
 
-def test_releasing_takes_what_is_there_and_no_more(ledger):
+def test_releasing_takes_what_is_there_and_no_more(ledger) -> None:
     ledger.pin("job:1", ["b", "a", "c"], uid=1000)
     ledger.pin("job:2", ["a"], uid=1000)
     assert ledger.release("job:1", ["c", "never-pinned"]) == ("c",)
@@ -153,7 +153,7 @@ def test_releasing_takes_what_is_there_and_no_more(ledger):
     assert held(ledger) == [("job:2", "a")]
 
 
-def test_nothing_of_a_failing_call_stays(ledger):
+def test_nothing_of_a_failing_call_stays(ledger) -> None:
     with pytest.raises(LedgerError):
         ledger.pin("job:1", ["coco", object()], uid=1000)
     assert ledger.pins() == []
@@ -172,7 +172,7 @@ STEPS = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(STEPS)
-def test_the_use_count_is_the_number_of_jobs_that_pin_whatever_was_done(steps):
+def test_the_use_count_is_the_number_of_jobs_that_pin_whatever_was_done(steps) -> None:
     """The model is a set of (holder, dataset): no count to leak or to go negative."""
     wanted = set()
     boot = 0
@@ -199,7 +199,7 @@ def test_the_use_count_is_the_number_of_jobs_that_pin_whatever_was_done(steps):
         ledger.close()
 
 
-def test_a_reboot_ends_the_pins_of_jobs_and_keeps_the_administrators(path):
+def test_a_reboot_ends_the_pins_of_jobs_and_keeps_the_administrators(path) -> None:
     with on_boot(path, "boot-1") as ledger:
         ledger.pin(ADMINISTRATOR, ["imagenet"], uid=0)
         ledger.pin("job:1", ["imagenet", "coco"], uid=1000)
@@ -213,7 +213,7 @@ def test_a_reboot_ends_the_pins_of_jobs_and_keeps_the_administrators(path):
         assert held(ledger) == [(ADMINISTRATOR, "imagenet")]
 
 
-def test_a_job_id_that_comes_again_after_a_reboot_is_a_new_holder(path):
+def test_a_job_id_that_comes_again_after_a_reboot_is_a_new_holder(path) -> None:
     with Ledger(path, boot_id="boot-1", now=lambda: 1.0) as ledger:
         ledger.pin("job:1", ["coco"], uid=1000)
     with Ledger(path, boot_id="boot-2", now=lambda: 2.0) as ledger:
@@ -221,7 +221,7 @@ def test_a_job_id_that_comes_again_after_a_reboot_is_a_new_holder(path):
         assert [(pin.uid, pin.asked_at) for pin in ledger.pins()] == [(1001, 2.0)]
 
 
-def test_twenty_jobs_start_and_end_at_the_same_moment_on_a_new_node(path, tmp_path):
+def test_twenty_jobs_start_and_end_at_the_same_moment_on_a_new_node(path, tmp_path) -> None:
     script = """
 Path(arguments[1]).touch()
 while not Path(arguments[2]).exists():
@@ -255,7 +255,7 @@ with open_ledger() as ledger:
 """
 
 
-def test_a_writer_killed_at_any_disk_call_leaves_all_of_a_change_or_nothing(tmp_path):
+def test_a_writer_killed_at_any_disk_call_leaves_all_of_a_change_or_nothing(tmp_path) -> None:
     deaths = 0
     for number in itertools.count(1):
         path = tmp_path / str(number) / "ledger.sqlite"
@@ -278,7 +278,7 @@ def test_a_writer_killed_at_any_disk_call_leaves_all_of_a_change_or_nothing(tmp_
     assert deaths > 10
 
 
-def test_writers_killed_at_random_beside_others_break_nothing(path):
+def test_writers_killed_at_random_beside_others_break_nothing(path) -> None:
     script = """
 ledger = open_ledger()
 print("ready", flush=True)
@@ -299,7 +299,7 @@ while True:
         assert {pin.dataset for pin in ledger.pins() if pin.job_id == 100} == {f"d{n}" for n in range(8)}
 
 
-def test_only_the_administrators_changes_wait_for_the_disk(path, tmp_path):
+def test_only_the_administrators_changes_wait_for_the_disk(path, tmp_path) -> None:
     def syncs(holder):
         script = f"ledger = open_ledger(); os.kill(os.getpid(), 0); ledger.pin({holder!r}, ['a'], uid=0); os._exit(0)"
         lines = tracing.trace("fdatasync,fsync,kill", command(script, path), tmp_path / "trace")
@@ -312,7 +312,7 @@ def test_only_the_administrators_changes_wait_for_the_disk(path, tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["garbage", "cut", "torn-page"])
-def test_a_corrupt_file_is_kept_aside_and_a_new_one_begun(path, fault):
+def test_a_corrupt_file_is_kept_aside_and_a_new_one_begun(path, fault) -> None:
     with on_boot(path, BOOT) as ledger:
         ledger.pin("job:1", ["coco"], uid=1000)
     content = path.read_bytes()
@@ -335,7 +335,7 @@ def test_a_corrupt_file_is_kept_aside_and_a_new_one_begun(path, fault):
         assert held(ledger) == [("job:2", "audio")]
 
 
-def test_a_second_corrupt_file_does_not_replace_the_first(path):
+def test_a_second_corrupt_file_does_not_replace_the_first(path) -> None:
     for number in (1, 2):
         with contextlib.suppress(FileExistsError):
             path.parent.mkdir(mode=0o700)
@@ -345,7 +345,7 @@ def test_a_second_corrupt_file_does_not_replace_the_first(path):
     assert path.with_name("ledger.sqlite.corrupt-1").read_bytes().startswith(b"garbage 1")
 
 
-def test_who_has_a_corrupt_file_open_goes_over_to_the_new_one(path):
+def test_who_has_a_corrupt_file_open_goes_over_to_the_new_one(path) -> None:
     with on_boot(path, BOOT) as daemon:
         daemon.pin("job:1", ["coco"], uid=1000)
         path.write_bytes(b"garbage" * 999)
@@ -359,7 +359,7 @@ def test_who_has_a_corrupt_file_open_goes_over_to_the_new_one(path):
     assert [name for name in files(path) if "corrupt-2" in name] == []
 
 
-def test_many_who_find_it_corrupt_move_it_aside_once(path, tmp_path):
+def test_many_who_find_it_corrupt_move_it_aside_once(path, tmp_path) -> None:
     path.parent.mkdir(mode=0o700)
     path.write_bytes(b"garbage" * 999)
     script = "open_ledger().pin(f'job:{arguments[0]}', ['coco'], uid=1)"
@@ -370,7 +370,7 @@ def test_many_who_find_it_corrupt_move_it_aside_once(path, tmp_path):
     assert [name for name in files(path) if name.endswith("corrupt-2")] == []
 
 
-def test_a_file_deleted_under_the_daemon_is_made_again(ledger, path):
+def test_a_file_deleted_under_the_daemon_is_made_again(ledger, path) -> None:
     ledger.pin("job:1", ["coco"], uid=1000)
     for name in files(path):
         path.with_name(name).unlink()
@@ -379,7 +379,7 @@ def test_a_file_deleted_under_the_daemon_is_made_again(ledger, path):
     assert held(ledger) == [("job:2", "coco")]
 
 
-def test_a_lock_that_is_held_costs_the_time_limit_and_no_more(ledger, path):
+def test_a_lock_that_is_held_costs_the_time_limit_and_no_more(ledger, path) -> None:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         began_at = time.monotonic()
@@ -392,7 +392,7 @@ def test_a_lock_that_is_held_costs_the_time_limit_and_no_more(ledger, path):
     ledger.pin("job:1", ["coco"], uid=1000)
 
 
-def test_a_thread_that_hangs_in_the_file_does_not_hang_the_others_for_ever(path):
+def test_a_thread_that_hangs_in_the_file_does_not_hang_the_others_for_ever(path) -> None:
     end = threading.Event()
     begun = threading.Event()
 
@@ -420,7 +420,7 @@ def test_a_thread_that_hangs_in_the_file_does_not_hang_the_others_for_ever(path)
         assert ledger.pins() == []
 
 
-def test_threads_share_one_ledger(path):
+def test_threads_share_one_ledger(path) -> None:
     with on_boot(path, BOOT) as ledger:
 
         def work(job):
@@ -438,7 +438,7 @@ def test_threads_share_one_ledger(path):
 
 
 @pytest.mark.root
-def test_a_full_disk_is_an_error_and_a_later_call_works(tmp_path):
+def test_a_full_disk_is_an_error_and_a_later_call_works(tmp_path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,mode=0700", "tmpfs", tmp_path], check=True)
     try:
         with on_boot(tmp_path / "ledger.sqlite", BOOT) as ledger:
@@ -459,7 +459,7 @@ def test_a_full_disk_is_an_error_and_a_later_call_works(tmp_path):
         subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
-def test_root_alone_may_look_whatever_the_umask(tmp_path):
+def test_root_alone_may_look_whatever_the_umask(tmp_path) -> None:
     path = tmp_path / "var" / "state" / "ledger.sqlite"
     before = os.umask(0)
     try:
@@ -473,7 +473,7 @@ def test_root_alone_may_look_whatever_the_umask(tmp_path):
     assert stat.S_IMODE(path.parent.parent.stat().st_mode) == 0o755
 
 
-def test_a_directory_that_others_may_write_is_refused(path):
+def test_a_directory_that_others_may_write_is_refused(path) -> None:
     path.parent.mkdir()
     path.parent.chmod(0o770)
     with pytest.raises(LedgerError, match="mode 0770"):
@@ -481,14 +481,14 @@ def test_a_directory_that_others_may_write_is_refused(path):
 
 
 @pytest.mark.root
-def test_a_directory_of_somebody_else_is_refused(path):
+def test_a_directory_of_somebody_else_is_refused(path) -> None:
     path.parent.mkdir(mode=0o700)
     os.chown(path.parent, 12345, 12345)
     with pytest.raises(LedgerError, match="uid 12345"):
         on_boot(path, BOOT)
 
 
-def test_a_symlink_in_the_place_of_the_file_makes_nothing_elsewhere(path, tmp_path):
+def test_a_symlink_in_the_place_of_the_file_makes_nothing_elsewhere(path, tmp_path) -> None:
     path.parent.mkdir(mode=0o700)
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(LedgerError):
@@ -496,13 +496,13 @@ def test_a_symlink_in_the_place_of_the_file_makes_nothing_elsewhere(path, tmp_pa
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_file_where_the_directory_should_be_is_an_error(tmp_path):
+def test_a_file_where_the_directory_should_be_is_an_error(tmp_path) -> None:
     (tmp_path / "state").touch()
     with pytest.raises(LedgerError, match="state"):
         on_boot(tmp_path / "state" / "ledger.sqlite", BOOT)
 
 
-def test_a_file_of_a_newer_release_is_left_alone(path):
+def test_a_file_of_a_newer_release_is_left_alone(path) -> None:
     on_boot(path, BOOT).close()
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 99")
@@ -511,7 +511,7 @@ def test_a_file_of_a_newer_release_is_left_alone(path):
     assert files(path) == ["ledger.sqlite"]
 
 
-def test_a_user_with_many_jobs_does_not_push_out_what_happened_to_the_node(ledger):
+def test_a_user_with_many_jobs_does_not_push_out_what_happened_to_the_node(ledger) -> None:
     ledger.record("evicted", dataset="coco", detail="nobody reads it")
     for number in range(3):
         ledger.pin(f"job:{number}", [f"d{each}" for each in range(EVENTS_KEPT)], uid=1000)
@@ -519,7 +519,7 @@ def test_a_user_with_many_jobs_does_not_push_out_what_happened_to_the_node(ledge
     assert len(ledger.events(10 * EVENTS_KEPT)) == EVENTS_KEPT + 1
 
 
-def test_of_what_happened_to_the_node_the_newest_is_kept(ledger):
+def test_of_what_happened_to_the_node_the_newest_is_kept(ledger) -> None:
     ledger.pin("job:1", ["imagenet"], uid=1000)
     for number in range(OTHER_EVENTS_KEPT + 10):
         ledger.record("staged", dataset=f"d{number}")
@@ -528,7 +528,7 @@ def test_of_what_happened_to_the_node_the_newest_is_kept(ledger):
     assert (kept[0].dataset, kept[-1].event, kept[-2].dataset) == (f"d{OTHER_EVENTS_KEPT + 9}", "pinned", "d10")
 
 
-def test_events_come_newest_first_and_the_oldest_are_forgotten(ledger):
+def test_events_come_newest_first_and_the_oldest_are_forgotten(ledger) -> None:
     ledger.pin("job:1", ["coco"], uid=1000)
     ledger.release("job:1")
     ledger.record("evicted", dataset="coco", detail="room for imagenet")
@@ -546,12 +546,12 @@ def test_events_come_newest_first_and_the_oldest_are_forgotten(ledger):
     assert kept[-2].dataset == "d0"
 
 
-def test_closing_twice_is_no_error(ledger):
+def test_closing_twice_is_no_error(ledger) -> None:
     ledger.close()
     ledger.close()
 
 
-def test_the_boot_id_is_the_kernels(tmp_path):
+def test_the_boot_id_is_the_kernels(tmp_path) -> None:
     assert len(read_boot_id()) == 36
     with pytest.raises(LedgerError, match="nothing"):
         read_boot_id(tmp_path / "nothing")

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from scratch_slurm.domain.errors import DeviceError, RetargetError
-from scratch_slurm.node import loopdev, loopsysfs
-from scratch_slurm.node.mounts import mount_image
-from tests.component import seccomp
-from tests.component.images import (
+from scratch_slurm.node.kernel import loopdev, loopsysfs
+from scratch_slurm.node.kernel.mounts import mount_image
+from tests.kit import seccomp
+from tests.kit.images import (
     CHANGED,
     MARK,
     backings_below,
@@ -64,7 +64,7 @@ def retarget(name, path, **options):
 # attach
 
 
-def test_an_attached_device_is_read_only_clears_itself_and_carries_its_tag(image):
+def test_an_attached_device_is_read_only_clears_itself_and_carries_its_tag(image) -> None:
     with attach(image) as device:
         assert loopsysfs.read_loop_device(device.name) == loopsysfs.LoopDevice(
             name=device.name,
@@ -86,17 +86,17 @@ def test_an_attached_device_is_read_only_clears_itself_and_carries_its_tag(image
     assert loopdev.read_status(device.name) is None
 
 
-def test_a_device_is_read_only_although_the_image_is_open_for_writing(image):
+def test_a_device_is_read_only_although_the_image_is_open_for_writing(image) -> None:
     with opened(image, os.O_RDWR) as fd, loopdev.attach(fd, tag=TAG, direct_io=False) as device:
         assert loopsysfs.read_loop_device(device.name).read_only
 
 
-def test_the_longest_tag_comes_back_whole(image):
+def test_the_longest_tag_comes_back_whole(image) -> None:
     with attach(image, tag="t" * loopdev.MAX_TAG_BYTES) as device:
         assert loopdev.read_status(device.name).tag == "t" * loopdev.MAX_TAG_BYTES
 
 
-def test_odd_and_deleted_backing_names(folder, image):
+def test_odd_and_deleted_backing_names(folder, image) -> None:
     odd = copy_image(image, folder / "two\nlines\n")
     with attach(odd) as device:
         assert loopsysfs.read_loop_device(device.name).backing_path == str(odd)
@@ -105,7 +105,7 @@ def test_odd_and_deleted_backing_names(folder, image):
         assert (found.backing_path, found.deleted) == (str(odd), True)
 
 
-def test_files_kept_open_show_every_switch_and_binding(folder, image):
+def test_files_kept_open_show_every_switch_and_binding(folder, image) -> None:
     copy = copy_image(image, folder / "cached.squashfs")
     kept = {}
     with attach(image) as device:
@@ -131,19 +131,19 @@ def test_files_kept_open_show_every_switch_and_binding(folder, image):
         os.close(each)
 
 
-def test_no_file_stays_open_unless_it_is_kept():
+def test_no_file_stays_open_unless_it_is_kept() -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     loopsysfs.read_backings()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_a_directory_is_refused_and_nothing_stays_bound(folder):
+def test_a_directory_is_refused_and_nothing_stays_bound(folder) -> None:
     with pytest.raises(DeviceError, match="cannot bind the image"):
         attach(folder)
     assert not [each for each in loopsysfs.read_backings().values() if each.path.startswith(str(folder))]
 
 
-def test_racing_callers_get_devices_of_their_own(image):
+def test_racing_callers_get_devices_of_their_own(image) -> None:
     with ThreadPoolExecutor(8) as pool:
         devices = list(pool.map(lambda _: attach(image), range(24)))
     try:
@@ -161,7 +161,7 @@ def attach_while_refused(image, code, pauses):
 
 
 @pytest.mark.parametrize("code", [errno.ENOTTY, errno.EINVAL], ids=["ENOTTY", "EINVAL"])
-def test_without_loop_configure_the_device_is_the_same(image, code):
+def test_without_loop_configure_the_device_is_the_same(image, code) -> None:
     with attach(image, direct_io=True) as device:
         expected = loopsysfs.read_loop_device(device.name), loopdev.read_status(device.name)
     device, status = in_child(attach_while_refused, image, code, [])
@@ -178,7 +178,7 @@ def count_pauses(image):
         return len(pauses), sum(pauses), exc.message
 
 
-def test_a_free_device_that_is_always_taken_ends_in_an_error(image):
+def test_a_free_device_that_is_always_taken_ends_in_an_error(image) -> None:
     pauses, waited_s, message = in_child(count_pauses, image)
     assert (pauses, message) == (31, "loop devices: other programs took the free one 32 times")
     assert waited_s < 1
@@ -195,7 +195,7 @@ def attach_with_own_dev(image, prepare):
         return stat.S_ISBLK(node.st_mode), oct(stat.S_IMODE(node.st_mode)), loopdev.read_status(device.name).tag
 
 
-def test_a_missing_device_node_is_made_for_root_only(image):
+def test_a_missing_device_node_is_made_for_root_only(image) -> None:
     assert in_child(attach_with_own_dev, image, lambda node: None) == (True, "0o600", TAG)
 
 
@@ -206,12 +206,12 @@ def test_a_missing_device_node_is_made_for_root_only(image):
         pytest.param(lambda node: os.mknod(node, stat.S_IFBLK | 0o600, os.makedev(7, 255)), id="another-device"),
     ],
 )
-def test_a_wrong_device_node_is_refused(image, prepare):
+def test_a_wrong_device_node_is_refused(image, prepare) -> None:
     with pytest.raises(DeviceError, match=r"/dev/loop\d+: not the node of device 7:\d+"):
         in_child(attach_with_own_dev, image, prepare)
 
 
-def test_without_the_loop_driver_the_hint_names_it(image):
+def test_without_the_loop_driver_the_hint_names_it(image) -> None:
     def attach_without_control():
         own_mount_namespace()
         subprocess.run(["mount", "-t", "tmpfs", "none", "/dev"], check=True)
@@ -225,7 +225,7 @@ def test_without_the_loop_driver_the_hint_names_it(image):
 # direct I/O
 
 
-def test_direct_io_follows_the_wish_through_switches(folder, image):
+def test_direct_io_follows_the_wish_through_switches(folder, image) -> None:
     copy = copy_image(image, folder / "copy")
     with attach(image, direct_io=True) as device:
         if not device.direct_io:
@@ -248,7 +248,7 @@ def buffered_only(folder, image):
     return folder / "nested" / "image"
 
 
-def test_where_direct_io_is_refused_the_device_is_buffered(image, buffered_only):
+def test_where_direct_io_is_refused_the_device_is_buffered(image, buffered_only) -> None:
     with attach(buffered_only, direct_io=True) as device:
         assert not device.direct_io
         assert Path(device.path).read_bytes() == image.read_bytes()
@@ -261,7 +261,7 @@ def test_where_direct_io_is_refused_the_device_is_buffered(image, buffered_only)
 # retarget
 
 
-def test_a_switch_changes_the_backing_and_keeps_the_tag(folder, image):
+def test_a_switch_changes_the_backing_and_keeps_the_tag(folder, image) -> None:
     copy = copy_image(image, folder / "copy")
     with attach(image) as device:
         retarget(device.name, copy)
@@ -272,7 +272,7 @@ def test_a_switch_changes_the_backing_and_keeps_the_tag(folder, image):
         )
 
 
-def test_open_files_read_the_new_backing(folder, image, mounted):
+def test_open_files_read_the_new_backing(folder, image, mounted) -> None:
     name, mount_point = mounted
     copy = copy_image(image, folder / "copy", changed=True)
     with opened(mount_point / "d0/f0") as fd:
@@ -284,7 +284,7 @@ def test_open_files_read_the_new_backing(folder, image, mounted):
     assert read_cold(mount_point / "d1/f3").startswith(CHANGED)
 
 
-def test_readers_see_right_bytes_through_many_switches(folder):
+def test_readers_see_right_bytes_through_many_switches(folder) -> None:
     mount_point = folder / "busy"
     mount_point.mkdir()
     content = make_image(folder / "busy.squashfs", seed=1)
@@ -312,7 +312,7 @@ def test_readers_see_right_bytes_through_many_switches(folder):
         assert all(reader.result() > 0 for reader in readers)
 
 
-def test_another_size_is_refused_with_both_sizes(folder, image, mounted):
+def test_another_size_is_refused_with_both_sizes(folder, image, mounted) -> None:
     name, mount_point = mounted
     larger = copy_image(image, folder / "larger")
     os.truncate(larger, image.stat().st_size + 4096)
@@ -324,7 +324,7 @@ def test_another_size_is_refused_with_both_sizes(folder, image, mounted):
     assert read_cold(mount_point / "d0/f0").startswith(MARK)
 
 
-def test_a_refused_switch_keeps_direct_io(folder, image):
+def test_a_refused_switch_keeps_direct_io(folder, image) -> None:
     (folder / "short").write_bytes(b"short")
     with attach(image, direct_io=True) as device:
         with pytest.raises(RetargetError):
@@ -332,7 +332,7 @@ def test_a_refused_switch_keeps_direct_io(folder, image):
         assert loopsysfs.read_loop_device(device.name).direct_io == device.direct_io
 
 
-def test_an_old_backing_that_changed_refuses_with_a_way_out(folder, image):
+def test_an_old_backing_that_changed_refuses_with_a_way_out(folder, image) -> None:
     copy = copy_image(image, folder / "copy")
     with attach(image) as device:
         os.truncate(image, 4096)
@@ -341,7 +341,7 @@ def test_an_old_backing_that_changed_refuses_with_a_way_out(folder, image):
     assert "mount the dataset anew" in caught.value.hint
 
 
-def test_a_writable_device_is_refused(folder, image):
+def test_a_writable_device_is_refused(folder, image) -> None:
     copy = copy_image(image, folder / "copy")
     command = ["losetup", "--find", "--show", image]
     path = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
@@ -349,14 +349,14 @@ def test_a_writable_device_is_refused(folder, image):
         retarget(Path(path).name, copy)
 
 
-def test_an_unbound_device_is_refused(image):
+def test_an_unbound_device_is_refused(image) -> None:
     with attach(image) as device:
         pass
     with pytest.raises(RetargetError, match=f"{device.name}: cannot switch: the device is not bound"):
         retarget(device.name, image)
 
 
-def test_another_refusal_gives_the_kernels_reason(image, mounted):
+def test_another_refusal_gives_the_kernels_reason(image, mounted) -> None:
     def retarget_while_refused():
         seccomp.refuse(seccomp.IOCTL, errno.EPERM, argument=1, equals=LOOP_CHANGE_FD)
         retarget(mounted[0], image)
@@ -368,7 +368,7 @@ def test_another_refusal_gives_the_kernels_reason(image, mounted):
 # going away
 
 
-def test_the_device_goes_by_itself_with_its_mount(mounted):
+def test_the_device_goes_by_itself_with_its_mount(mounted) -> None:
     name, mount_point = mounted
     with opened(mount_point / "d0/f0"):
         subprocess.run(["umount", "-l", mount_point], check=True)
@@ -376,7 +376,7 @@ def test_the_device_goes_by_itself_with_its_mount(mounted):
     wait_until(lambda: loopsysfs.read_loop_device(name) is None)
 
 
-def test_a_detached_device_goes_when_its_mount_goes(mounted):
+def test_a_detached_device_goes_when_its_mount_goes(mounted) -> None:
     name, mount_point = mounted
     loopdev.detach(name)
     assert read_cold(mount_point / "d0/f0").startswith(MARK)
@@ -384,7 +384,7 @@ def test_a_detached_device_goes_when_its_mount_goes(mounted):
     wait_until(lambda: loopsysfs.read_loop_device(name) is None)
 
 
-def test_detaching_what_is_not_bound_is_no_error(image):
+def test_detaching_what_is_not_bound_is_no_error(image) -> None:
     with attach(image) as device:
         loopdev.detach(device.name)
     loopdev.detach(device.name)
@@ -394,7 +394,7 @@ def test_detaching_what_is_not_bound_is_no_error(image):
 ATTACH_AND_WAIT = """
 import os, sys
 from pathlib import Path
-from scratch_slurm.node import loopdev, mounts
+from scratch_slurm.node.kernel import loopdev, mounts
 with loopdev.attach(os.open(sys.argv[1], os.O_RDONLY), tag="t", direct_io=False) as device:
     if sys.argv[2] == "detached-mount":
         def wait(root):
@@ -407,7 +407,7 @@ with loopdev.attach(os.open(sys.argv[1], os.O_RDONLY), tag="t", direct_io=False)
 
 
 @pytest.mark.parametrize("moment", ["attached", "detached-mount"])
-def test_kill_9_between_attach_and_mount_leaves_nothing(folder, image, moment):
+def test_kill_9_between_attach_and_mount_leaves_nothing(folder, image, moment) -> None:
     (folder / "datasets").mkdir()
     child = subprocess.Popen(
         [sys.executable, "-c", ATTACH_AND_WAIT, image, moment, folder / "datasets"],

@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from scratch_slurm.domain.messages import DatasetState
-from tests.component.daemon import RunningDaemon
-from tests.component.datasets import make_version
-from tests.component.images import clean_up
-from tests.sources import SlowSource
+from tests.kit.daemon import RunningDaemon
+from tests.kit.datasets import make_version
+from tests.kit.images import clean_up
+from tests.kit.sources import SlowSource
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
@@ -25,7 +25,7 @@ def write_manifest(version, **changed):
     return path
 
 
-def test_somebodys_own_json_beside_an_image_keeps_nobody_from_it(folder):
+def test_somebodys_own_json_beside_an_image_keeps_nobody_from_it(folder) -> None:
     with RunningDaemon(folder, interval="0.2") as daemon:
         version = make_version(daemon.source_dir, "coco")
         version.image.with_suffix(".json").write_text('{"images": [], "annotations": []}')
@@ -38,7 +38,7 @@ def test_somebodys_own_json_beside_an_image_keeps_nobody_from_it(folder):
         assert (listings, len(daemon.logged("served file=coco.squashfs"))) == (1, 1), "told once"
 
 
-def test_a_strangers_manifest_in_a_source_open_to_all_is_not_obeyed(folder):
+def test_a_strangers_manifest_in_a_source_open_to_all_is_not_obeyed(folder) -> None:
     daemon = RunningDaemon(folder)
     daemon.source_dir.chmod(0o1777)
     for name, changed in (("a", {"size_bytes": 1}), ("b", {"blake3": "0" * 64})):
@@ -49,7 +49,7 @@ def test_a_strangers_manifest_in_a_source_open_to_all_is_not_obeyed(folder):
         assert len(daemon.logged("served file=a.squashfs", "belongs to user 4711")) == 1
 
 
-def test_an_image_that_is_not_what_its_manifest_says_is_copied_once(folder):
+def test_an_image_that_is_not_what_its_manifest_says_is_copied_once(folder) -> None:
     with RunningDaemon(folder, interval="0.2") as daemon:
         version = make_version(daemon.source_dir, "coco")
         manifest = write_manifest(version, blake3="0" * 64)
@@ -70,7 +70,7 @@ def test_an_image_that_is_not_what_its_manifest_says_is_copied_once(folder):
         assert daemon.dataset("coco").problem == ""
 
 
-def test_a_manifest_of_an_older_version_is_known_before_a_byte_is_copied(folder):
+def test_a_manifest_of_an_older_version_is_known_before_a_byte_is_copied(folder) -> None:
     with RunningDaemon(folder, interval="0.2") as daemon:
         for number in (1, 2):
             tree = folder / f"tree{number}"
@@ -91,7 +91,7 @@ def test_a_manifest_of_an_older_version_is_known_before_a_byte_is_copied(folder)
         assert not daemon.logged("staging dataset=v1")
 
 
-def test_a_manifest_that_comes_later_costs_no_second_copy(folder):
+def test_a_manifest_that_comes_later_costs_no_second_copy(folder) -> None:
     with RunningDaemon(folder, interval="0.2") as daemon:
         version = make_version(daemon.source_dir, "coco")
         daemon.pin(1, "coco")
@@ -110,7 +110,7 @@ def test_a_manifest_that_comes_later_costs_no_second_copy(folder):
         assert len(daemon.logged("staging dataset=coco")) == 1 and daemon.cached_files() == copies
 
 
-def test_a_source_that_invents_inode_numbers_keeps_what_has_a_manifest_cached(folder):
+def test_a_source_that_invents_inode_numbers_keeps_what_has_a_manifest_cached(folder) -> None:
     real = folder / "real"
     real.mkdir()
     version = make_version(real, "coco")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from scratch_slurm.domain.errors import DeviceError, ImageError
-from scratch_slurm.node import loopdev, loopsysfs, mountinfo, mounts
-from tests.component import seccomp
-from tests.component.images import (
+from scratch_slurm.node.kernel import loopdev, loopsysfs, mountinfo, mounts
+from tests.kit import seccomp
+from tests.kit.images import (
     CHANGED,
     MARK,
     backings_below,
@@ -81,7 +81,7 @@ def mounted_at(mount_point, process="self"):
 # mount
 
 
-def test_an_image_is_mounted_read_only_without_devices_and_set_uid(image, fs_type, mount_point):
+def test_an_image_is_mounted_read_only_without_devices_and_set_uid(image, fs_type, mount_point) -> None:
     name = mount(image, mount_point, fs_type)
     (found,) = mounted_at(mount_point)
     assert {"ro", "nosuid", "nodev"} <= set(found.options)
@@ -93,7 +93,7 @@ def test_an_image_is_mounted_read_only_without_devices_and_set_uid(image, fs_typ
     wait_until(lambda: loopsysfs.read_loop_device(name) is None)
 
 
-def test_the_probe_sees_the_image_before_anyone_else(image, fs_type, mount_point):
+def test_the_probe_sees_the_image_before_anyone_else(image, fs_type, mount_point) -> None:
     seen = []
 
     def probe(root):
@@ -105,7 +105,7 @@ def test_the_probe_sees_the_image_before_anyone_else(image, fs_type, mount_point
 
 
 @pytest.mark.parametrize("fs_type", ["squashfs"], indirect=True)
-def test_a_failed_probe_leaves_nothing(folder, image, fs_type, mount_point):
+def test_a_failed_probe_leaves_nothing(folder, image, fs_type, mount_point) -> None:
     def probe(root):
         raise ImageError("the manifest wants another file")
 
@@ -115,7 +115,7 @@ def test_a_failed_probe_leaves_nothing(folder, image, fs_type, mount_point):
     wait_until(lambda: not backings_below(folder))
 
 
-def test_garbage_is_refused_with_the_kernels_reason(folder, fs_type, mount_point):
+def test_garbage_is_refused_with_the_kernels_reason(folder, fs_type, mount_point) -> None:
     (folder / "garbage").write_bytes(b"garbage!" * 20_000)
     with pytest.raises(ImageError, match=rf"^/dev/loop\d+: cannot mount it as {fs_type}: ") as caught:
         mount(folder / "garbage", mount_point, fs_type)
@@ -126,25 +126,25 @@ def test_garbage_is_refused_with_the_kernels_reason(folder, fs_type, mount_point
 
 
 @pytest.mark.parametrize("fs_type", ["squashfs"], indirect=True)
-def test_a_truncated_image_is_refused(folder, image, fs_type, mount_point):
+def test_a_truncated_image_is_refused(folder, image, fs_type, mount_point) -> None:
     os.truncate(image, image.stat().st_size // 8192 * 4096)
     with pytest.raises(ImageError):
         mount(image, mount_point, fs_type)
     assert mounted_at(mount_point) == []
 
 
-def test_a_missing_device_is_no_fault_of_the_image(mount_point):
+def test_a_missing_device_is_no_fault_of_the_image(mount_point) -> None:
     with pytest.raises(DeviceError, match="/dev/loop104857"):
         mounts.mount_image("/dev/loop104857", mount_point, "squashfs")
 
 
-def test_an_unknown_file_system_is_named(mount_point):
+def test_an_unknown_file_system_is_named(mount_point) -> None:
     with pytest.raises(DeviceError, match="this kernel has no squashfs9"):
         mounts.mount_image("/dev/loop0", mount_point, "squashfs9")
 
 
 @pytest.mark.parametrize("fs_type", ["squashfs"], indirect=True)
-def test_a_symlink_is_no_mount_point(folder, image, fs_type):
+def test_a_symlink_is_no_mount_point(folder, image, fs_type) -> None:
     (folder / "elsewhere").mkdir()
     (folder / "link").symlink_to("elsewhere")
     for refused in (
@@ -159,7 +159,7 @@ def test_a_symlink_is_no_mount_point(folder, image, fs_type):
 
 
 @pytest.mark.parametrize("fs_type", ["squashfs"], indirect=True)
-def test_a_second_mount_on_the_path_is_refused_also_by_another_name(folder, image, fs_type, mount_point):
+def test_a_second_mount_on_the_path_is_refused_also_by_another_name(folder, image, fs_type, mount_point) -> None:
     name = mount(image, mount_point, fs_type)
     (folder / "alias").symlink_to(folder)
     for path in (mount_point, folder / "alias" / mount_point.name):
@@ -177,7 +177,7 @@ def without_fsopen(code, function, *arguments, **options):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM], ids=["old-kernel", "old-container"])
-def test_without_fsopen_the_mount_is_the_same(folder, image, fs_type, mount_point, code):
+def test_without_fsopen_the_mount_is_the_same(folder, image, fs_type, mount_point, code) -> None:
     without_fsopen(code, mount, image, mount_point, fs_type)
     (found,) = mounted_at(mount_point)
     assert {"ro", "nosuid", "nodev"} <= set(found.options)
@@ -188,7 +188,7 @@ def test_without_fsopen_the_mount_is_the_same(folder, image, fs_type, mount_poin
     assert (mount_point / "d0/f0").read_bytes().startswith(CHANGED)
 
 
-def test_without_fsopen_a_failed_probe_or_garbage_leaves_nothing(folder, image, fs_type, mount_point):
+def test_without_fsopen_a_failed_probe_or_garbage_leaves_nothing(folder, image, fs_type, mount_point) -> None:
     def probe(root):
         assert names_in(f"/proc/self/fd/{root}") == ["d0", "d1"]
         raise ImageError("the manifest wants another file")
@@ -201,7 +201,7 @@ def test_without_fsopen_a_failed_probe_or_garbage_leaves_nothing(folder, image, 
     assert mounted_at(mount_point) == []
 
 
-def test_without_fsopen_a_bad_replacement_leaves_the_old_mount(folder, image, fs_type, mount_point):
+def test_without_fsopen_a_bad_replacement_leaves_the_old_mount(folder, image, fs_type, mount_point) -> None:
     mount(image, mount_point, fs_type)
     before = mounted_at(mount_point)
     (folder / "garbage").write_bytes(b"garbage!" * 20_000)
@@ -240,7 +240,7 @@ def path_is_never_empty(mount_point):
     assert not empty
 
 
-def test_replacing_keeps_open_files_and_never_empties_the_path(folder, image, fs_type, mount_point):
+def test_replacing_keeps_open_files_and_never_empties_the_path(folder, image, fs_type, mount_point) -> None:
     copy = copy_image(image, folder / "copy", changed=True)
     old = mount(image, mount_point, fs_type)
     with opened(mount_point / "d0/f0") as fd:
@@ -256,7 +256,7 @@ def test_replacing_keeps_open_files_and_never_empties_the_path(folder, image, fs
     wait_until(lambda: loopsysfs.read_loop_device(old) is None)
 
 
-def test_where_beneath_is_refused_the_old_mount_goes_first(folder, image, fs_type, mount_point):
+def test_where_beneath_is_refused_the_old_mount_goes_first(folder, image, fs_type, mount_point) -> None:
     copy = copy_image(image, folder / "copy", changed=True)
     old = mount(image, mount_point, fs_type)
 
@@ -267,7 +267,7 @@ def test_where_beneath_is_refused_the_old_mount_goes_first(folder, image, fs_typ
 
 
 @pytest.mark.parametrize("fs_type", ["squashfs"], indirect=True)
-def test_a_replacement_that_comes_to_nothing_says_so(image, fs_type, mount_point):
+def test_a_replacement_that_comes_to_nothing_says_so(image, fs_type, mount_point) -> None:
     mount(image, mount_point, fs_type)
     every_move = 0x04
     with pytest.raises(DeviceError, match="the old mount is gone, and the new one refused: Invalid argument"):
@@ -276,7 +276,7 @@ def test_a_replacement_that_comes_to_nothing_says_so(image, fs_type, mount_point
 
 
 @pytest.mark.parametrize("fs_type", ["squashfs"], indirect=True)
-def test_a_bad_replacement_leaves_the_old_mount(folder, image, fs_type, mount_point):
+def test_a_bad_replacement_leaves_the_old_mount(folder, image, fs_type, mount_point) -> None:
     mount(image, mount_point, fs_type)
     before = mounted_at(mount_point)
     (folder / "garbage").write_bytes(b"garbage!" * 20_000)
@@ -292,7 +292,7 @@ def test_a_bad_replacement_leaves_the_old_mount(folder, image, fs_type, mount_po
 
 
 @pytest.mark.parametrize("fs_type", ["squashfs"], indirect=True)
-def test_there_must_be_something_to_replace(folder, image, fs_type, mount_point):
+def test_there_must_be_something_to_replace(folder, image, fs_type, mount_point) -> None:
     with pytest.raises(DeviceError, match="it is not a mount point"):
         replace(image, mount_point, fs_type)
     wait_until(lambda: not backings_below(folder))
@@ -303,7 +303,7 @@ NAMESPACE = ["unshare", "--mount", "--propagation"]
 
 @pytest.mark.parametrize("propagation", ["unchanged", "slave"], ids=["peer", "slave"])
 @pytest.mark.parametrize("fs_type", ["squashfs"], indirect=True)
-def test_shared_mounts_are_replaced_in_every_namespace(folder, image, fs_type, propagation):
+def test_shared_mounts_are_replaced_in_every_namespace(folder, image, fs_type, propagation) -> None:
     # As "/" is under systemd: jobs, containers and services hold peers and slaves of it.
     shared = folder / "shared"
     shared.mkdir()
@@ -331,7 +331,7 @@ def test_shared_mounts_are_replaced_in_every_namespace(folder, image, fs_type, p
 
 
 @pytest.mark.parametrize("fs_type", ["squashfs"], indirect=True)
-def test_a_stranger_with_a_private_copy_keeps_the_old_mount(folder, image, fs_type, mount_point):
+def test_a_stranger_with_a_private_copy_keeps_the_old_mount(folder, image, fs_type, mount_point) -> None:
     old = mount(image, mount_point, fs_type)
     copy = copy_image(image, folder / "copy", changed=True)
     command = [*NAMESPACE, "private", "sh", "-c", "echo ready; exec cat"]
@@ -350,7 +350,7 @@ def test_a_stranger_with_a_private_copy_keeps_the_old_mount(folder, image, fs_ty
 
 
 @pytest.mark.parametrize("fs_type", ["squashfs"], indirect=True)
-def test_a_busy_mount_goes_only_lazily(image, fs_type, mount_point):
+def test_a_busy_mount_goes_only_lazily(image, fs_type, mount_point) -> None:
     mount(image, mount_point, fs_type)
     with opened(mount_point / "d0/f0") as fd:
         with pytest.raises(DeviceError, match="busy") as caught:
@@ -364,7 +364,7 @@ def test_a_busy_mount_goes_only_lazily(image, fs_type, mount_point):
 
 
 @pytest.mark.parametrize("fs_type", ["squashfs"], indirect=True)
-def test_unmounting_does_not_follow_a_symlink(folder, image, fs_type, mount_point):
+def test_unmounting_does_not_follow_a_symlink(folder, image, fs_type, mount_point) -> None:
     mount(image, mount_point, fs_type)
     (folder / "link").symlink_to(mount_point)
     with pytest.raises(DeviceError, match="link: cannot unmount"):
@@ -382,7 +382,7 @@ def as_nobody(function, *arguments):
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o077])
-def test_a_bare_mount_point_does_not_pass_for_an_empty_dataset(image, fs_type, mount_point, umask):
+def test_a_bare_mount_point_does_not_pass_for_an_empty_dataset(image, fs_type, mount_point, umask) -> None:
     mount_point.rmdir()
     old_umask = os.umask(umask)
     try:
@@ -417,7 +417,7 @@ def made_by_an_earlier_release(path):
 
 
 @pytest.mark.parametrize("fs_type", ["squashfs"], indirect=True)
-def test_mount_points_of_an_earlier_release_are_closed_below_their_mounts_too(folder, image, fs_type):
+def test_mount_points_of_an_earlier_release_are_closed_below_their_mounts_too(folder, image, fs_type) -> None:
     directory = folder / "datasets"
     directory.mkdir()
     for name in ("mounted", "bare", "used"):
@@ -443,13 +443,13 @@ def test_mount_points_of_an_earlier_release_are_closed_below_their_mounts_too(fo
     }
 
 
-def test_one_of_an_earlier_release_is_closed_when_it_is_used_again(folder):
+def test_one_of_an_earlier_release_is_closed_when_it_is_used_again(folder) -> None:
     made_by_an_earlier_release(folder / "imagenet")
     mounts.ensure_mount_point(folder / "imagenet")
     assert oct((folder / "imagenet").stat().st_mode) == "0o40000"
 
 
-def test_an_existing_directory_keeps_its_mode(folder):
+def test_an_existing_directory_keeps_its_mode(folder) -> None:
     (folder / "imagenet").mkdir(mode=0o700)
     mounts.ensure_mount_point(folder / "imagenet")
     assert oct((folder / "imagenet").stat().st_mode) == "0o40700"
@@ -463,7 +463,7 @@ def test_an_existing_directory_keeps_its_mode(folder):
         pytest.param("none/imagenet", "cannot make the mount point: No such file", id="no-directory-above"),
     ],
 )
-def test_what_cannot_become_a_mount_point(folder, name, reason):
+def test_what_cannot_become_a_mount_point(folder, name, reason) -> None:
     (folder / "file").write_bytes(b"kept")
     (folder / "dangling").symlink_to("nowhere")
     with pytest.raises(DeviceError, match=f"{name}: {reason}"):
@@ -475,13 +475,13 @@ def test_what_cannot_become_a_mount_point(folder, name, reason):
 # probe
 
 
-def test_a_healthy_dataset_passes(image, fs_type, mount_point):
+def test_a_healthy_dataset_passes(image, fs_type, mount_point) -> None:
     mount(image, mount_point, fs_type)
     mounts.probe_mount(mount_point)
 
 
 @pytest.mark.parametrize("fs_type", ["squashfs"], indirect=True)
-def test_a_poisoned_squashfs_fails_until_it_is_replaced(folder, image, fs_type, mount_point):
+def test_a_poisoned_squashfs_fails_until_it_is_replaced(folder, image, fs_type, mount_point) -> None:
     size = image.stat().st_size
     copy = copy_image(image, folder / "copy")
     mount(image, mount_point, fs_type, probe=lambda root: None)
@@ -500,11 +500,11 @@ def test_a_poisoned_squashfs_fails_until_it_is_replaced(folder, image, fs_type, 
     assert read_cold(mount_point / "d0/f0").startswith(MARK)
 
 
-def test_a_probe_of_a_large_dataset_is_bounded(folder, mount_point):
+def test_a_probe_of_a_large_dataset_is_bounded(folder, mount_point) -> None:
     make_image(folder / "large.squashfs", files=300, file_bytes=10)
     mount(folder / "large.squashfs", mount_point, "squashfs", probe=lambda root: None)
     trace = folder / "trace"
-    script = "import sys; from pathlib import Path; from scratch_slurm.node.mounts import probe_mount as p"
+    script = "import sys; from pathlib import Path; from scratch_slurm.node.kernel.mounts import probe_mount as p"
     command = ["strace", "-o", trace, "-e", "trace=newfstatat", sys.executable, "-c", f"{script}; p(Path(sys.argv[1]))"]
     try:
         subprocess.run([*command, mount_point], check=True, cwd=Path(__file__).parents[2])
@@ -517,7 +517,7 @@ def test_a_probe_of_a_large_dataset_is_bounded(folder, mount_point):
 # namespace
 
 
-def test_the_namespace_of_init_is_told_from_an_own_one():
+def test_the_namespace_of_init_is_told_from_an_own_one() -> None:
     def after_leaving():
         own_mount_namespace()
         return mountinfo.same_mount_namespace_as_init()

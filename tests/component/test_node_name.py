@@ -7,7 +7,7 @@ import pytest
 from scratch_slurm.domain.config import build_config
 from scratch_slurm.domain.errors import SlurmError
 from scratch_slurm.service.nodename import NodeName
-from tests.component.fake_slurm import FakeSlurm
+from tests.kit.fake_slurm import FakeSlurm
 
 HOST = "ip-10-0-0-17.example.org"
 
@@ -38,33 +38,33 @@ def slurm():
     return FakeSlurm("n1", "n2", "ip-10-0-0-17")
 
 
-def test_the_configurations_word_counts_whatever_a_hook_says(make, slurm):
+def test_the_configurations_word_counts_whatever_a_hook_says(make, slurm) -> None:
     name = make(node_name="n2")
     assert not name.hear("n1")
     assert (name.name, name.confirm(slurm), name.problem) == ("n2", ("n2",), "")
 
 
-def test_a_hooks_word_goes_before_the_host_name(make, slurm):
+def test_a_hooks_word_goes_before_the_host_name(make, slurm) -> None:
     name = make()
     assert name.hear("n1")
     assert not name.hear("n1")
     assert (name.name, name.confirm(slurm), name.problem) == ("n1", ("n1",), "")
 
 
-def test_it_is_kept_for_the_next_daemon_on_this_host_and_no_other(make, slurm):
+def test_it_is_kept_for_the_next_daemon_on_this_host_and_no_other(make, slurm) -> None:
     make().hear("n1")
     assert make().confirm(slurm) == ("n1",)
     assert make(host="n2").confirm(slurm) == ("n2",), "the disk was copied to another machine"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"host": 7}', f'{{"host": "{HOST}", "names": 7}}', "\xff"])
-def test_what_was_kept_and_is_nonsense_is_not_used(make, slurm, tmp_path, text):
+def test_what_was_kept_and_is_nonsense_is_not_used(make, slurm, tmp_path, text) -> None:
     (tmp_path / "node.json").write_text(text)
     slurm.hosts = {"n1": "ip-10-0-0-17"}
     assert make().confirm(slurm) == ("n1",)
 
 
-def test_several_slurmd_on_one_host_have_a_name_each(make, slurm, tmp_path):
+def test_several_slurmd_on_one_host_have_a_name_each(make, slurm, tmp_path) -> None:
     name = make()
     name.hear("n1")
     name.hear("n2")
@@ -73,11 +73,11 @@ def test_several_slurmd_on_one_host_have_a_name_each(make, slurm, tmp_path):
 
 
 @pytest.mark.parametrize("word", ["", "n1,n2", "../n1", "n1 n2", "n[1-2]", "n" * 65, "n1\n"])
-def test_a_word_that_is_no_name_is_no_word(make, word):
+def test_a_word_that_is_no_name_is_no_word(make, word) -> None:
     assert not make().hear(word)
 
 
-def test_no_end_of_names_is_remembered(make):
+def test_no_end_of_names_is_remembered(make) -> None:
     name = make()
     assert sum(name.hear(f"n{number}") for number in range(1000)) == 16
 
@@ -95,7 +95,7 @@ HOSTS = [
 
 
 @pytest.mark.parametrize(("hosts", "expected"), HOSTS)
-def test_slurm_is_asked_which_node_has_this_host(make, slurm, hosts, expected):
+def test_slurm_is_asked_which_node_has_this_host(make, slurm, hosts, expected) -> None:
     slurm.hosts = hosts
     name = make()
     assert name.problem == "", "nobody asked yet"
@@ -103,7 +103,7 @@ def test_slurm_is_asked_which_node_has_this_host(make, slurm, hosts, expected):
     assert bool(name.problem) == (not expected)
 
 
-def test_all_nodes_are_asked_for_ever_more_seldom(make, slurm, clock):
+def test_all_nodes_are_asked_for_ever_more_seldom(make, slurm, clock) -> None:
     slurm.hosts = {"n1": "n1"}
     name = make()
     for _ in range(10_000):
@@ -115,7 +115,7 @@ def test_all_nodes_are_asked_for_ever_more_seldom(make, slurm, clock):
     assert name.confirm(slurm) == ("n1",)
 
 
-def test_once_it_is_known_nobody_is_asked_until_somebody_doubts(make, slurm):
+def test_once_it_is_known_nobody_is_asked_until_somebody_doubts(make, slurm) -> None:
     name = make()
     name.hear("n1")
     name.confirm(slurm)
@@ -127,14 +127,14 @@ def test_once_it_is_known_nobody_is_asked_until_somebody_doubts(make, slurm):
 
 
 @pytest.mark.parametrize("kind", ["given", "heard"])
-def test_a_name_that_slurm_does_not_know_is_no_name(make, slurm, kind):
+def test_a_name_that_slurm_does_not_know_is_no_name(make, slurm, kind) -> None:
     name = make(node_name="x7") if kind == "given" else make()
     name.hear("x7")
     assert name.confirm(slurm) == ()
     assert "'x7'" in name.problem
 
 
-def test_a_silent_slurm_is_no_answer(make, slurm):
+def test_a_silent_slurm_is_no_answer(make, slurm) -> None:
     slurm.down = True
     name = make()
     with pytest.raises(SlurmError):

@@ -19,11 +19,11 @@ WANTED = [
 
 
 @pytest.mark.parametrize(("environment", "seconds"), WANTED)
-def test_how_often_a_sign_is_wanted(environment, seconds):
+def test_how_often_a_sign_is_wanted(environment, seconds) -> None:
     assert watchdog_s(environment) == seconds
 
 
-def test_signs_are_given_twice_as_often_as_wanted_and_stop_while_something_does_not_go_on(caplog):
+def test_signs_are_given_twice_as_often_as_wanted_and_stop_while_something_does_not_go_on(caplog) -> None:
     said, slept = [], []
     stalls = iter(["", "", "no round", "no round", "", "no round"])
 
@@ -42,7 +42,7 @@ def test_signs_are_given_twice_as_often_as_wanted_and_stop_while_something_does_
     assert caplog.text.count("no round") == 2  # once each time
 
 
-def test_a_service_manager_that_reads_nothing_does_not_hold_the_daemon_up(tmp_path, monkeypatch):
+def test_a_service_manager_that_reads_nothing_does_not_hold_the_daemon_up(tmp_path, monkeypatch) -> None:
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
         end.bind(str(path))

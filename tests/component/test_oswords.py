@@ -6,9 +6,9 @@ import os
 import pytest
 
 from scratch_slurm.domain.errors import LedgerError
-from scratch_slurm.node.ledger import Ledger
+from scratch_slurm.node.ledger.ledger import Ledger
 from scratch_slurm.node.oswords import word_full, word_os_error
-from tests.component.disks import small_disk
+from tests.kit.disks import small_disk
 
 CASES = [
     pytest.param(errno.EDQUOT, "quota", id="quota"),
@@ -23,11 +23,11 @@ CASES = [
 
 
 @pytest.mark.parametrize(("number", "word"), CASES)
-def test_what_is_missing_is_named(number, word):
+def test_what_is_missing_is_named(number, word) -> None:
     assert word in word_os_error(OSError(number, os.strerror(number)))
 
 
-def test_an_error_without_a_number_has_its_own_words():
+def test_an_error_without_a_number_has_its_own_words() -> None:
     assert word_os_error(OSError("no such thing")) == "no such thing"
 
 
@@ -53,20 +53,20 @@ def fill_space(directory):
 
 
 @pytest.mark.root
-def test_a_disk_without_inodes_is_not_called_full_of_bytes(disk):
+def test_a_disk_without_inodes_is_not_called_full_of_bytes(disk) -> None:
     assert word_full(disk) == ""
     error = fill_inodes(disk)
     assert word_os_error(error, disk / "not" / "there") == "no inodes left: too many files"
 
 
 @pytest.mark.root
-def test_a_disk_without_space_is(disk):
+def test_a_disk_without_space_is(disk) -> None:
     assert word_os_error(fill_space(disk), disk) == "no space left"
 
 
 @pytest.mark.root
 @pytest.mark.parametrize(("fill", "word"), [(fill_inodes, "no inodes"), (fill_space, "no space")])
-def test_a_ledger_says_what_its_disk_has_run_out_of(disk, fill, word):
+def test_a_ledger_says_what_its_disk_has_run_out_of(disk, fill, word) -> None:
     fill(disk)
     with pytest.raises(LedgerError, match=word):
         Ledger(disk / "ledger.sqlite", boot_id="boot", now=lambda: 1.0)

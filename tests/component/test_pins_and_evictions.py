@@ -12,14 +12,14 @@ from scratch_slurm.domain.actions import Evict
 from scratch_slurm.domain.config import build_config
 from scratch_slurm.domain.errors import LedgerError, PinnedError, ScratchError, SourceError
 from scratch_slurm.domain.messages import DatasetState
-from scratch_slurm.node.cache import Cache
+from scratch_slurm.node.staging.cache import Cache
 from scratch_slurm.service import operations as op
 from scratch_slurm.service.memory import Memory
 from scratch_slurm.service.perform import Performer
 from scratch_slurm.service.workers import Workers
-from tests.component.daemon import RunningDaemon
-from tests.component.datasets import make_version
-from tests.strategies import pin
+from tests.kit.daemon import RunningDaemon
+from tests.kit.datasets import make_version
+from tests.kit.strategies import pin
 
 GENERATION = "0123456789abcdef"
 
@@ -82,7 +82,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("looks", "error", "stays"), CASES)
-def test_an_image_goes_only_when_nobody_is_known_to_pin_it_before_and_after_it_is_withdrawn(cache, looks, error, stays):
+def test_an_image_goes_only_when_nobody_is_known_to_pin_it_before_and_after_it_is_withdrawn(
+    cache, looks, error, stays
+) -> None:
     pins = Pins(*looks)
     found = evict(cache, pins)
     assert type(found) is (error or type(None))
@@ -100,13 +102,13 @@ class LateWorkers(Workers):
             raise SourceError("no sign of life")
 
 
-def test_an_image_that_was_withdrawn_by_a_process_that_was_given_up_is_served_again(cache):
+def test_an_image_that_was_withdrawn_by_a_process_that_was_given_up_is_served_again(cache) -> None:
     assert isinstance(evict(cache, Pins([], []), workers=LateWorkers()), SourceError)
     assert [image.dataset for image in cache.read().images] == ["coco"]
 
 
 @pytest.mark.root
-def test_an_eviction_and_a_pin_never_cross(folder):
+def test_an_eviction_and_a_pin_never_cross(folder) -> None:
     """Jobs pin and ask as the prolog does, while an administrator evicts: who is told `cached` keeps that copy."""
     with RunningDaemon(folder) as daemon:
         make_version(daemon.source_dir, "coco", 1, file_bytes=20_000)

@@ -8,10 +8,10 @@ import threading
 import pytest
 
 from scratch_slurm.domain.messages import DatasetState
-from tests.component.daemon import PATIENCE_S, RunningDaemon
-from tests.component.datasets import make_version
-from tests.component.images import clean_up
-from tests.sources import SlowSource
+from tests.kit.daemon import PATIENCE_S, RunningDaemon
+from tests.kit.datasets import make_version
+from tests.kit.images import clean_up
+from tests.kit.sources import SlowSource
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
@@ -54,14 +54,14 @@ def mounted(folder):
     return sorted(name for name in NAMES if os.path.ismount(folder / "datasets" / name))
 
 
-def test_ready_is_told_when_all_is_mounted(folder, slow, systemd):
+def test_ready_is_told_when_all_is_mounted(folder, slow, systemd) -> None:
     slow.set(latency_s=0.03)
     with RunningDaemon(folder, interval="1h"):
         until_ready(systemd)
         assert mounted(folder) == NAMES
 
 
-def test_a_file_that_hangs_does_not_hold_the_others_up_for_longer_than_its_own_limit(folder, slow, systemd):
+def test_a_file_that_hangs_does_not_hold_the_others_up_for_longer_than_its_own_limit(folder, slow, systemd) -> None:
     slow.set(hang_open=True, only=("d03.squashfs",))
     with RunningDaemon(folder, interval="1h", source_timeout="15"):
         until_ready(systemd)
@@ -69,7 +69,7 @@ def test_a_file_that_hangs_does_not_hold_the_others_up_for_longer_than_its_own_l
         slow.set(hang_open=False)
 
 
-def test_a_source_that_hangs_is_told_of_and_its_datasets_are_not_said_to_be_missing(folder, slow, systemd):
+def test_a_source_that_hangs_is_told_of_and_its_datasets_are_not_said_to_be_missing(folder, slow, systemd) -> None:
     daemon = RunningDaemon(folder, interval="1", source_timeout="15")
     slow.set(hang_all=True)
     with daemon:
@@ -88,7 +88,7 @@ def test_a_source_that_hangs_is_told_of_and_its_datasets_are_not_said_to_be_miss
         assert daemon.dataset("d01").problem == ""
 
 
-def test_a_job_that_asks_while_the_source_is_listed_finds_its_dataset(folder, slow, systemd):
+def test_a_job_that_asks_while_the_source_is_listed_finds_its_dataset(folder, slow, systemd) -> None:
     """Its name is looked for beside the listing, and its mount goes before those of others."""
     slow.set(hang=True, only=("d00.squashfs",))
     daemon = RunningDaemon(folder, interval="1h", source_timeout="60")
@@ -102,7 +102,7 @@ def test_a_job_that_asks_while_the_source_is_listed_finds_its_dataset(folder, sl
         assert mounted(folder) == NAMES
 
 
-def test_a_missing_source_is_told_at_once(folder, systemd):
+def test_a_missing_source_is_told_at_once(folder, systemd) -> None:
     daemon = RunningDaemon(folder, interval="1h")
     daemon.source_dir.rmdir()
     with daemon:

@@ -9,10 +9,10 @@ import pytest
 from scratch_slurm.domain.config import build_config
 from scratch_slurm.domain.messages import DatasetState
 from scratch_slurm.service.recall import Recall
-from tests.component.daemon import RunningDaemon
-from tests.component.datasets import make_version
-from tests.component.images import clean_up
-from tests.strategies import image
+from tests.kit.daemon import RunningDaemon
+from tests.kit.datasets import make_version
+from tests.kit.images import clean_up
+from tests.kit.strategies import image
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
@@ -25,13 +25,13 @@ def config(folder, **values):
 IMAGES = {"a": image("a"), "b": image("b", 20, 2)}
 
 
-def test_what_is_kept_is_recalled(tmp_path):
+def test_what_is_kept_is_recalled(tmp_path) -> None:
     Recall(config(tmp_path)).save(IMAGES)
     assert Recall(config(tmp_path)).load() == IMAGES
     assert (tmp_path / "catalog.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_what_has_not_changed_is_not_written_again(tmp_path):
+def test_what_has_not_changed_is_not_written_again(tmp_path) -> None:
     recall = Recall(config(tmp_path))
     recall.save(IMAGES)
     inode = (tmp_path / "catalog.json").stat().st_ino
@@ -42,7 +42,7 @@ def test_what_has_not_changed_is_not_written_again(tmp_path):
 
 
 @pytest.mark.parametrize("other", [{"source_dir": "/elsewhere"}, {"source_owners": ["curator"]}], ids=["dir", "owners"])
-def test_another_source_is_not_recalled(tmp_path, other):
+def test_another_source_is_not_recalled(tmp_path, other) -> None:
     Recall(config(tmp_path)).save(IMAGES)
     assert Recall(config(tmp_path, **other)).load() == {}
 
@@ -74,13 +74,13 @@ def spoil(change):
         pytest.param(spoil(lambda images: images["b"]["generation"].update(digest="../../x")), ["a"], id="no-digest"),
     ],
 )
-def test_what_is_no_good_is_not_recalled(tmp_path, change, left):
+def test_what_is_no_good_is_not_recalled(tmp_path, change, left) -> None:
     Recall(config(tmp_path)).save(IMAGES)
     change(tmp_path / "catalog.json")
     assert list(Recall(config(tmp_path)).load()) == left
 
 
-def test_a_listing_that_cannot_be_kept_harms_nobody(tmp_path):
+def test_a_listing_that_cannot_be_kept_harms_nobody(tmp_path) -> None:
     shutil.rmtree(tmp_path)
     Recall(config(tmp_path)).save(IMAGES)
     assert Recall(config(tmp_path)).load() == {}
@@ -103,7 +103,7 @@ def cached(daemon, *names):
     return versions
 
 
-def test_copies_are_served_before_the_source_is_there_and_the_rest_has_a_reason(folder):
+def test_copies_are_served_before_the_source_is_there_and_the_rest_has_a_reason(folder) -> None:
     with RunningDaemon(folder) as daemon:
         (version,) = cached(daemon, "coco")
         make_version(daemon.source_dir, "other")
@@ -122,7 +122,7 @@ def test_copies_are_served_before_the_source_is_there_and_the_rest_has_a_reason(
         assert len(daemon.logged("staging dataset=coco")) == 1
 
 
-def test_an_empty_mount_point_in_the_sources_place_is_no_proof_that_a_copy_is_not_wanted(folder):
+def test_an_empty_mount_point_in_the_sources_place_is_no_proof_that_a_copy_is_not_wanted(folder) -> None:
     with RunningDaemon(folder) as daemon:
         (version,) = cached(daemon, "coco")
         boot(daemon)
@@ -133,7 +133,7 @@ def test_an_empty_mount_point_in_the_sources_place_is_no_proof_that_a_copy_is_no
         assert daemon.read("coco") == version.data
 
 
-def test_what_changed_in_the_source_meanwhile_counts_as_soon_as_it_is_there(folder):
+def test_what_changed_in_the_source_meanwhile_counts_as_soon_as_it_is_there(folder) -> None:
     with RunningDaemon(folder) as daemon:
         cached(daemon, "newer", "removed", "closed", "kept")
         boot(daemon)
@@ -150,7 +150,7 @@ def test_what_changed_in_the_source_meanwhile_counts_as_soon_as_it_is_there(fold
         assert daemon.is_cached("kept")
 
 
-def test_a_source_that_answers_is_asked_before_anything_is_recalled(folder):
+def test_a_source_that_answers_is_asked_before_anything_is_recalled(folder) -> None:
     """Else a job could pin the old image in the moment before the listing."""
     with RunningDaemon(folder) as daemon:
         cached(daemon, "coco")
@@ -162,7 +162,7 @@ def test_a_source_that_answers_is_asked_before_anything_is_recalled(folder):
         assert not daemon.logged("mounted dataset=coco", "an earlier listing")
 
 
-def test_a_copy_whose_image_was_for_few_is_for_as_few_without_the_source(folder):
+def test_a_copy_whose_image_was_for_few_is_for_as_few_without_the_source(folder) -> None:
     with RunningDaemon(folder) as daemon:
         cached(daemon, "coco")
         boot(daemon)

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from tests.component.daemon import RunningDaemon
-from tests.component.datasets import make_version
+from tests.kit.daemon import RunningDaemon
+from tests.kit.datasets import make_version
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
@@ -31,7 +31,7 @@ def replace_socket(run_dir):
 
 
 @pytest.mark.parametrize("take", [remove_all, remove_socket, remove_root_socket, replace_socket])
-def test_the_daemon_is_heard_again_after_its_run_dir_or_a_socket_was_removed(folder, take):
+def test_the_daemon_is_heard_again_after_its_run_dir_or_a_socket_was_removed(folder, take) -> None:
     with RunningDaemon(folder) as daemon:
         make_version(daemon.source_dir, "coco", 1, file_bytes=50_000)
         daemon.pin(1, "coco")
@@ -44,7 +44,7 @@ def test_the_daemon_is_heard_again_after_its_run_dir_or_a_socket_was_removed(fol
         daemon.stop()
 
 
-def test_no_second_daemon_starts_when_the_lock_in_run_dir_is_gone(folder):
+def test_no_second_daemon_starts_when_the_lock_in_run_dir_is_gone(folder) -> None:
     with RunningDaemon(folder, interval="30") as daemon:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(daemon.run_dir)

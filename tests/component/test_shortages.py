@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.component.daemon import RunningDaemon
-from tests.component.datasets import make_version
-from tests.component.processes import children_of
+from tests.kit.daemon import RunningDaemon
+from tests.kit.datasets import make_version
+from tests.kit.processes import children_of
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
@@ -49,7 +49,7 @@ def pids(request):
     group.rmdir()
 
 
-def test_no_process_can_be_started_for_a_moment__that_is_told_and_the_source_is_listed_again(folder, pids):
+def test_no_process_can_be_started_for_a_moment__that_is_told_and_the_source_is_listed_again(folder, pids) -> None:
     with RunningDaemon(folder, interval="0.3") as daemon:
         publish(daemon, "before")
         daemon.until(lambda: daemon.is_mounted("before"))
@@ -68,7 +68,7 @@ def test_no_process_can_be_started_for_a_moment__that_is_told_and_the_source_is_
         daemon.until(lambda: daemon.status().problem == "")
 
 
-def test_no_descriptor_is_left_for_a_moment__that_is_survived(folder):
+def test_no_descriptor_is_left_for_a_moment__that_is_survived(folder) -> None:
     with RunningDaemon(folder, interval="0.3") as daemon:
         publish(daemon, "before")
         daemon.until(lambda: daemon.is_mounted("before"))
@@ -82,7 +82,9 @@ def test_no_descriptor_is_left_for_a_moment__that_is_survived(folder):
 
 
 @pytest.mark.parametrize("spare_bytes", [0, 1 << 18, 1 << 22])
-def test_no_memory_can_be_had_for_a_moment__the_daemon_answers_again_or_ends_and_never_hangs(folder, spare_bytes):
+def test_no_memory_can_be_had_for_a_moment__the_daemon_answers_again_or_ends_and_never_hangs(
+    folder, spare_bytes
+) -> None:
     with RunningDaemon(folder, interval="0.3") as daemon:
         publish(daemon, "before", "pinned")
         daemon.pin(1, "pinned")
@@ -105,7 +107,7 @@ def test_no_memory_can_be_had_for_a_moment__the_daemon_answers_again_or_ends_and
         assert daemon.dataset("pinned").holders == ("job:1",)
 
 
-def test_the_daemon_starts_no_thread_while_it_serves(folder):
+def test_the_daemon_starts_no_thread_while_it_serves(folder) -> None:
     with RunningDaemon(folder, interval="0.3") as daemon:
         publish(daemon, "coco")
         daemon.until(lambda: daemon.is_mounted("coco"))

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.component.fake_slurm import FakeSlurm
-from tests.slurm_contract import SlurmContract
+from tests.kit.fake_slurm import FakeSlurm
+from tests.kit.slurm_contract import SlurmContract
 
 
 class FakeWorld:

@@ -14,14 +14,14 @@ from scratch_slurm.domain.model import ADMINISTRATOR, Backing, Permissions
 from scratch_slurm.domain.observation import Observation
 from scratch_slurm.domain.prolog import PrologRules
 from scratch_slurm.node.hookconfig import HookConfig, _with_rules
-from scratch_slurm.node.ledger import Ledger
+from scratch_slurm.node.ledger.ledger import Ledger
 from scratch_slurm.service.features import FeatureTeller
 from scratch_slurm.service.nodename import NodeName
 from scratch_slurm.service.presence import JOBS_AT_ONCE, PinJudge
 from scratch_slurm.service.rules import RulesReader
 from scratch_slurm.service.slurm_calls import SlurmCalls
-from tests import strategies as world
-from tests.component.fake_slurm import FakeSlurm
+from tests.kit import strategies as world
+from tests.kit.fake_slurm import FakeSlurm
 
 PATIENCE_S = 10.0
 
@@ -89,7 +89,7 @@ def tell(scenario, slurm, retry_s=5.0, **values):
     asyncio.run(run())
 
 
-def test_nothing_is_told_before_the_first_round_then_what_is_served_from_the_cache():
+def test_nothing_is_told_before_the_first_round_then_what_is_served_from_the_cache() -> None:
     slurm = FakeSlurm("n1")
 
     async def scenario(loop):
@@ -101,7 +101,7 @@ def test_nothing_is_told_before_the_first_round_then_what_is_served_from_the_cac
     tell(scenario, slurm)
 
 
-def test_a_private_dataset_is_not_told_to_the_cluster():
+def test_a_private_dataset_is_not_told_to_the_cluster() -> None:
     slurm = FakeSlurm("n1")
 
     async def scenario(loop):
@@ -111,7 +111,7 @@ def test_a_private_dataset_is_not_told_to_the_cluster():
     tell(scenario, slurm)
 
 
-def test_a_private_dataset_is_told_where_the_site_says_so():
+def test_a_private_dataset_is_told_where_the_site_says_so() -> None:
     slurm = FakeSlurm("n1")
 
     async def scenario(loop):
@@ -121,7 +121,7 @@ def test_a_private_dataset_is_told_where_the_site_says_so():
     tell(scenario, slurm, private_features=True)
 
 
-def test_until_it_is_known_who_may_read_a_dataset_it_is_told_only_if_slurm_has_it_already():
+def test_until_it_is_known_who_may_read_a_dataset_it_is_told_only_if_slurm_has_it_already() -> None:
     slurm = FakeSlurm("n1")
     slurm.features["n1"] = told("a", "b")
 
@@ -134,7 +134,7 @@ def test_until_it_is_known_who_may_read_a_dataset_it_is_told_only_if_slurm_has_i
     tell(scenario, slurm, reconcile="1s")
 
 
-def test_what_is_not_known_yet_is_not_asked_about_again_and_again():
+def test_what_is_not_known_yet_is_not_asked_about_again_and_again() -> None:
     slurm = FakeSlurm("n1")
     slurm.features["n1"] = told("a")
 
@@ -147,7 +147,7 @@ def test_what_is_not_known_yet_is_not_asked_about_again_and_again():
     tell(scenario, slurm)
 
 
-def test_changes_that_come_together_are_told_together():
+def test_changes_that_come_together_are_told_together() -> None:
     slurm = FakeSlurm("n1")
 
     async def scenario(loop):
@@ -162,7 +162,7 @@ def test_changes_that_come_together_are_told_together():
     tell(scenario, slurm)
 
 
-def test_what_did_not_change_is_not_asked_about_again():
+def test_what_did_not_change_is_not_asked_about_again() -> None:
     slurm = FakeSlurm("n1")
 
     async def scenario(loop):
@@ -176,7 +176,7 @@ def test_what_did_not_change_is_not_asked_about_again():
     tell(scenario, slurm)
 
 
-def test_what_slurm_forgot_is_told_again_within_the_interval():
+def test_what_slurm_forgot_is_told_again_within_the_interval() -> None:
     slurm = FakeSlurm("n1")
 
     async def scenario(loop):
@@ -188,7 +188,7 @@ def test_what_slurm_forgot_is_told_again_within_the_interval():
     tell(scenario, slurm, reconcile="0.1s")
 
 
-def test_a_job_that_comes_is_a_reason_to_look_sooner():
+def test_a_job_that_comes_is_a_reason_to_look_sooner() -> None:
     slurm = FakeSlurm("n1")
 
     async def scenario(loop):
@@ -203,7 +203,7 @@ def test_a_job_that_comes_is_a_reason_to_look_sooner():
     tell(scenario, slurm, reconcile="12s")
 
 
-def test_a_controller_that_is_down_is_tried_again_and_said_once(caplog):
+def test_a_controller_that_is_down_is_tried_again_and_said_once(caplog) -> None:
     slurm = FakeSlurm("n1")
     slurm.down = True
     caplog.set_level(logging.INFO)
@@ -219,7 +219,7 @@ def test_a_controller_that_is_down_is_tried_again_and_said_once(caplog):
     assert caplog.text.count("slurm-answers") == 1
 
 
-def test_a_node_that_slurm_does_not_know_yet_is_asked_about_again_and_that_is_said_once(caplog):
+def test_a_node_that_slurm_does_not_know_yet_is_asked_about_again_and_that_is_said_once(caplog) -> None:
     slurm = FakeSlurm("n2")
     caplog.set_level(logging.INFO)
 
@@ -233,7 +233,7 @@ def test_a_node_that_slurm_does_not_know_yet_is_asked_about_again_and_that_is_sa
     assert caplog.text.count("no-features node=n1") == 1
 
 
-def test_a_node_that_slurm_does_not_know_is_asked_about_ever_more_seldom():
+def test_a_node_that_slurm_does_not_know_is_asked_about_ever_more_seldom() -> None:
     slurm = FakeSlurm("n2")
 
     async def scenario(loop):
@@ -249,7 +249,7 @@ def test_a_node_that_slurm_does_not_know_is_asked_about_ever_more_seldom():
     tell(scenario, slurm, retry_s=0.2)
 
 
-def test_a_job_on_a_node_that_slurm_did_not_know_is_a_reason_to_ask_at_once():
+def test_a_job_on_a_node_that_slurm_did_not_know_is_a_reason_to_ask_at_once() -> None:
     slurm = FakeSlurm("n2")
 
     async def scenario(loop):
@@ -262,7 +262,7 @@ def test_a_job_on_a_node_that_slurm_did_not_know_is_a_reason_to_ask_at_once():
     tell(scenario, slurm, retry_s=3600)
 
 
-def test_an_extra_of_the_administrators_is_left_alone_and_said_once(caplog):
+def test_an_extra_of_the_administrators_is_left_alone_and_said_once(caplog) -> None:
     slurm = FakeSlurm("n1")
     slurm.features["n1"] = NodeFeatures((), (), "rack 7")
     caplog.set_level(logging.INFO)
@@ -318,7 +318,7 @@ def pin(ledger, clock, age_s, *job_ids):
     clock.at = time.monotonic()
 
 
-def test_only_what_is_certainly_gone_is_released(ledger, clock):
+def test_only_what_is_certainly_gone_is_released(ledger, clock) -> None:
     slurm = FakeSlurm("n1", "n2")
     slurm.jobs = {
         1: ("RUNNING", ("n1",)),
@@ -340,7 +340,7 @@ def test_only_what_is_certainly_gone_is_released(ledger, clock):
     assert gone == {"job:2", "job:4", "job:5"}
 
 
-def test_a_node_whose_name_slurm_does_not_know_judges_nobody_by_nodes(ledger, clock):
+def test_a_node_whose_name_slurm_does_not_know_judges_nobody_by_nodes(ledger, clock) -> None:
     slurm = FakeSlurm("n7")  # this node is n1 by its configuration
     slurm.jobs = {1: ("RUNNING", ("n7",)), 2: ("FAILED", ()), 3: ("COMPLETING", ("n1",))}
     pin(ledger, clock, 300, 1, 2, 3, 4)
@@ -353,7 +353,7 @@ def test_a_node_whose_name_slurm_does_not_know_judges_nobody_by_nodes(ledger, cl
     judge(scenario, slurm, ledger)
 
 
-def test_a_young_pin_is_not_asked_about_nor_is_its_jobs_older_one(ledger, clock):
+def test_a_young_pin_is_not_asked_about_nor_is_its_jobs_older_one(ledger, clock) -> None:
     slurm = FakeSlurm("n1")
     pin(ledger, clock, 100, 1)
     pin(ledger, clock, 600, 2, 3)
@@ -368,7 +368,7 @@ def test_a_young_pin_is_not_asked_about_nor_is_its_jobs_older_one(ledger, clock)
     assert slurm.calls == ["presence"]
 
 
-def test_with_the_controller_down_every_pin_stays_and_that_is_said_once(ledger, clock, caplog):
+def test_with_the_controller_down_every_pin_stays_and_that_is_said_once(ledger, clock, caplog) -> None:
     slurm = FakeSlurm("n1")
     slurm.down = True
     caplog.set_level(logging.INFO)
@@ -384,7 +384,7 @@ def test_with_the_controller_down_every_pin_stays_and_that_is_said_once(ledger, 
     assert caplog.text.count("pins-stay") == 1
 
 
-def test_many_jobs_are_asked_about_in_turns(ledger, clock):
+def test_many_jobs_are_asked_about_in_turns(ledger, clock) -> None:
     slurm = FakeSlurm("n1")
     jobs = range(1, 3 * JOBS_AT_ONCE)
     slurm.jobs = dict.fromkeys(jobs, ("RUNNING", ("n1",)))
@@ -399,7 +399,7 @@ def test_many_jobs_are_asked_about_in_turns(ledger, clock):
     assert len(holders(ledger)) == len(jobs) - 1
 
 
-def test_nobody_is_asked_while_no_job_pins(ledger):
+def test_nobody_is_asked_while_no_job_pins(ledger) -> None:
     slurm = FakeSlurm("n1")
     ledger.pin(ADMINISTRATOR, ["a"], uid=0)
 
@@ -413,7 +413,7 @@ def test_nobody_is_asked_while_no_job_pins(ledger):
 # Slurm's rules for prologs
 
 
-def test_the_hooks_learn_slurms_rules_for_prologs_at_the_start_and_whenever_they_change(tmp_path):
+def test_the_hooks_learn_slurms_rules_for_prologs_at_the_start_and_whenever_they_change(tmp_path) -> None:
     slurm, run_dir = FakeSlurm("n1"), tmp_path / "run"
     run_dir.mkdir(mode=0o755)
     (tmp_path / "config.yaml").write_text(f"{{source_dir: /s, cache_dir: /c, run_dir: {run_dir}}}")
@@ -445,7 +445,7 @@ def test_the_hooks_learn_slurms_rules_for_prologs_at_the_start_and_whenever_they
 @pytest.mark.parametrize(
     "text", ["", "7", "{}", '{"prolog_timeout_s": "x", "prolog_timeout_key": "", "prolog_serial": 1}']
 )
-def test_rules_that_are_none_change_nothing(tmp_path, text):
+def test_rules_that_are_none_change_nothing(tmp_path, text) -> None:
     base = HookConfig("/datasets", str(tmp_path), "/state", 10.0, 600.0)
     (tmp_path / "slurm.json").write_text(text)
     assert _with_rules(base) == base

@@ -10,9 +10,9 @@ import pytest
 from scratch_slurm.domain.model import SkippedImage
 from scratch_slurm.service.source import Source
 from scratch_slurm.service.workers import Workers
-from tests.component.images import make_image, wait_until
-from tests.component.processes import children
-from tests.sources import SlowSource
+from tests.kit.images import make_image, wait_until
+from tests.kit.processes import children
+from tests.kit.sources import SlowSource
 
 LONG_S = 60.0
 SHORT_S = 3.0
@@ -62,7 +62,7 @@ def put(good, folder, *names):
         shutil.copy(good, folder / name)
 
 
-def test_nothing_is_known_before_the_first_scan(folder):
+def test_nothing_is_known_before_the_first_scan(folder) -> None:
     async def story():
         async with opened(folder) as source:
             return source.catalog
@@ -71,7 +71,7 @@ def test_nothing_is_known_before_the_first_scan(folder):
     assert (catalog.images, catalog.skipped, catalog.complete) == ({}, {}, False)
 
 
-def test_a_scan_knows_good_images_and_why_others_are_skipped(good, folder):
+def test_a_scan_knows_good_images_and_why_others_are_skipped(good, folder) -> None:
     put(good, folder, "a.squashfs", "c.sqfs")
     (folder / "b.squashfs").write_text("garbage")
     (folder / "README").write_text("")
@@ -87,7 +87,7 @@ def test_a_scan_knows_good_images_and_why_others_are_skipped(good, folder):
     assert (catalog.complete, problem) == (True, "")
 
 
-def test_the_first_of_two_files_for_one_dataset_serves_and_the_other_says_so(good, folder):
+def test_the_first_of_two_files_for_one_dataset_serves_and_the_other_says_so(good, folder) -> None:
     put(good, folder, "a.sqfs", "a.squashfs")
 
     async def story():
@@ -100,7 +100,7 @@ def test_the_first_of_two_files_for_one_dataset_serves_and_the_other_says_so(goo
     assert catalog.skipped == {"a.squashfs": SkippedImage("a.squashfs", "a.sqfs holds dataset a already")}
 
 
-def test_a_bad_file_does_not_stand_in_the_way_of_a_good_one(good, folder):
+def test_a_bad_file_does_not_stand_in_the_way_of_a_good_one(good, folder) -> None:
     put(good, folder, "a.squashfs")
     (folder / "a.erofs").write_text("garbage")
 
@@ -114,7 +114,7 @@ def test_a_bad_file_does_not_stand_in_the_way_of_a_good_one(good, folder):
     assert catalog.skipped == {}
 
 
-def test_scans_follow_what_changes(good, folder):
+def test_scans_follow_what_changes(good, folder) -> None:
     put(good, folder, "a.squashfs", "b.squashfs")
 
     async def story():
@@ -136,7 +136,7 @@ def test_scans_follow_what_changes(good, folder):
     assert (sorted(third.images), sorted(third.skipped)) == (["c"], ["b"])
 
 
-def test_a_listing_that_fails_is_a_problem_and_forgets_nothing(good, folder):
+def test_a_listing_that_fails_is_a_problem_and_forgets_nothing(good, folder) -> None:
     put(good, folder, "a.squashfs")
 
     async def story():
@@ -155,7 +155,7 @@ def test_a_listing_that_fails_is_a_problem_and_forgets_nothing(good, folder):
     assert after == ""
 
 
-def test_a_source_that_was_never_listed_is_not_complete(folder):
+def test_a_source_that_was_never_listed_is_not_complete(folder) -> None:
     async def story():
         async with opened(folder / "missing") as source:
             await source.scan()
@@ -165,7 +165,7 @@ def test_a_source_that_was_never_listed_is_not_complete(folder):
     assert not complete and "cannot list" in problem
 
 
-def test_an_empty_source_proves_nothing(good, folder):
+def test_an_empty_source_proves_nothing(good, folder) -> None:
     """A directory where nothing is mounted (yet, or any more) looks just like that."""
     put(good, folder, "a.squashfs")
 
@@ -180,7 +180,7 @@ def test_an_empty_source_proves_nothing(good, folder):
     assert (catalog.images, catalog.complete) == ({}, False)
 
 
-def test_a_look_finds_what_the_listing_did_not_show_yet(good, folder):
+def test_a_look_finds_what_the_listing_did_not_show_yet(good, folder) -> None:
     put(good, folder, "a.squashfs")
 
     async def story():
@@ -197,7 +197,7 @@ def test_a_look_finds_what_the_listing_did_not_show_yet(good, folder):
     assert (sorted(late.images), late.complete) == (["a", "b"], True)
 
 
-def test_a_look_notices_what_is_gone(good, folder):
+def test_a_look_notices_what_is_gone(good, folder) -> None:
     put(good, folder, "a.squashfs", "b.squashfs")
 
     async def story():
@@ -210,7 +210,7 @@ def test_a_look_notices_what_is_gone(good, folder):
     assert sorted(asyncio.run(story()).images) == ["b"]
 
 
-def test_scans_at_the_same_time_share_one_after_the_other(good, folder):
+def test_scans_at_the_same_time_share_one_after_the_other(good, folder) -> None:
     put(good, folder, "a.squashfs")
 
     async def story():
@@ -222,7 +222,7 @@ def test_scans_at_the_same_time_share_one_after_the_other(good, folder):
     assert asyncio.run(story()) == (["a"], 1)
 
 
-def test_looks_at_the_same_time_share_one_beside_a_scan(good, folder):
+def test_looks_at_the_same_time_share_one_beside_a_scan(good, folder) -> None:
     put(good, folder, "a.squashfs", "b.squashfs", "c.squashfs")
 
     async def story():
@@ -235,7 +235,7 @@ def test_looks_at_the_same_time_share_one_beside_a_scan(good, folder):
     assert asyncio.run(story()) == (["a", "b", "c"], 2)
 
 
-def test_a_look_for_more_datasets_than_are_looked_for_at_once_ends(good, folder):
+def test_a_look_for_more_datasets_than_are_looked_for_at_once_ends(good, folder) -> None:
     put(good, folder, "a.squashfs")
 
     async def story():
@@ -264,7 +264,7 @@ class Broken(Workers):
 @pytest.mark.parametrize(
     "error", [RuntimeError("can't start new thread"), MemoryError(), OSError(11, "Resource temporarily unavailable")]
 )
-def test_a_scan_without_processes_threads_or_memory_is_a_problem_and_the_next_one_is_well(good, folder, error):
+def test_a_scan_without_processes_threads_or_memory_is_a_problem_and_the_next_one_is_well(good, folder, error) -> None:
     put(good, folder, "a.squashfs")
 
     async def story():
@@ -288,7 +288,7 @@ def test_a_scan_without_processes_threads_or_memory_is_a_problem_and_the_next_on
     assert (complete, told, looked, after) == (False, True, ["a"], "")
 
 
-def test_what_is_not_known_is_told_with_its_reason(good, folder):
+def test_what_is_not_known_is_told_with_its_reason(good, folder) -> None:
     async def story():
         async with opened(folder / "missing") as source:
             told = [source.catalog]
@@ -308,7 +308,7 @@ def test_what_is_not_known_is_told_with_its_reason(good, folder):
     assert (failed.awaited, listed.doubt, listed.awaited) == (False, "", False)
 
 
-def test_a_scan_that_is_cancelled_leaves_no_process(good, folder):
+def test_a_scan_that_is_cancelled_leaves_no_process(good, folder) -> None:
     put(good, folder, "a.squashfs")
 
     async def story():
@@ -351,7 +351,7 @@ NAMES = pytest.mark.parametrize(
 
 @pytest.mark.root
 @NAMES
-def test_a_file_that_holds_its_reader_is_left_out_of_later_scans(slow, name):
+def test_a_file_that_holds_its_reader_is_left_out_of_later_scans(slow, name) -> None:
     dataset = name.partition(".")[0]
     others = sorted({"a", "b", "c"} - {dataset})
 
@@ -381,7 +381,7 @@ def test_a_file_that_holds_its_reader_is_left_out_of_later_scans(slow, name):
 
 @pytest.mark.root
 @NAMES
-def test_a_file_whose_reader_can_be_killed_is_tried_again(slow, name):
+def test_a_file_whose_reader_can_be_killed_is_tried_again(slow, name) -> None:
     dataset = name.partition(".")[0]
 
     async def story():
@@ -401,7 +401,7 @@ def test_a_file_whose_reader_can_be_killed_is_tried_again(slow, name):
 
 
 @pytest.mark.root
-def test_what_was_known_of_a_file_stays_known_while_it_hangs(slow, folder):
+def test_what_was_known_of_a_file_stays_known_while_it_hangs(slow, folder) -> None:
     async def story():
         async with opened(slow.path, silence_s=SHORT_S) as source:
             await source.scan()
@@ -421,7 +421,7 @@ def test_what_was_known_of_a_file_stays_known_while_it_hangs(slow, folder):
 
 
 @pytest.mark.root
-def test_several_files_that_hang_cost_one_worker_each(slow):
+def test_several_files_that_hang_cost_one_worker_each(slow) -> None:
     async def story():
         async with opened(slow.path, silence_s=SHORT_S) as source:
             slow.set(hang_open=True, only=("a.squashfs", "c.squashfs"))
@@ -435,7 +435,7 @@ def test_several_files_that_hang_cost_one_worker_each(slow):
 
 
 @pytest.mark.root
-def test_a_listing_that_hangs_is_told_and_not_tried_again_meanwhile(slow):
+def test_a_listing_that_hangs_is_told_and_not_tried_again_meanwhile(slow) -> None:
     async def story():
         async with opened(slow.path, silence_s=SHORT_S) as source:
             await source.scan()
@@ -458,7 +458,7 @@ def test_a_listing_that_hangs_is_told_and_not_tried_again_meanwhile(slow):
 
 
 @pytest.mark.root
-def test_a_look_that_nobody_waits_for_any_more_goes_on_and_counts(slow):
+def test_a_look_that_nobody_waits_for_any_more_goes_on_and_counts(slow) -> None:
     async def story():
         async with opened(slow.path, silence_s=LONG_S) as source:
             slow.set(hang=True, only=("b.squashfs",))
@@ -474,7 +474,7 @@ def test_a_look_that_nobody_waits_for_any_more_goes_on_and_counts(slow):
 
 
 @pytest.mark.root
-def test_a_look_does_not_wait_for_a_listing_that_is_held_up(slow):
+def test_a_look_does_not_wait_for_a_listing_that_is_held_up(slow) -> None:
     async def story():
         async with opened(slow.path, silence_s=LONG_S) as source:
             slow.set(hang=True, only=("a.squashfs",))
@@ -491,7 +491,7 @@ def test_a_look_does_not_wait_for_a_listing_that_is_held_up(slow):
 
 
 @pytest.mark.root
-def test_a_file_that_a_look_found_stays_known_to_a_listing_that_began_before(slow, good, folder):
+def test_a_file_that_a_look_found_stays_known_to_a_listing_that_began_before(slow, good, folder) -> None:
     """The directory was read, and then the file came: the listing does not show it."""
 
     async def story():
@@ -505,7 +505,7 @@ def test_a_file_that_a_look_found_stays_known_to_a_listing_that_began_before(slo
 
 
 @pytest.mark.root
-def test_a_directory_that_hangs_is_no_file_s_fault(slow):
+def test_a_directory_that_hangs_is_no_file_s_fault(slow) -> None:
     async def story():
         async with opened(slow.path, silence_s=SHORT_S) as source:
             slow.set(hang_all=True)
@@ -525,7 +525,7 @@ def test_a_directory_that_hangs_is_no_file_s_fault(slow):
 
 
 @pytest.mark.root
-def test_a_file_that_fails_is_skipped_and_tried_again(slow):
+def test_a_file_that_fails_is_skipped_and_tried_again(slow) -> None:
     async def story():
         async with opened(slow.path) as source:
             slow.set(fail=True, only=("b.squashfs",))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.component.images import wait_until
-from tests.component.spank_library import build, run_hook
+from tests.kit.images import wait_until
+from tests.kit.spank_library import build, run_hook
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,23 +44,25 @@ LIMITS = [
 
 
 @pytest.mark.parametrize(("timeout_s", "limit_ms"), LIMITS)
-def test_the_limit_is_below_slurms(library, timeout_s, limit_ms):
+def test_the_limit_is_below_slurms(library, timeout_s, limit_ms) -> None:
     library.hook_limit_ms.restype = ctypes.c_long
     assert library.hook_limit_ms(timeout_s) == limit_ms
 
 
 @pytest.mark.parametrize("code", [0, 1, 143])
-def test_a_hook_runs_to_its_end_whatever_it_returns(library, hook, tmp_path, code):
+def test_a_hook_runs_to_its_end_whatever_it_returns(library, hook, tmp_path, code) -> None:
     assert run_hook(library, hook(f"echo $$ >{tmp_path}/ran; exit {code}")) == ""
     assert (tmp_path / "ran").exists()
 
 
-def test_a_hook_has_the_environment_but_no_input_no_output_and_no_signal_ignored_or_blocked(library, hook, tmp_path):
+def test_a_hook_has_the_environment_but_no_input_no_output_and_no_signal_ignored_or_blocked(
+    library, hook, tmp_path
+) -> None:
     """As a process of its own sees it: what slurmstepd blocks or ignores would else be blocked in the job's hook."""
     lines = f"exec >{tmp_path}/seen; echo $ASKED; readlink /proc/self/fd/0; grep -E '^Sig(Blk|Ign)' /proc/self/status"
     program = (
         "import ctypes, signal, sys\n"
-        "from tests.component.spank_library import run_hook\n"
+        "from tests.kit.spank_library import run_hook\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD])\n"
         "assert run_hook(ctypes.CDLL(sys.argv[1]), sys.argv[2]) == ''\n"
@@ -109,25 +111,25 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("spoil", "reason"), BROKEN)
-def test_a_hook_that_cannot_be_run_is_a_reason_and_nothing_more(library, hook, spoil, reason):
+def test_a_hook_that_cannot_be_run_is_a_reason_and_nothing_more(library, hook, spoil, reason) -> None:
     path = hook("exit 0")
     spoil(Path(path))
     assert run_hook(library, path) == reason
 
 
 @pytest.mark.parametrize("ignored", ["", "trap '' TERM"], ids=["ends-at-sigterm", "ignores-sigterm"])
-def test_a_hook_that_takes_too_long_is_left(library, hook, tmp_path, ignored):
+def test_a_hook_that_takes_too_long_is_left(library, hook, tmp_path, ignored) -> None:
     os.mkfifo(tmp_path / "gate")
     assert run_hook(library, hook(f"{ignored}\nread _ <{tmp_path}/gate"), 100) == "it took more than 100 ms"
 
 
-def test_sigterm_meanwhile_ends_the_process_at_once_with_exit_code_0(library, hook, tmp_path):
+def test_sigterm_meanwhile_ends_the_process_at_once_with_exit_code_0(library, hook, tmp_path) -> None:
     """So slurmd ends what has outlived PrologEpilogTimeout, also where the signal was blocked."""
     os.mkfifo(tmp_path / "gate")
     path = hook(f"trap '' TERM\necho >{tmp_path}/started\nread _ <{tmp_path}/gate")
     program = (
         "import ctypes, signal, sys\n"
-        "from tests.component.spank_library import run_hook\n"
+        "from tests.kit.spank_library import run_hook\n"
         "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
         "run_hook(ctypes.CDLL(sys.argv[1]), sys.argv[2])\n"
         "sys.exit(3)\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.component.spank_library import build
+from tests.kit.spank_library import build
 
 pytestmark = pytest.mark.root
 
@@ -106,7 +106,7 @@ def job(library) -> Iterator:
         each.process.communicate()
 
 
-def test_a_private_copy_is_replaced_once_by_a_clone_that_hears_of_later_mounts(folder, job):
+def test_a_private_copy_is_replaced_once_by_a_clone_that_hears_of_later_mounts(folder, job) -> None:
     node = Node(folder, "shared")
     node.mount("early")
     task = job(node.mount_dir, "private")
@@ -120,7 +120,7 @@ def test_a_private_copy_is_replaced_once_by_a_clone_that_hears_of_later_mounts(f
     assert task.sees("prologs") == ""
 
 
-def test_what_the_job_mounts_there_does_not_reach_the_node(folder, job):
+def test_what_the_job_mounts_there_does_not_reach_the_node(folder, job) -> None:
     node = Node(folder, "shared")
     node.mount("alpha")
     task = job(node.mount_dir, "private")
@@ -133,7 +133,7 @@ def test_what_the_job_mounts_there_does_not_reach_the_node(folder, job):
 
 
 @pytest.mark.parametrize("propagation", ["slave", "unchanged", ""], ids=["slave", "shared", "no-namespace"])
-def test_nothing_is_done_where_the_node_s_mounts_come_by_themselves(folder, job, propagation):
+def test_nothing_is_done_where_the_node_s_mounts_come_by_themselves(folder, job, propagation) -> None:
     node = Node(folder, "shared")
     task = job(node.mount_dir, propagation)
     assert task.show() == "shown"
@@ -142,7 +142,7 @@ def test_nothing_is_done_where_the_node_s_mounts_come_by_themselves(folder, job,
     assert task.sees("later") == "of-later"
 
 
-def test_a_copy_that_is_shared_with_others_than_the_node_is_replaced(folder, job):
+def test_a_copy_that_is_shared_with_others_than_the_node_is_replaced(folder, job) -> None:
     """After `mount --make-shared` it has a group of mounts, but another one."""
     node = Node(folder, "shared")
     task = job(node.mount_dir, "private")
@@ -152,7 +152,7 @@ def test_a_copy_that_is_shared_with_others_than_the_node_is_replaced(folder, job
     assert task.sees("later") == "of-later"
 
 
-def test_where_the_node_propagates_nothing_each_task_sees_what_is_mounted_when_it_starts(folder, job):
+def test_where_the_node_propagates_nothing_each_task_sees_what_is_mounted_when_it_starts(folder, job) -> None:
     node = Node(folder, "private")
     node.mount("early")
     task = job(node.mount_dir, "private")
@@ -165,7 +165,7 @@ def test_where_the_node_propagates_nothing_each_task_sees_what_is_mounted_when_i
         assert task.ask("mounts") == "1", "they do not pile up"
 
 
-def test_a_directory_behind_a_symbolic_link(folder, job, tmp_path_factory):
+def test_a_directory_behind_a_symbolic_link(folder, job, tmp_path_factory) -> None:
     node = Node(folder, "shared")
     link = tmp_path_factory.mktemp("links") / "datasets"
     link.symlink_to(node.mount_dir)
@@ -176,7 +176,7 @@ def test_a_directory_behind_a_symbolic_link(folder, job, tmp_path_factory):
     assert task.ask("mounts") == "1"
 
 
-def test_a_directory_that_is_a_mount_point_itself(folder, job):
+def test_a_directory_that_is_a_mount_point_itself(folder, job) -> None:
     node = Node(folder, "shared")
     run("mount", "--bind", node.mount_dir, node.mount_dir)
     run("mount", "--make-shared", node.mount_dir)
@@ -186,7 +186,7 @@ def test_a_directory_that_is_a_mount_point_itself(folder, job):
     assert task.sees("prologs") == "of-prologs"
 
 
-def test_a_directory_that_is_missing_is_a_reason(folder, job):
+def test_a_directory_that_is_missing_is_a_reason(folder, job) -> None:
     node = Node(folder, "shared")
     task = job(node.mount_dir, "private")
     assert task.ask(f"mount -t tmpfs none {folder}") == "0 ", "the job has something else there"

@@ -12,7 +12,7 @@ from scratch_slurm.domain.names import DATASET_NAME, dataset_variables, parse_da
 from scratch_slurm.domain.sizes import parse_wait
 from scratch_slurm.hooks.report import Report, format_report
 from scratch_slurm.hooks.request import parse_request
-from tests.component.spank_library import REPORT_SIZE_MAX, SPANK, Parser, build
+from tests.kit.spank_library import REPORT_SIZE_MAX, SPANK, Parser, build
 
 # An option's value is bytes without NUL.
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=80)
@@ -36,7 +36,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("text", "names"), NAMES)
-def test_takes_names(parser, text, names):
+def test_takes_names(parser, text, names) -> None:
     assert parser.datasets(text) == names
 
 
@@ -59,7 +59,7 @@ BAD_NAMES = [
 
 
 @pytest.mark.parametrize(("text", "shown"), BAD_NAMES)
-def test_refuses_and_shows_the_name(parser, text, shown):
+def test_refuses_and_shows_the_name(parser, text, shown) -> None:
     with pytest.raises(ValueError) as refusal:
         parser.datasets(text)
     assert shown in str(refusal.value)
@@ -84,7 +84,7 @@ WAITS = [
 
 
 @pytest.mark.parametrize(("text", "seconds"), WAITS)
-def test_takes_waits(parser, text, seconds):
+def test_takes_waits(parser, text, seconds) -> None:
     assert parser.wait(text) == seconds
 
 
@@ -93,7 +93,7 @@ BAD_WAITS += ["1-2:3:4:5", "1:123", "1-123", "1234567", "1234567s", "99999999999
 
 
 @pytest.mark.parametrize("text", BAD_WAITS)
-def test_refuses_other_waits_and_shows_them(parser, text):
+def test_refuses_other_waits_and_shows_them(parser, text) -> None:
     with pytest.raises(ValueError) as refusal:
         parser.wait(text)
     shown = "".join(chr(byte) if 32 <= byte < 127 else "?" for byte in os.fsencode(text))
@@ -112,13 +112,13 @@ def outcome(parse, text):
 @example("a," * 63 + "a")
 @example("a," * 64 + "a")
 @example("x" * 64 + "," + "x" * 65)
-def test_submits_what_the_hook_takes(parser, text):
+def test_submits_what_the_hook_takes(parser, text) -> None:
     assert outcome(parser.datasets, text) == outcome(lambda names: list(parse_dataset_list(names)), text)
 
 
 @MANY
 @given(st.one_of(TEXTS, st.from_regex(r"[0-9]{0,7}([smhd:-][0-9]{0,7}){0,4}", fullmatch=True)))
-def test_waits_as_the_hook_does(parser, text):
+def test_waits_as_the_hook_does(parser, text) -> None:
     seconds = outcome(parse_wait, text)
     assert outcome(parser.wait, text) == (-1 if seconds == math.inf else seconds)
 
@@ -138,13 +138,13 @@ REPORTS = [
 
 
 @pytest.mark.parametrize(("text", "lines"), REPORTS)
-def test_takes_from_a_report(parser, text, lines):
+def test_takes_from_a_report(parser, text, lines) -> None:
     assert parser.report(text) == lines
 
 
 @MANY
 @given(st.binary(max_size=300).map(lambda text: text.replace(b"\0", b"")))
-def test_no_report_harms(parser, text):
+def test_no_report_harms(parser, text) -> None:
     for name, value in parser.report(text):
         assert name == "message" or name.startswith("SCRATCH_")
         assert not any(ord(c) < 32 or ord(c) == 127 for c in value)
@@ -157,7 +157,7 @@ COMMENTS = [
 
 
 @pytest.mark.parametrize("comment", COMMENTS)
-def test_the_plugin_and_the_stub_see_a_request_in_a_comment_where_the_hook_does(parser, tmp_path, comment):
+def test_the_plugin_and_the_stub_see_a_request_in_a_comment_where_the_hook_does(parser, tmp_path, comment) -> None:
     hook = tmp_path / "scratch-slurm-hook"
     hook.write_text(f"#!/bin/sh\necho >{tmp_path}/ran\n")
     hook.chmod(0o755)
@@ -171,7 +171,7 @@ def test_the_plugin_and_the_stub_see_a_request_in_a_comment_where_the_hook_does(
         (tmp_path / "ran").unlink(missing_ok=True)
 
 
-def test_takes_what_the_prolog_writes(parser, tmp_path):
+def test_takes_what_the_prolog_writes(parser, tmp_path) -> None:
     names = tuple(f"{i:064d}" for i in range(64))
     text = format_report(Report(tmp_path, names, messages=("one", "two\nlines", "x" * 2000)))
     lines = parser.report(text.encode())
@@ -183,7 +183,7 @@ def test_takes_what_the_prolog_writes(parser, tmp_path):
     assert len(lines) == 5 + len(names)
 
 
-def test_the_plugin_builds_and_exports_only_what_slurm_calls(tmp_path):
+def test_the_plugin_builds_and_exports_only_what_slurm_calls(tmp_path) -> None:
     probe = ["cc", "-E", "-include", "slurm/spank.h", "-xc", os.devnull]
     if subprocess.run(probe, check=False, capture_output=True).returncode != 0:
         pytest.skip("needs slurm/spank.h (libslurm-dev)")
@@ -201,15 +201,15 @@ def test_the_plugin_builds_and_exports_only_what_slurm_calls(tmp_path):
 
 @given(st.from_regex(DATASET_NAME, fullmatch=True))
 @MANY
-def test_names_a_datasets_variable_as_the_hook_does(parser, name):
+def test_names_a_datasets_variable_as_the_hook_does(parser, name) -> None:
     assert {parser.variable(name): name} == dataset_variables([name])
 
 
-def test_of_two_datasets_with_one_variable_the_first_has_it():
+def test_of_two_datasets_with_one_variable_the_first_has_it() -> None:
     assert dataset_variables(["a.b", "A-b", "c"]) == {"SCRATCH_DATASET_A_B": "a.b", "SCRATCH_DATASET_C": "c"}
 
 
-def test_a_report_is_never_longer_than_the_plugin_reads(parser):
+def test_a_report_is_never_longer_than_the_plugin_reads(parser) -> None:
     names = tuple(f"{i:064d}" for i in range(64))
     text = format_report(Report("/" + "x" * 600, names, messages=("y" * 500,) * 80))
     assert len(text) <= REPORT_SIZE_MAX

@@ -4,7 +4,7 @@ import os
 import pytest
 
 from scratch_slurm.hooks.report import write_report
-from tests.component.spank_library import REPORT_SIZE_MAX, Reports, build
+from tests.kit.spank_library import REPORT_SIZE_MAX, Reports, build
 
 pytestmark = pytest.mark.root  # the plugin believes root's files only
 
@@ -23,24 +23,24 @@ def path(tmp_path):
     return tmp_path / "jobs" / str(JOB)
 
 
-def test_reads_what_the_prolog_wrote(reports, tmp_path):
+def test_reads_what_the_prolog_wrote(reports, tmp_path) -> None:
     write_report(str(tmp_path / "jobs"), JOB, TEXT.decode())
     assert reports.read(tmp_path, JOB) == (TEXT, True)
 
 
-def test_messages_are_for_the_first_step_only(reports, tmp_path, path):
+def test_messages_are_for_the_first_step_only(reports, tmp_path, path) -> None:
     path.write_bytes(TEXT)
     assert [reports.read(tmp_path, JOB)[1] for _ in range(3)] == [True, False, False]
 
 
-def test_messages_are_new_when_a_requeued_job_starts_again(reports, tmp_path):
+def test_messages_are_new_when_a_requeued_job_starts_again(reports, tmp_path) -> None:
     for _ in range(2):
         write_report(str(tmp_path / "jobs"), JOB, TEXT.decode())
         assert reports.read(tmp_path, JOB) == (TEXT, True)
         assert reports.read(tmp_path, JOB) == (TEXT, False)
 
 
-def test_the_largest_report(reports, tmp_path, path):
+def test_the_largest_report(reports, tmp_path, path) -> None:
     path.write_bytes(b"x" * REPORT_SIZE_MAX)
     assert reports.read(tmp_path, JOB) == (b"x" * REPORT_SIZE_MAX, True)
 
@@ -72,7 +72,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("make", "number"), BAD)
-def test_refuses(reports, tmp_path, path, make, number):
+def test_refuses(reports, tmp_path, path, make, number) -> None:
     make(path)
     with pytest.raises(OSError) as refusal:
         reports.read(tmp_path, JOB)

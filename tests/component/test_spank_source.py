@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratch_slurm.domain.names import IMAGE_SUFFIXES
-from tests.component.hanging import hanging_directory
-from tests.component.spank_library import Arguments, Source, build
+from tests.kit.hanging import hanging_directory
+from tests.kit.spank_library import Arguments, Source, build
 
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}", fullmatch=True)
 SHORT = st.text("abAB", max_size=7)
@@ -46,7 +46,7 @@ DISTANCES = [
 
 
 @pytest.mark.parametrize(("a", "b", "distance"), DISTANCES)
-def test_edit_distance(source, a, b, distance):
+def test_edit_distance(source, a, b, distance) -> None:
     assert (source.distance(a, b), source.distance(b, a)) == (distance, distance)
 
 
@@ -65,7 +65,7 @@ def slow_distance(a, b):
 
 @settings(max_examples=300, deadline=None)
 @given(SHORT | NAMES, SHORT | NAMES)
-def test_edit_distance_is_what_its_definition_says(source, a, b):
+def test_edit_distance_is_what_its_definition_says(source, a, b) -> None:
     assert source.distance(a, b) == slow_distance(a, b)
 
 
@@ -83,21 +83,21 @@ NEAREST = [
 
 
 @pytest.mark.parametrize(("wanted", "names", "near"), NEAREST)
-def test_nearest(source, wanted, names, near):
+def test_nearest(source, wanted, names, near) -> None:
     assert source.nearest(wanted, names) == near
     assert source.nearest(wanted, names[::-1]) == near
 
 
 @settings(max_examples=200, deadline=None)
 @given(NAMES, st.lists(NAMES, max_size=12))
-def test_no_more_than_three_and_only_what_was_offered(source, wanted, names):
+def test_no_more_than_three_and_only_what_was_offered(source, wanted, names) -> None:
     near = source.nearest(wanted, names)
     assert len(near) <= 3
     assert set(near) <= set(names)
     assert len(source.hint(wanted, names)) < 256
 
 
-def test_the_hint_in_words(source):
+def test_the_hint_in_words(source) -> None:
     assert source.hint("abcd", []) == ""
     assert source.hint("abcd", ["abce"]) == "; did you mean abce?"
     assert source.hint("abcd", ["abcf", "abce"]) == "; did you mean abce or abcf?"
@@ -107,29 +107,29 @@ def test_the_hint_in_words(source):
 
 
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
-def test_every_kind_of_image_is_known(source, directory, suffix):
+def test_every_kind_of_image_is_known(source, directory, suffix) -> None:
     (directory / f"mine{suffix}").touch()
     assert source.unknown(directory, "coco,mine,imagenet") is None
 
 
-def test_the_first_unknown_dataset_with_the_nearest(source, directory):
+def test_the_first_unknown_dataset_with_the_nearest(source, directory) -> None:
     assert source.unknown(directory, "coco,imagenett,xyz") == ("imagenett", ["imagenet", "imagenet21k"])
     assert source.unknown(directory, "xyz") == ("xyz", [])
     assert source.unknown(directory, ",".join([*(["coco"] * 63), "z" * 64])) == ("z" * 64, [])
 
 
-def test_other_files_are_no_images(source, directory):
+def test_other_files_are_no_images(source, directory) -> None:
     for name in ("x.json", "x.squashfs.new", "x", "x.tar", ".x.squashfs", "-x.squashfs"):
         (directory / name).touch()
     assert source.unknown(directory, "x") == ("x", [])
 
 
-def test_what_a_link_points_to_is_not_touched(source, directory):
+def test_what_a_link_points_to_is_not_touched(source, directory) -> None:
     (directory / "far.squashfs").symlink_to("/nowhere/far")
     assert source.unknown(directory, "far") is None
 
 
-def test_names_of_strangers_reach_no_terminal(source, directory):
+def test_names_of_strangers_reach_no_terminal(source, directory) -> None:
     (directory / "abc\x1b[31m.squashfs").touch()
     (directory / ("abcd" * 17 + ".squashfs")).touch()
     assert source.unknown(directory, "abc") == ("abc", [])
@@ -143,13 +143,13 @@ SILENT = [
 
 
 @pytest.mark.parametrize("make", SILENT)
-def test_a_source_that_tells_nothing_makes_nothing_unknown(source, directory, make):
+def test_a_source_that_tells_nothing_makes_nothing_unknown(source, directory, make) -> None:
     assert source.unknown(make(directory), "xyz") is None
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("mode", [0o000, 0o711, 0o444])
-def test_a_source_that_the_user_may_not_read_makes_nothing_unknown(library, source, directory, mode):
+def test_a_source_that_the_user_may_not_read_makes_nothing_unknown(library, source, directory, mode) -> None:
     directory.chmod(mode)
     parents = [path for path in directory.parents if path.owner() == "root" and not path.stat().st_mode & 1]
     for path in parents:
@@ -168,7 +168,7 @@ def hanging(tmp_path):
 
 
 @pytest.mark.root
-def test_a_source_that_hangs_is_given_up_and_keeps_nothing_open(library, hanging):
+def test_a_source_that_hangs_is_given_up_and_keeps_nothing_open(library, hanging) -> None:
     """Whoever reads the output of sbatch sees its end at once."""
     program = (
         "import ctypes, sys, time\n"
@@ -186,7 +186,7 @@ def test_a_source_that_hangs_is_given_up_and_keeps_nothing_open(library, hanging
     assert time.monotonic() - started < float(took) + 10
 
 
-def test_no_process_is_left(source, directory):
+def test_no_process_is_left(source, directory) -> None:
     """The child is waited for; the grandchild is nobody's of ours."""
     children = Path(f"/proc/self/task/{threading.get_native_id()}/children")
     before = children.read_text()
@@ -223,11 +223,11 @@ ARGUMENTS = [
 
 
 @pytest.mark.parametrize(("words", "changes", "logged"), ARGUMENTS)
-def test_arguments(library, words, changes, logged):
+def test_arguments(library, words, changes, logged) -> None:
     assert Arguments(library).read(*words) == ({**DEFAULTS, **changes}, logged)
 
 
-def test_the_line_to_copy_has_good_arguments(library):
+def test_the_line_to_copy_has_good_arguments(library) -> None:
     text = (Path(__file__).parents[2] / "spank" / "plugstack.conf.in").read_text().replace("@HOOKS@", "/lib")
     lines = [line.removeprefix("# ").split() for line in text.splitlines() if "optional @PLUGIN@" in line]
     assert len(lines) == 2

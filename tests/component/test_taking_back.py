@@ -12,9 +12,9 @@ import pytest
 from scratch_slurm.cli.main import run
 from scratch_slurm.domain.messages import DatasetState
 from scratch_slurm.domain.pins import ADMINISTRATOR
-from tests.component.daemon import RunningDaemon
-from tests.component.datasets import make_version
-from tests.component.images import in_child
+from tests.kit.daemon import RunningDaemon
+from tests.kit.datasets import make_version
+from tests.kit.images import in_child
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
@@ -42,7 +42,7 @@ def unmount(daemon: RunningDaemon, *more: str) -> subprocess.CompletedProcess[st
 # ---- evict
 
 
-def test_a_pin_of_a_name_that_is_nowhere_is_taken_back(folder):
+def test_a_pin_of_a_name_that_is_nowhere_is_taken_back(folder) -> None:
     with RunningDaemon(folder) as daemon:
         pin(daemon, "nowhere")
         assert cli(daemon, "evict", "nowhere") == 0
@@ -50,7 +50,7 @@ def test_a_pin_of_a_name_that_is_nowhere_is_taken_back(folder):
         assert cli(daemon, "evict", "nowhere") == 4, "there is nothing left to take back"
 
 
-def test_a_pin_of_what_waits_for_room_is_taken_back_and_another_one_stays(folder):
+def test_a_pin_of_what_waits_for_room_is_taken_back_and_another_one_stays(folder) -> None:
     daemon = RunningDaemon(folder, capacity="1 MB")
     make_version(daemon.source_dir, "large", file_bytes=3_000_000)
     make_version(daemon.source_dir, "small", file_bytes=100_000)
@@ -64,7 +64,7 @@ def test_a_pin_of_what_waits_for_room_is_taken_back_and_another_one_stays(folder
         assert daemon.is_cached("small")
 
 
-def test_a_pin_whose_image_left_the_source_is_taken_back(folder):
+def test_a_pin_whose_image_left_the_source_is_taken_back(folder) -> None:
     daemon = RunningDaemon(folder, capacity="1 MB")
     gone = make_version(daemon.source_dir, "gone", file_bytes=3_000_000)
     with daemon:
@@ -74,14 +74,14 @@ def test_a_pin_whose_image_left_the_source_is_taken_back(folder):
         assert pinned(daemon) == []
 
 
-def test_a_name_that_is_neither_pinned_nor_cached_is_still_an_error(folder):
+def test_a_name_that_is_neither_pinned_nor_cached_is_still_an_error(folder) -> None:
     daemon = RunningDaemon(folder)
     make_version(daemon.source_dir, "coco")
     with daemon:
         assert cli(daemon, "evict", "coco") == 4
 
 
-def test_preheat_of_what_nobody_can_tell_of_yet_is_not_said_to_be_missing(folder):
+def test_preheat_of_what_nobody_can_tell_of_yet_is_not_said_to_be_missing(folder) -> None:
     daemon = RunningDaemon(folder)
     daemon.source_dir.rmdir()
     with daemon:
@@ -123,7 +123,7 @@ def mounted(daemon: RunningDaemon) -> set[str]:
     return {path.name for path in daemon.mount_dir.iterdir() if os.path.ismount(path)}
 
 
-def test_unmount_leaves_and_names_what_jobs_pin(down):
+def test_unmount_leaves_and_names_what_jobs_pin(down) -> None:
     data = down.path("held").read_bytes()
     done = unmount(down)
     assert done.returncode == 6
@@ -135,7 +135,7 @@ def test_unmount_leaves_and_names_what_jobs_pin(down):
     assert down.path("held").read_bytes() == data
 
 
-def test_unmount_takes_the_rest_when_its_jobs_have_ended(down):
+def test_unmount_takes_the_rest_when_its_jobs_have_ended(down) -> None:
     assert unmount(down).returncode == 6
     for job_id in (7, 8):
         down.release(job_id)
@@ -144,13 +144,13 @@ def test_unmount_takes_the_rest_when_its_jobs_have_ended(down):
     assert mounted(down) == set()
 
 
-def test_unmount_by_force_takes_all(down):
+def test_unmount_by_force_takes_all(down) -> None:
     done = unmount(down, "--force")
     assert (done.returncode, done.stderr) == (0, "")
     assert mounted(down) == set()
 
 
-def test_pins_of_an_earlier_boot_keep_no_mount(down):
+def test_pins_of_an_earlier_boot_keep_no_mount(down) -> None:
     with sqlite3.connect(down.folder / "state" / "ledger.sqlite") as db:
         db.execute("UPDATE pins SET boot_id = 'an earlier one' WHERE holder != ?", (ADMINISTRATOR,))
     db.close()
@@ -159,7 +159,7 @@ def test_pins_of_an_earlier_boot_keep_no_mount(down):
 
 
 @pytest.mark.parametrize("broken", [b"not a database at all" * 100, None], ids=["garbage", "a-directory"])
-def test_pins_that_cannot_be_read_might_be_there(down, broken):
+def test_pins_that_cannot_be_read_might_be_there(down, broken) -> None:
     ledger = down.folder / "state" / "ledger.sqlite"
     for path in ledger.parent.glob("ledger.sqlite*"):
         path.unlink()
@@ -175,14 +175,14 @@ def test_pins_that_cannot_be_read_might_be_there(down, broken):
     assert mounted(down) == set()
 
 
-def test_without_a_ledger_nothing_is_pinned(down):
+def test_without_a_ledger_nothing_is_pinned(down) -> None:
     for path in (down.folder / "state").glob("ledger.sqlite*"):
         path.unlink()
     assert unmount(down).returncode == 0
     assert mounted(down) == set()
 
 
-def test_force_is_for_unmount_alone(folder):
+def test_force_is_for_unmount_alone(folder) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "scratch_slurm.service.main", "--force"], capture_output=True, text=True, check=False
     )
@@ -190,7 +190,7 @@ def test_force_is_for_unmount_alone(folder):
     assert "--force goes with --unmount" in done.stderr
 
 
-def test_an_eviction_as_json_tells_what_was_freed(folder, tmp_path):
+def test_an_eviction_as_json_tells_what_was_freed(folder, tmp_path) -> None:
     daemon = RunningDaemon(folder)
     version = make_version(daemon.source_dir, "coco")
     with daemon:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from scratch_slurm.domain.messages import DatasetState
-from tests.component.daemon import RunningDaemon
-from tests.component.datasets import make_version
-from tests.component.disks import small_disk
-from tests.component.images import backings_below, make_image
-from tests.sources import SlowSource, why_not
+from tests.kit.daemon import RunningDaemon
+from tests.kit.datasets import make_version
+from tests.kit.disks import small_disk
+from tests.kit.images import backings_below, make_image
+from tests.kit.sources import SlowSource, why_not
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
@@ -35,7 +35,7 @@ def flush(folder: Path, name: str) -> None:
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-def test_a_squashfs_that_remembers_an_error_is_mounted_anew_though_pinned(folder):
+def test_a_squashfs_that_remembers_an_error_is_mounted_anew_though_pinned(folder) -> None:
     (folder / "real").mkdir()
     make_image(folder / "real/many.squashfs", files=4000, file_bytes=10)
     # There is no room to cache it: it is read from the source all along.
@@ -57,7 +57,7 @@ def test_a_squashfs_that_remembers_an_error_is_mounted_anew_though_pinned(folder
         assert daemon.dataset("many").holders == ("job:1",)
 
 
-def test_a_copy_that_cannot_be_read_goes_and_the_source_serves_until_there_is_another(folder):
+def test_a_copy_that_cannot_be_read_goes_and_the_source_serves_until_there_is_another(folder) -> None:
     version = make_version(folder, "coco")
     with RunningDaemon(folder) as daemon:
         version.image.rename(daemon.source_dir / "coco.squashfs")
@@ -87,7 +87,7 @@ def test_a_copy_that_cannot_be_read_goes_and_the_source_serves_until_there_is_an
         pytest.param(lambda copy: copy.write_bytes(bytes(copy.stat().st_size)), id="zeroed"),
     ],
 )
-def test_a_copy_that_cannot_be_mounted_does_not_keep_its_dataset_away(folder, spoil):
+def test_a_copy_that_cannot_be_mounted_does_not_keep_its_dataset_away(folder, spoil) -> None:
     """As after a crash that the SSD did not survive whole: the copy is there, and nothing is mounted."""
     version = make_version(folder, "coco")
     with RunningDaemon(folder) as daemon:
@@ -104,7 +104,7 @@ def test_a_copy_that_cannot_be_mounted_does_not_keep_its_dataset_away(folder, sp
         assert daemon.read("coco") == version.data
 
 
-def test_with_a_dead_ssd_everything_is_read_from_the_source(folder):
+def test_with_a_dead_ssd_everything_is_read_from_the_source(folder) -> None:
     versions = {}
     with small_disk(folder, folder / "cache", 16 << 20):
         daemon = RunningDaemon(folder)

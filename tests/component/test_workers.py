@@ -14,9 +14,9 @@ from scratch_slurm.domain.model import Generation, SourceImage
 from scratch_slurm.service import operations as op
 from scratch_slurm.service import workers as workers_module
 from scratch_slurm.service.workers import Workers
-from tests.component.images import wait_until
-from tests.component.processes import children, is_killed, is_running, state
-from tests.sources import SlowSource
+from tests.kit.images import wait_until
+from tests.kit.processes import children, is_killed, is_running, state
+from tests.kit.sources import SlowSource
 
 LONG_S = 60.0
 
@@ -73,7 +73,7 @@ def speak(monkeypatch, script):
 # Answers.
 
 
-def test_lines_come_one_by_one_and_done_ends_them(source_dir):
+def test_lines_come_one_by_one_and_done_ends_them(source_dir) -> None:
     async def story():
         lines = []
         async with pool() as workers:
@@ -86,7 +86,7 @@ def test_lines_come_one_by_one_and_done_ends_them(source_dir):
     assert scanned.file_name == "coco.squashfs" and "no magic number" in scanned.skipped.reason
 
 
-def test_a_worker_s_error_comes_back_as_its_class(source_dir):
+def test_a_worker_s_error_comes_back_as_its_class(source_dir) -> None:
     async def story():
         async with pool() as workers:
             for _ in range(2):
@@ -99,7 +99,7 @@ def test_a_worker_s_error_comes_back_as_its_class(source_dir):
     assert children() <= before
 
 
-def test_one_process_serves_one_request_after_the_other(source_dir):
+def test_one_process_serves_one_request_after_the_other(source_dir) -> None:
     async def story():
         before = children()
         async with pool() as workers:
@@ -113,7 +113,7 @@ def test_one_process_serves_one_request_after_the_other(source_dir):
     assert len(asyncio.run(story())) == 1
 
 
-def test_no_more_idle_processes_are_kept_than_asked_for(source_dir):
+def test_no_more_idle_processes_are_kept_than_asked_for(source_dir) -> None:
     async def story():
         before = children()
         async with pool(max_idle=1) as workers:
@@ -123,7 +123,7 @@ def test_no_more_idle_processes_are_kept_than_asked_for(source_dir):
     asyncio.run(story())
 
 
-def test_an_idle_process_ends_after_a_while(source_dir):
+def test_an_idle_process_ends_after_a_while(source_dir) -> None:
     async def story():
         before = children()
         async with pool(idle_s=0) as workers:
@@ -134,7 +134,7 @@ def test_an_idle_process_ends_after_a_while(source_dir):
     asyncio.run(story())
 
 
-def test_an_idle_process_that_was_killed_is_not_used_again(source_dir):
+def test_an_idle_process_that_was_killed_is_not_used_again(source_dir) -> None:
     async def story():
         before = children()
         async with pool() as workers:
@@ -151,7 +151,7 @@ def test_an_idle_process_that_was_killed_is_not_used_again(source_dir):
 # What goes wrong.
 
 
-def test_a_worker_that_is_killed_is_an_error_and_the_next_request_goes_well(source_dir, endless):
+def test_a_worker_that_is_killed_is_an_error_and_the_next_request_goes_well(source_dir, endless) -> None:
     async def story():
         before = children()
         async with pool() as workers:
@@ -167,7 +167,7 @@ def test_a_worker_that_is_killed_is_an_error_and_the_next_request_goes_well(sour
     asyncio.run(story())
 
 
-def test_a_silent_worker_is_killed(source_dir, endless):
+def test_a_silent_worker_is_killed(source_dir, endless) -> None:
     async def story():
         before, hangs = children(), []
         async with pool() as workers:
@@ -191,7 +191,7 @@ sys.stdin.readline()
 """
 
 
-def test_a_worker_s_hint_comes_along(monkeypatch):
+def test_a_worker_s_hint_comes_along(monkeypatch) -> None:
     speak(monkeypatch, TALK_THEN_DIE)
 
     async def story():
@@ -215,7 +215,7 @@ def test_a_worker_s_hint_comes_along(monkeypatch):
         pytest.param("input(); print('x' * 40_000_000); input()", id="endless-line"),
     ],
 )
-def test_nonsense_is_an_error_and_ends_the_process(monkeypatch, script):
+def test_nonsense_is_an_error_and_ends_the_process(monkeypatch, script) -> None:
     speak(monkeypatch, script)
 
     async def story():
@@ -228,7 +228,7 @@ def test_nonsense_is_an_error_and_ends_the_process(monkeypatch, script):
     asyncio.run(story())
 
 
-def test_what_a_library_prints_is_no_answer(monkeypatch, source_dir):
+def test_what_a_library_prints_is_no_answer(monkeypatch, source_dir) -> None:
     """In the worker, standard output is not where the answers go."""
     speak(
         monkeypatch,
@@ -249,7 +249,7 @@ def test_what_a_library_prints_is_no_answer(monkeypatch, source_dir):
     assert [type(line) for line in asyncio.run(story())] == [op.Reached, op.Listed, op.Scanned]
 
 
-def test_a_worker_that_cannot_be_started_is_an_error(monkeypatch):
+def test_a_worker_that_cannot_be_started_is_an_error(monkeypatch) -> None:
     monkeypatch.setattr(workers_module, "_COMMAND", ("/nowhere/python",))
 
     async def story():
@@ -260,7 +260,7 @@ def test_a_worker_that_cannot_be_started_is_an_error(monkeypatch):
     asyncio.run(story())
 
 
-def test_an_error_in_the_listener_ends_the_process(source_dir):
+def test_an_error_in_the_listener_ends_the_process(source_dir) -> None:
     """Else it would be neither idle nor known to be running."""
 
     async def story():
@@ -280,7 +280,7 @@ def test_an_error_in_the_listener_ends_the_process(source_dir):
 # Stopping.
 
 
-def test_cancelling_kills_the_process(endless):
+def test_cancelling_kills_the_process(endless) -> None:
     async def story():
         before = children()
         async with pool() as workers:
@@ -294,7 +294,7 @@ def test_cancelling_kills_the_process(endless):
     asyncio.run(story())
 
 
-def test_cancelling_before_the_process_is_there_leaves_none(endless):
+def test_cancelling_before_the_process_is_there_leaves_none(endless) -> None:
     async def story():
         before = children()
         async with pool() as workers:
@@ -317,7 +317,7 @@ while True:
 """
 
 
-def test_close_ends_idle_and_working_processes(monkeypatch, source_dir):
+def test_close_ends_idle_and_working_processes(monkeypatch, source_dir) -> None:
     speak(monkeypatch, BEGIN_AND_HANG)
 
     async def story():
@@ -339,7 +339,7 @@ def test_close_ends_idle_and_working_processes(monkeypatch, source_dir):
     asyncio.run(story())
 
 
-def test_slots_bound_the_number_of_processes(endless):
+def test_slots_bound_the_number_of_processes(endless) -> None:
     async def story():
         before = children()
         async with pool(slots=2) as workers:
@@ -356,7 +356,7 @@ def test_slots_bound_the_number_of_processes(endless):
     asyncio.run(story())
 
 
-def test_a_worker_whose_daemon_is_gone_already_does_nothing():
+def test_a_worker_whose_daemon_is_gone_already_does_nothing() -> None:
     """Between fork and prctl(2) the daemon may have died: then nobody would end the worker."""
     done = subprocess.run(
         [sys.executable, "-I", "-m", "scratch_slurm.service.worker", str(os.getpid() + 1)],
@@ -380,7 +380,7 @@ def slow(source_dir, tmp_path):
 
 
 @pytest.mark.root
-def test_a_worker_that_the_kernel_holds_is_waited_for_without_its_slot(source_dir, slow):
+def test_a_worker_that_the_kernel_holds_is_waited_for_without_its_slot(source_dir, slow) -> None:
     async def story():
         before = children()
         hung = asyncio.Event()
@@ -402,7 +402,7 @@ def test_a_worker_that_the_kernel_holds_is_waited_for_without_its_slot(source_di
 
 
 @pytest.mark.root
-def test_a_copy_from_a_slow_source_is_not_silent_until_the_source_hangs(source_dir, tmp_path, slow):
+def test_a_copy_from_a_slow_source_is_not_silent_until_the_source_hangs(source_dir, tmp_path, slow) -> None:
     """The one range of this image takes longer than a worker may be silent."""
     (source_dir / "coco.squashfs").write_bytes(os.urandom(1_000_000))
     image = slow.path / "coco.squashfs"
@@ -430,7 +430,7 @@ def test_a_copy_from_a_slow_source_is_not_silent_until_the_source_hangs(source_d
 
 
 @pytest.mark.root
-def test_close_does_not_wait_for_what_the_kernel_holds(slow):
+def test_close_does_not_wait_for_what_the_kernel_holds(slow) -> None:
     async def story():
         before = children()
         workers = Workers()
@@ -471,7 +471,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 @pytest.mark.root
-def test_workers_die_with_the_daemon(tmp_path, slow):
+def test_workers_die_with_the_daemon(tmp_path, slow) -> None:
     """A worker that outlived it could still switch or mount, beside the next daemon's."""
     slow.set(hang=True)
     daemon = subprocess.Popen(

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.component.daemon import RunningDaemon
-from tests.component.datasets import make_version
-from tests.component.images import apart, clean_up
-from tests.component.people import reachable_directory
-from tests.stress.attackers import KINDS, attack
+from tests.kit.attackers import KINDS, attack
+from tests.kit.daemon import RunningDaemon
+from tests.kit.datasets import make_version
+from tests.kit.images import apart, clean_up
+from tests.kit.people import reachable_directory
 
 pytestmark = pytest.mark.root
 
@@ -109,13 +109,13 @@ def run(folder: Path, seed: int, duration_s: float, change_s: float) -> tuple[in
         return jobs, count
 
 
-def test_hooks_get_their_answers_while_users_do_their_worst(folder):
+def test_hooks_get_their_answers_while_users_do_their_worst(folder) -> None:
     _, count = run(folder, 1, SHORT_S, 1e9)
     assert count == len(KINDS)
 
 
 @pytest.mark.stress
-def test_hooks_get_their_answers_while_users_do_their_worst_for_long(folder):
+def test_hooks_get_their_answers_while_users_do_their_worst_for_long(folder) -> None:
     seed = int(os.environ.get("SCRATCH_STRESS_SEED") or random.SystemRandom().randrange(10**6))
     jobs, count = run(folder, seed, float(os.environ.get("SCRATCH_STRESS_SECONDS") or 600), 20.0)
     print(f"seed {seed}: {jobs} jobs beside {count} attackers")

@@ -11,12 +11,12 @@ import time
 
 import pytest
 
-from tests.component.daemon import RunningDaemon
-from tests.component.disks import small_disk
-from tests.component.diskuse import DiskWatch
-from tests.component.images import apart, clean_up
-from tests.sources import SlowSource, why_not
-from tests.stress.world import CAPACITY_BYTES, RESERVE_BYTES, World
+from tests.kit.daemon import RunningDaemon
+from tests.kit.disks import small_disk
+from tests.kit.diskuse import DiskWatch
+from tests.kit.images import apart, clean_up
+from tests.kit.sources import SlowSource, why_not
+from tests.kit.world import CAPACITY_BYTES, RESERVE_BYTES, World
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
@@ -73,12 +73,12 @@ def run(folder, seed, duration_s):
         return world
 
 
-def test_every_promise_holds_after_every_step_of_a_short_run(folder):
+def test_every_promise_holds_after_every_step_of_a_short_run(folder) -> None:
     assert run(folder, 1, SHORT_S).steps > 10
 
 
 @pytest.mark.stress
-def test_every_promise_holds_after_every_step_of_a_long_run(folder):
+def test_every_promise_holds_after_every_step_of_a_long_run(folder) -> None:
     seed = int(os.environ.get("SCRATCH_STRESS_SEED") or random.SystemRandom().randrange(10**6))
     world = run(folder, seed, float(os.environ.get("SCRATCH_STRESS_SECONDS") or 600))
     print(f"seed {seed}: {world.steps} steps")

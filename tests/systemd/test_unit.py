@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.systemd.machine import CONFIG, REPOSITORY, Machine, booted, until
+from tests.kit.machine import CONFIG, REPOSITORY, Machine, booted, until
 
 pytestmark = [pytest.mark.systemd, pytest.mark.root]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scratch_slurm.domain import access
 from scratch_slurm.domain.access import Person
 from scratch_slurm.domain.model import Backing, MountedImage, Permissions
-from tests.strategies import catalog, image, mounted
+from tests.kit.strategies import catalog, image, mounted
 
 ALICE, BOB, ROOT = 1000, 1001, 0
 STAFF, GUESTS = 50, 60
@@ -47,7 +47,7 @@ READS = [
 
 
 @pytest.mark.parametrize(("who", "permissions", "wanted"), READS)
-def test_may_read(who, permissions, wanted):
+def test_may_read(who, permissions, wanted) -> None:
     assert access.may_read(who, permissions) is wanted
 
 
@@ -71,7 +71,7 @@ GATES = [
 
 
 @pytest.mark.parametrize(("root", "image_file", "wanted"), GATES)
-def test_too_open(root, image_file, wanted):
+def test_too_open(root, image_file, wanted) -> None:
     assert access.too_open(root, image_file) == wanted
 
 
@@ -80,7 +80,7 @@ _PERMISSIONS = st.builds(Permissions, _IDS, _IDS, st.integers(0, 0o7777))
 
 
 @given(_PERMISSIONS, _PERMISSIONS)
-def test_a_gate_is_too_open_exactly_when_somebody_gets_in_who_may_not_read(root, image_file):
+def test_a_gate_is_too_open_exactly_when_somebody_gets_in_who_may_not_read(root, image_file) -> None:
     people = [
         Person(uid, frozenset(gids))
         for uid in range(5)
@@ -92,12 +92,12 @@ def test_a_gate_is_too_open_exactly_when_somebody_gets_in_who_may_not_read(root,
 
 
 @given(_PERMISSIONS)
-def test_the_file_that_a_root_directory_tells_of_is_as_open_as_the_directory(root):
+def test_the_file_that_a_root_directory_tells_of_is_as_open_as_the_directory(root) -> None:
     assert access.too_open(root, access.as_file(root)) is None
 
 
 @given(st.integers(0, 4), st.frozensets(st.integers(0, 3)), _PERMISSIONS)
-def test_what_is_said_without_groups_holds_with_any(uid, gids, permissions):
+def test_what_is_said_without_groups_holds_with_any(uid, gids, permissions) -> None:
     without = access.may_read(Person(uid, None), permissions)
     assert without is None or without is access.may_read(Person(uid, gids), permissions)
 
@@ -115,7 +115,7 @@ TRUST = [
 
 
 @pytest.mark.parametrize(("permissions", "directory", "owners", "wanted"), TRUST)
-def test_distrust_file(permissions, directory, owners, wanted):
+def test_distrust_file(permissions, directory, owners, wanted) -> None:
     reason = access.distrust_file(permissions, directory, owners)
     assert (reason is None) if wanted is None else wanted in reason
 
@@ -131,7 +131,7 @@ DIRECTORIES = [
 
 
 @pytest.mark.parametrize(("directory", "owners", "wanted"), DIRECTORIES)
-def test_distrust_directory(directory, owners, wanted):
+def test_distrust_directory(directory, owners, wanted) -> None:
     reason = access.distrust_directory(directory, owners)
     assert (reason is None) if wanted is None else wanted in reason
 
@@ -141,12 +141,12 @@ def private_image(dataset="a", version=1, mode=0o640):
     return type(plain)(**{**vars(plain), "permissions": file(mode)})
 
 
-def test_screening_leaves_a_catalog_without_private_images_as_it_is():
+def test_screening_leaves_a_catalog_without_private_images_as_it_is() -> None:
     everything = catalog(image("a"), image("b"), skipped=("c",))
     assert access.screen(everything, {}, {}) is everything
 
 
-def test_screening_skips_an_image_that_is_too_open_inside_and_withdraws_its_mount():
+def test_screening_skips_an_image_that_is_too_open_inside_and_withdraws_its_mount() -> None:
     one, two = private_image("a"), private_image("b", version=2)
     roots = {one.generation.id: file(0o755)}
     screened = access.screen(catalog(one, two, image("c")), {"a": mounted("a")}, roots)
@@ -156,7 +156,7 @@ def test_screening_skips_an_image_that_is_too_open_inside_and_withdraws_its_moun
     assert set(screened.withdrawn) == {"a"}
 
 
-def test_an_older_generation_that_is_too_open_goes_too_and_the_new_one_stays():
+def test_an_older_generation_that_is_too_open_goes_too_and_the_new_one_stays() -> None:
     old, new = private_image("a", version=1), private_image("a", version=2)
     roots = {old.generation.id: file(0o755), new.generation.id: file(0o750)}
     screened = access.screen(catalog(new), {"a": mounted("a", version=1)}, roots)
@@ -164,12 +164,12 @@ def test_an_older_generation_that_is_too_open_goes_too_and_the_new_one_stays():
     assert set(screened.withdrawn) == {"a"}
 
 
-def test_what_is_not_known_is_for_root_alone():
+def test_what_is_not_known_is_for_root_alone() -> None:
     assert access.may_read(Person(0, None), None) is True
     assert access.may_read(Person(ALICE, frozenset((STAFF,))), None) is None
 
 
-def test_what_is_known_of_a_mount_holds_while_its_image_cannot_be_asked():
+def test_what_is_known_of_a_mount_holds_while_its_image_cannot_be_asked() -> None:
     mount = MountedImage("a", "loop1", Backing.SOURCE, "/source/a", "g")
     public, gone = catalog(image("a")), catalog()
     find, known = access.find_readers, {"a": file(0o640)}

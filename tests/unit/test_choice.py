@@ -42,11 +42,11 @@ VALUES = [
 
 
 @pytest.mark.parametrize(("one", "expected"), VALUES)
-def test_a_value(one, expected):
+def test_a_value(one, expected) -> None:
     assert value_bytes(one, HALF_HOUR_S) == pytest.approx(expected * GB)
 
 
-def test_a_longer_horizon_is_worth_more():
+def test_a_longer_horizon_is_worth_more() -> None:
     assert value_bytes(candidate("a", reads=30), 2 * HALF_HOUR_S) == pytest.approx(50 * GB)
 
 
@@ -93,7 +93,7 @@ REASONS = [
 
 
 @pytest.mark.parametrize(("candidates", "reason"), REASONS)
-def test_a_reason(candidates, reason):
+def test_a_reason(candidates, reason) -> None:
     assert decide(*candidates).verdicts["a"].reason == reason
 
 
@@ -185,12 +185,12 @@ CHOICES = [
 
 
 @pytest.mark.parametrize(("candidates", "pinned", "chosen", "unneeded"), CHOICES)
-def test_what_is_wished_for(candidates, pinned, chosen, unneeded):
+def test_what_is_wished_for(candidates, pinned, chosen, unneeded) -> None:
     wishes = decide(*candidates, pinned=pinned)
     assert ("".join(wishes.chosen), "".join(wishes.unneeded), wishes.pinned) == (chosen, unneeded, pinned)
 
 
-def test_the_unneeded_go_by_worth_then_by_use_then_by_size():
+def test_the_unneeded_go_by_worth_then_by_use_then_by_size() -> None:
     wishes = decide(
         candidate("hot", 100, 1000),
         candidate("read", 10, 3, cached=True, used=9.0),
@@ -223,7 +223,7 @@ def asked(some):
 
 
 @given(candidates(), st.integers(0, 120))
-def test_nothing_is_copied_that_does_not_pay(some, budget):
+def test_nothing_is_copied_that_does_not_pay(some, budget) -> None:
     wishes = decide(*some, budget=budget, pinned=asked(some))
     for each in some:
         if each.dataset in wishes.chosen and each.copy_bytes:
@@ -231,7 +231,7 @@ def test_nothing_is_copied_that_does_not_pay(some, budget):
 
 
 @given(candidates(), st.integers(0, 120))
-def test_the_pinned_and_the_chosen_share_the_budget(some, budget):
+def test_the_pinned_and_the_chosen_share_the_budget(some, budget) -> None:
     wishes = decide(*some, budget=budget, pinned=asked(some))
     left_bytes = budget * GB - sum(each.size_bytes for each in some if each.pinned and not each.copy_bytes)
     for each in some:
@@ -241,7 +241,7 @@ def test_the_pinned_and_the_chosen_share_the_budget(some, budget):
 
 
 @given(candidates(), st.integers(0, 120))
-def test_everything_cached_is_pinned_chosen_or_unneeded(some, budget):
+def test_everything_cached_is_pinned_chosen_or_unneeded(some, budget) -> None:
     wishes = decide(*some, budget=budget, pinned=asked(some))
     for each in some:
         places = [each.pinned, each.dataset in wishes.chosen, each.dataset in wishes.unneeded]
@@ -251,13 +251,13 @@ def test_everything_cached_is_pinned_chosen_or_unneeded(some, budget):
 
 
 @given(candidates(), st.integers(0, 120), st.randoms(use_true_random=False))
-def test_the_order_of_the_candidates_is_irrelevant(some, budget, rng):
+def test_the_order_of_the_candidates_is_irrelevant(some, budget, rng) -> None:
     shuffled = rng.sample(some, len(some))
     assert decide(*shuffled, budget=budget, pinned=asked(some)) == decide(*some, budget=budget, pinned=asked(some))
 
 
 @given(candidates(), st.integers(0, 120))
-def test_a_wish_come_true_is_wished_for_again(some, budget):
+def test_a_wish_come_true_is_wished_for_again(some, budget) -> None:
     """With rates that stay as they are, nothing more is copied, and nothing that was copied goes."""
     first = decide(*some, budget=budget, pinned=asked(some))
     true = [
@@ -271,7 +271,7 @@ def test_a_wish_come_true_is_wished_for_again(some, budget):
     assert set(decide(*true, budget=budget, pinned=asked(some)).chosen) == set(first.chosen)
 
 
-def test_what_has_been_read_for_hours_is_trusted_to_go_on_for_as_long_again():
+def test_what_has_been_read_for_hours_is_trusted_to_go_on_for_as_long_again() -> None:
     """A fixed horizon would never pay for the copy of a large image that a job reads steadily."""
     large = Candidate("large", 3600_000, 3600_000, 500.0, False, 0.0, read_for_s=0.0)
     assert not wish([large], (), 10**9, 1800.0).chosen

@@ -32,7 +32,7 @@ def refusal(**changed):
     return caught.value
 
 
-def test_two_keys_are_enough():
+def test_two_keys_are_enough() -> None:
     config = build()
     assert (config.source_dir, config.cache_dir) == (Path("/nfs/datasets"), Path("/ssd/cache"))
     assert (config.mount_dir, config.state_dir, config.run_dir) == (
@@ -47,7 +47,7 @@ def test_two_keys_are_enough():
     assert config.node_name == "node7"
 
 
-def test_all_keys_are_taken():
+def test_all_keys_are_taken() -> None:
     config = build(
         mount_dir="/data",
         state_dir="/var/lib/x",
@@ -71,7 +71,7 @@ def test_all_keys_are_taken():
     assert (config.node_name, config.log_level) == ("n1.x", "DEBUG")
 
 
-def test_files_lie_where_they_belong():
+def test_files_lie_where_they_belong() -> None:
     config = build()
     assert config.socket_path == Path("/run/scratch-slurm/daemon.sock")
     assert config.root_socket_path == Path("/run/scratch-slurm/root.sock")
@@ -81,7 +81,7 @@ def test_files_lie_where_they_belong():
 
 
 @pytest.mark.parametrize("node", ["node7", "node7.cluster", "node7.a.b"])
-def test_the_node_is_named_like_its_host(node):
+def test_the_node_is_named_like_its_host(node) -> None:
     assert build(host_name=node).node_name == "node7"
 
 
@@ -102,7 +102,7 @@ NEAREST = [
 
 
 @pytest.mark.parametrize(("extra", "message", "hint"), NEAREST, ids=[case[1].partition(":")[0] for case in NEAREST])
-def test_an_unknown_key_names_the_nearest_known_one(extra, message, hint):
+def test_an_unknown_key_names_the_nearest_known_one(extra, message, hint) -> None:
     with pytest.raises(ConfigError) as caught:
         build_config({**LEAST, **extra}, origin="config.yaml", host_name="n")
     assert caught.value.message == f"config.yaml: {message}"
@@ -110,7 +110,7 @@ def test_an_unknown_key_names_the_nearest_known_one(extra, message, hint):
 
 
 @pytest.mark.parametrize("key", ["source_dir", "cache_dir"])
-def test_a_missing_key_says_how_to_write_it(key):
+def test_a_missing_key_says_how_to_write_it(key) -> None:
     error = refusal(**{key: MISSING})
     assert error.message == f"config.yaml: {key}: missing"
     assert error.hint == f"say {key}: /an/absolute/path"
@@ -121,7 +121,7 @@ def test_a_missing_key_says_how_to_write_it(key):
     [(None, "NoneType"), ([], "list"), ("text", "str"), (5, "int")],
     ids=["empty", "list", "text", "5"],
 )
-def test_a_file_that_is_no_mapping(values, kind):
+def test_a_file_that_is_no_mapping(values, kind) -> None:
     with pytest.raises(ConfigError, match=f"config.yaml: expected keys and values, got {kind}"):
         build_config(values, origin="config.yaml", host_name="n")
 
@@ -170,7 +170,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("key", "value", "message"), WRONG, ids=[f"{key}={value!r}" for key, value, _ in WRONG])
-def test_a_wrong_value_is_named_with_its_key(key, value, message):
+def test_a_wrong_value_is_named_with_its_key(key, value, message) -> None:
     outer, _, inner = key.partition(".")
     error = refusal(**{outer: {inner: value} if inner else value})
     assert f"config.yaml: {key}: " in error.message
@@ -190,17 +190,17 @@ INSIDE = [
 
 
 @pytest.mark.parametrize(("key", "path", "other"), INSIDE)
-def test_directories_do_not_lie_in_one_another(key, path, other):
+def test_directories_do_not_lie_in_one_another(key, path, other) -> None:
     """A mount would hide, or an eviction delete, the other's files."""
     message = refusal(**{key: path}).message
     assert key in message and other in message and path in message
 
 
-def test_directories_side_by_side_may_begin_alike():
+def test_directories_side_by_side_may_begin_alike() -> None:
     assert build(source_dir="/data", cache_dir="/data-cache", mount_dir="/data-sets")
 
 
-def test_every_key_of_the_file_reaches_the_configuration():
+def test_every_key_of_the_file_reaches_the_configuration() -> None:
     """A key that is read by nobody would be a promise that is not kept."""
     keys = {field.name for field in msgspec.structs.fields(RawConfig)} - {"copy", "preheat", "slurm"}
     inner = sum(len(msgspec.structs.fields(each)) for each in (CopySettings, PreheatSettings, SlurmSettings))
@@ -209,5 +209,5 @@ def test_every_key_of_the_file_reaches_the_configuration():
 
 
 @pytest.mark.parametrize(("text", "expected"), [("80%", 800), ("5 kB", 5000), ("0", 0)])
-def test_sizes_are_resolved_on_the_node(text, expected):
+def test_sizes_are_resolved_on_the_node(text, expected) -> None:
     assert resolve_size(text, whole_bytes=1000) == expected

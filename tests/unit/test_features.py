@@ -42,12 +42,12 @@ own_features = st.lists(
         pytest.param(NodeFeatures(("ds:a", "gpu"), ("ds:a",), OURS), ["a"], None, id="order-alone-is-no-change"),
     ],
 )
-def test_plan(now, cached, wanted):
+def test_plan(now, cached, wanted) -> None:
     assert plan_features(now, cached, prefix="ds:") == wanted
 
 
 @given(own_features, st.data(), st.lists(dataset_names), st.lists(dataset_names))
-def test_a_plan_keeps_what_is_not_ours_and_tells_all_that_is_cached(own, data, before, cached):
+def test_a_plan_keeps_what_is_not_ours_and_tells_all_that_is_cached(own, data, before, cached) -> None:
     active = [name for name in own if data.draw(st.booleans())]
     mine = [feature_name(name, "ds:") for name in dict.fromkeys(before)]
     listed = data.draw(st.permutations([*own, *mine]))
@@ -67,18 +67,18 @@ def test_a_plan_keeps_what_is_not_ours_and_tells_all_that_is_cached(own, data, b
 
 
 @given(dataset_names)
-def test_a_dataset_keeps_its_name_in_its_feature(name):
+def test_a_dataset_keeps_its_name_in_its_feature(name) -> None:
     assert feature_name(name, "ds:") == f"ds:{name}"
 
 
 @given(st.text(), st.text())
-def test_two_names_never_share_a_feature_and_slurm_takes_each(one, other):
+def test_two_names_never_share_a_feature_and_slurm_takes_each(one, other) -> None:
     assert (feature_name(one, "ds:") == feature_name(other, "ds:")) == (one == other)
     assert SLURMS_ALPHABET.fullmatch(feature_name(one, "ds:"))
 
 
 @pytest.mark.parametrize("name", ["a b", "a=20b", "a,b", "a&b", "ü", "\udcff", "a=2Cb"])
-def test_what_slurm_does_not_take_is_written_in_digits(name):
+def test_what_slurm_does_not_take_is_written_in_digits(name) -> None:
     assert not DATASET_NAME.fullmatch(name)
     assert SLURMS_ALPHABET.fullmatch(feature_name(name, "ds:"))
     assert feature_name(name, "") != name
@@ -98,15 +98,15 @@ def test_what_slurm_does_not_take_is_written_in_digits(name):
         ("[" * 100_000, False),
     ],
 )
-def test_whose_extra(text, ours):
+def test_whose_extra(text, ours) -> None:
     assert is_extra_ours(text) is ours
 
 
-def test_extra_is_json_for_tools():
+def test_extra_is_json_for_tools() -> None:
     assert json.loads(format_extra(["b", "a", "b"])) == {"scratch_slurm": {"datasets": ["a", "b"]}}
     assert format_extra([]) == ""
 
 
 @pytest.mark.parametrize("prefix", ["", "a,b", "a b", "(", "|", "&", "*", "a" * 33, "ü", "ds:\n"])
-def test_a_bad_prefix_is_none(prefix):
+def test_a_bad_prefix_is_none(prefix) -> None:
     assert not FEATURE_PREFIX.fullmatch(prefix)

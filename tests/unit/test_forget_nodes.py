@@ -24,7 +24,7 @@ NodeName=n2 CoresPerSocket=1
 """  # noqa: W291
 
 
-def test_the_features_of_all_nodes_are_read():
+def test_the_features_of_all_nodes_are_read() -> None:
     assert parse_nodes(SHOWN) == {
         "n1": NodeFeatures(("gpu", "ds:a"), ("ds:a",), '{"scratch_slurm": {"datasets": ["a"]}}'),
         "n2": NodeFeatures((), (), "rack 7"),
@@ -37,7 +37,7 @@ def node(*features, extra=""):
     return NodeFeatures(features, features, extra)
 
 
-def test_ours_go_the_administrators_stay_and_equal_nodes_are_told_at_once():
+def test_ours_go_the_administrators_stay_and_equal_nodes_are_told_at_once() -> None:
     nodes = {
         "n1": node("gpu", "ds:a"),
         "n2": node("gpu", "ds:b", "ds:c"),

@@ -30,17 +30,17 @@ def read(total_bytes):
     return msgspec.structs.replace(MOUNT, read_bytes=total_bytes)
 
 
-def test_idle_mounts_are_never_looked_at(health):
+def test_idle_mounts_are_never_looked_at(health) -> None:
     assert [health.choose([MOUNT], now) for now in (0.0, 60.0, 6000.0)] == [[], [], []]
 
 
-def test_what_is_read_is_looked_at_once_an_interval(health):
+def test_what_is_read_is_looked_at_once_an_interval(health) -> None:
     assert health.choose([MOUNT], 0.0) == []
     assert health.choose([read(8192)], 29.0) == []
     assert health.choose([read(8192)], 30.0) == [read(8192)]
 
 
-def test_reads_of_the_look_itself_ask_for_no_other(health):
+def test_reads_of_the_look_itself_ask_for_no_other(health) -> None:
     health.choose([MOUNT], 0.0)
     assert health.choose([read(8192)], 40.0)
     health._looked.clear()  # as a look does when it ends
@@ -49,13 +49,13 @@ def test_reads_of_the_look_itself_ask_for_no_other(health):
     assert health.choose([read(9001)], 101.0) == [read(9001)]
 
 
-def test_what_is_unwell_is_looked_at_again_though_nobody_reads_it(health, memory):
+def test_what_is_unwell_is_looked_at_again_though_nobody_reads_it(health, memory) -> None:
     health.choose([MOUNT], 0.0)
     memory.unwell["coco", 100, "loop3"] = "EIO"
     assert health.choose([MOUNT], 31.0) == [MOUNT]
 
 
-def test_a_mount_made_anew_is_another_one(health, memory):
+def test_a_mount_made_anew_is_another_one(health, memory) -> None:
     health.choose([MOUNT], 0.0)
     memory.unwell["coco", 100, "loop3"] = "EIO"
     anew = msgspec.structs.replace(MOUNT, mount_id=101, read_bytes=0)

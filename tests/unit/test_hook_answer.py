@@ -24,13 +24,13 @@ STATUSES = st.builds(
 
 
 @given(st.builds(WaitAnswer, datasets=st.lists(STATUSES, max_size=3).map(tuple), settled=st.booleans()))
-def test_it_reads_what_the_daemon_writes(answer):
+def test_it_reads_what_the_daemon_writes(answer) -> None:
     seen = tuple(Seen(*(getattr(status, field) for field in Seen._fields)) for status in answer.datasets)
     assert parse_answer(msgspec.json.encode(answer)) == Answer(seen, answer.settled)
 
 
 @given(st.lists(st.text(max_size=9), max_size=3).map(tuple), st.floats(0, 1e9))
-def test_the_daemon_reads_what_it_asks(datasets, timeout_s):
+def test_the_daemon_reads_what_it_asks(datasets, timeout_s) -> None:
     question = msgspec.json.decode(format_question(datasets, timeout_s), type=WaitRequest)
     assert question == WaitRequest(datasets, timeout_s)
 
@@ -65,6 +65,6 @@ BAD = [
 
 
 @pytest.mark.parametrize("content", BAD)
-def test_anything_else_is_refused(content):
+def test_anything_else_is_refused(content) -> None:
     with pytest.raises(ValueError):
         parse_answer(content)

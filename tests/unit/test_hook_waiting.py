@@ -38,52 +38,52 @@ class FakeNode:
         return wait_for(("a",), wait_s, self.ask, monotonic=lambda: self.now, sleep=self.sleep)
 
 
-def test_settled_at_once_ends_the_wait():
+def test_settled_at_once_ends_the_wait() -> None:
     node = FakeNode((0.1, SETTLED))
     assert node.wait(600) is SETTLED
     assert node.asked == [(0, SLICE_S)]
 
 
-def test_no_wait_asks_once():
+def test_no_wait_asks_once() -> None:
     node = FakeNode((0.1, UNSETTLED))
     assert node.wait(0) is UNSETTLED
     assert node.asked == [(0, 0)]
 
 
-def test_a_long_wait_is_cut_into_slices_and_ends_in_time():
+def test_a_long_wait_is_cut_into_slices_and_ends_in_time() -> None:
     node = FakeNode((None, UNSETTLED))
     assert node.wait(25) is UNSETTLED
     assert node.asked == [(0, 10), (10, 10), (20, 5)]
     assert node.now == 25
 
 
-def test_a_daemon_that_answers_too_early_is_not_asked_in_a_circle():
+def test_a_daemon_that_answers_too_early_is_not_asked_in_a_circle() -> None:
     node = FakeNode((0.0, UNSETTLED))
     node.wait(5)
     assert len(node.asked) <= 6
 
 
-def test_a_daemon_that_is_not_there_is_not_waited_for():
+def test_a_daemon_that_is_not_there_is_not_waited_for() -> None:
     node = FakeNode((0.0, GONE))
     with pytest.raises(DaemonError):
         node.wait(600)
     assert node.now == 0
 
 
-def test_a_daemon_that_goes_and_comes_back_is_asked_again():
+def test_a_daemon_that_goes_and_comes_back_is_asked_again() -> None:
     node = FakeNode((3, UNSETTLED), (0, GONE), (0, GONE), (0, SETTLED))
     assert node.wait(600) is SETTLED
     assert 4 < node.now < 7
 
 
-def test_a_daemon_that_goes_for_good_is_waited_for_no_longer_than_asked():
+def test_a_daemon_that_goes_for_good_is_waited_for_no_longer_than_asked() -> None:
     node = FakeNode((3, UNSETTLED), (0, GONE))
     with pytest.raises(DaemonError):
         node.wait(60)
     assert node.now == 60
 
 
-def test_what_the_daemon_refuses_is_not_asked_again():
+def test_what_the_daemon_refuses_is_not_asked_again() -> None:
     node = FakeNode((3, UNSETTLED), (0, NotFoundError("no")))
     with pytest.raises(NotFoundError):
         node.wait(600)
@@ -107,7 +107,7 @@ WAITS = [
 
 
 @pytest.mark.parametrize(("environ", "wait_s", "message"), WAITS)
-def test_how_long_a_job_waits(environ, wait_s, message):
+def test_how_long_a_job_waits(environ, wait_s, message) -> None:
     got_s, told = choose_wait(parse_request({"SLURM_JOB_ID": "7", **environ}), CONFIG)
     assert got_s == wait_s
     assert message in told
@@ -151,14 +151,14 @@ BOUNDED = [
 
 
 @pytest.mark.parametrize(("config", "environ", "wait_s", "message"), BOUNDED)
-def test_slurms_settings_bound_the_wait(config, environ, wait_s, message):
+def test_slurms_settings_bound_the_wait(config, environ, wait_s, message) -> None:
     got_s, told = choose_wait(parse_request({"SLURM_JOB_ID": "7", **environ}), config)
     assert got_s == wait_s
     assert message in told
     assert bool(message) == bool(told)
 
 
-def test_a_request_is_read():
+def test_a_request_is_read() -> None:
     request = parse_request({"SLURM_JOB_ID": "4294967295", "SLURM_JOB_UID": "1000", "SPANK_DATASETS": "a b"})
     assert (request.job_id, request.uid, request.datasets_text, request.wait_text) == (4294967295, 1000, "a b", "")
     with pytest.raises(UsageError, match="SLURM_JOB_ID"):
@@ -176,13 +176,13 @@ COMMENTS = [
 
 
 @pytest.mark.parametrize(("comment", "asked"), COMMENTS)
-def test_a_comment_asks_where_the_option_does_not(comment, asked):
+def test_a_comment_asks_where_the_option_does_not(comment, asked) -> None:
     environ = {"SLURM_JOB_ID": "7", "SLURM_JOB_COMMENT": comment}
     assert parse_request(environ).datasets_text == asked
     assert parse_request({**environ, "SPANK_DATASETS": "mine"}).datasets_text == "mine"
 
 
-def test_a_value_of_a_megabyte_is_bounded():
+def test_a_value_of_a_megabyte_is_bounded() -> None:
     request = parse_request({"SLURM_JOB_ID": "7", "SPANK_DATASETS_WAIT": "9" * 2**20, "SLURM_JOB_UID": "9" * 2**20})
     assert request.uid == 0
     assert len(choose_wait(request, CONFIG)[1]) < 200

@@ -41,19 +41,19 @@ TAKEN = [
 
 
 @pytest.mark.parametrize(("content", "wanted"), TAKEN)
-def test_a_request_is_taken(content, wanted):
+def test_a_request_is_taken(content, wanted) -> None:
     assert RequestReader().feed(content) == wanted
 
 
 @pytest.mark.parametrize(("content", "wanted"), TAKEN)
-def test_a_request_that_comes_byte_by_byte_is_the_same(content, wanted):
+def test_a_request_that_comes_byte_by_byte_is_the_same(content, wanted) -> None:
     reader, found = RequestReader(), None
     for byte in content:
         found = found or reader.feed(bytes([byte]))
     assert found == wanted
 
 
-def test_a_caller_that_goes_away_before_its_request_is_whole_has_asked_nothing():
+def test_a_caller_that_goes_away_before_its_request_is_whole_has_asked_nothing() -> None:
     reader = RequestReader()
     assert reader.feed(GET[:-1]) is None
     with pytest.raises(RefusedError):
@@ -85,7 +85,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("content", "status"), REFUSED)
-def test_a_request_is_refused(content, status):
+def test_a_request_is_refused(content, status) -> None:
     with pytest.raises(RefusedError) as caught:
         RequestReader().feed(content)
     assert caught.value.status == status
@@ -98,7 +98,7 @@ def test_a_request_is_refused(content, status):
         st.sampled_from([b"GET ", b"/v1/wait", b" HTTP/1.1", b"\r\n", b":", b"Content-Length", b"9", b" ", b"Host: x"])
     ).map(b"".join)
 )
-def test_any_bytes_are_a_request_or_not_one_yet_or_refused(content):
+def test_any_bytes_are_a_request_or_not_one_yet_or_refused(content) -> None:
     try:
         found = RequestReader().feed(content + b"\r\n\r\n")
     except RefusedError:
@@ -106,7 +106,7 @@ def test_any_bytes_are_a_request_or_not_one_yet_or_refused(content):
     assert found is None or len(found.body) <= BODY_LIMIT_BYTES
 
 
-def test_an_answer_tells_its_length_and_its_end():
+def test_an_answer_tells_its_length_and_its_end() -> None:
     head, _, body = format_answer(200, b"{}").partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
     assert {b"content-length: 2", b"connection: close"} <= {line.lower() for line in head.split(b"\r\n")}

@@ -25,11 +25,11 @@ LIVE, GONE, UNKNOWN = Presence.LIVE, Presence.GONE, Presence.UNKNOWN
         ],
     ],
 )
-def test_judge(state, on_node, presence):
+def test_judge(state, on_node, presence) -> None:
     assert judge(state, on_node=on_node) is presence
     assert has_nodes(state) or presence is judge(state, on_node=not on_node)
 
 
 @given(st.text(), st.sampled_from([True, False, None]))
-def test_a_state_of_another_slurm_is_never_a_reason_to_release(state, on_node):
+def test_a_state_of_another_slurm_is_never_a_reason_to_release(state, on_node) -> None:
     assert judge(f"new {state}", on_node=on_node) is UNKNOWN

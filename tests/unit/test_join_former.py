@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from scratch_slurm.domain.model import Backing, Catalog, Generation, Permissions, SourceImage
-from scratch_slurm.node.cache import CacheContents
+from scratch_slurm.node.staging.cache import CacheContents
 from scratch_slurm.service.join import find_ours, former_ids, take_over
 from scratch_slurm.service.memory import Memory
 from scratch_slurm.service.observe import Reading, SeenMount
-from tests.strategies import cached, image
+from tests.kit.strategies import cached, image
 
 BEFORE = image("coco", 10).generation
 AFTER = Generation.of(BEFORE.inode, BEFORE.size_bytes, BEFORE.mtime_ns, "0" * 64)
@@ -23,7 +23,7 @@ def reading():
     return Reading(mounted, CacheContents((cached("coco", 10), cached("other")), (), 0, 0, 0), 0, ())
 
 
-def test_a_copy_counts_for_the_image_with_its_manifest():
+def test_a_copy_counts_for_the_image_with_its_manifest() -> None:
     images = take_over(reading(), former_ids(catalog(AFTER))).cache.images
     assert [(each.dataset, each.generation_id) for each in images] == [
         ("coco", AFTER.id),
@@ -32,12 +32,12 @@ def test_a_copy_counts_for_the_image_with_its_manifest():
     assert images[0].path == cached("coco", 10).path, "it keeps its name on the disk"
 
 
-def test_without_a_manifest_nothing_is_renamed():
+def test_without_a_manifest_nothing_is_renamed() -> None:
     seen = reading()
     assert take_over(seen, former_ids(catalog(BEFORE))) is seen
 
 
-def test_a_mount_counts_for_the_image_with_its_manifest_and_its_gate_is_known():
+def test_a_mount_counts_for_the_image_with_its_manifest_and_its_gate_is_known() -> None:
     memory, gate = Memory(), Permissions(0, 7, 0o750)
     memory.generations["coco", 7, "loop0"] = BEFORE.id
     memory.roots[BEFORE.id] = gate
@@ -46,7 +46,7 @@ def test_a_mount_counts_for_the_image_with_its_manifest_and_its_gate_is_known():
     assert memory.roots[AFTER.id] == gate
 
 
-def test_a_copy_of_another_time_is_none_of_its():
+def test_a_copy_of_another_time_is_none_of_its() -> None:
     other = Generation.of(BEFORE.inode, BEFORE.size_bytes, BEFORE.mtime_ns + 1, "0" * 64)
     seen = replace(reading())
     assert take_over(seen, former_ids(catalog(other))) is seen

@@ -6,7 +6,7 @@ import pytest
 
 from scratch_slurm.domain.config import build_config
 from scratch_slurm.domain.model import Backing, Catalog
-from scratch_slurm.node.cache import CacheContents
+from scratch_slurm.node.staging.cache import CacheContents
 from scratch_slurm.service.join import count_reads, find_ours, join
 from scratch_slurm.service.memory import Memory
 from scratch_slurm.service.observe import Reading, SeenMount
@@ -19,7 +19,7 @@ CONFIG = build_config(
 NOTHING_CACHED = CacheContents((), (), used_bytes=0, free_bytes=10**10, whole_bytes=10**10)
 
 
-def test_the_plan_is_made_from_what_was_read_since_a_reading_began():
+def test_the_plan_is_made_from_what_was_read_since_a_reading_began() -> None:
     """Every 30 s a look; a minute after three quarters of an hour of quiet 6 MB have been read."""
     memory, clock = Memory(), itertools.count(1000.0, 30.0)
     for total in [0, *[0] * 90, 3_000_000, 6_000_000]:

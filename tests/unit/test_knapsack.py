@@ -62,17 +62,17 @@ CASES = [
 
 
 @pytest.mark.parametrize(("items", "capacity", "expected"), CASES)
-def test_choose(items, capacity, expected):
+def test_choose(items, capacity, expected) -> None:
     assert chosen(items, capacity) == expected
 
 
-def test_what_is_present_wins_a_tie():
+def test_what_is_present_wins_a_tie() -> None:
     items = items_of((5, 5), (5, 5), (5, 5))
     assert chosen(items, 5) == "a"
     assert chosen(items, 5, present={"c"}) == "c"
 
 
-def test_what_is_present_is_not_exchanged_for_a_gain_within_the_tolerance():
+def test_what_is_present_is_not_exchanged_for_a_gain_within_the_tolerance() -> None:
     """Two sets that the tolerance cannot tell apart would take turns otherwise."""
     items = items_of((100, 1000.0), (50, 500.0), (50, 499.9))
     assert chosen(items, 100, tolerance=0.001, present={"a"}) == "a"
@@ -80,15 +80,15 @@ def test_what_is_present_is_not_exchanged_for_a_gain_within_the_tolerance():
     assert chosen(items_of((100, 999.9), (50, 500.0), (50, 499.9)), 100, tolerance=0.001, present={"bc"}) == "bc"
 
 
-def test_what_is_present_and_worthless_is_left():
+def test_what_is_present_and_worthless_is_left() -> None:
     assert chosen(items_of((5, 0), (5, 1)), 10, present={"a"}) == "b"
 
 
-def test_what_is_present_and_does_not_fit_together_is_chosen_from():
+def test_what_is_present_and_does_not_fit_together_is_chosen_from() -> None:
     assert chosen(items_of((6, 6), (6, 7), (4, 1)), 10, present={"a", "b"}) == "bc"
 
 
-def test_a_set_is_not_over_capacity_by_rounding():
+def test_a_set_is_not_over_capacity_by_rounding() -> None:
     """The ancestor's fault: sizes in thousandths of the capacity, rounded; 2,000 items of half of one are 'nothing'."""
     capacity = 4 * TIB
     items = [Item(f"d{index}", round(capacity / 1000 * 0.499), 1.0) for index in range(4000)]
@@ -97,7 +97,7 @@ def test_a_set_is_not_over_capacity_by_rounding():
     assert len(choice.names) == capacity // items[0].size_bytes
 
 
-def test_one_byte_too_many_is_too_many():
+def test_one_byte_too_many_is_too_many() -> None:
     items = items_of((2 * TIB, 1.0), (2 * TIB + 1, 1.0))
     assert len(choose(items, 4 * TIB).names) == 1
     assert len(choose(items, 4 * TIB + 1).names) == 2
@@ -125,7 +125,7 @@ def instances(draw, largest=12):
 
 
 @given(instances())
-def test_never_over_the_capacity_and_only_what_is_worth_something(instance):
+def test_never_over_the_capacity_and_only_what_is_worth_something(instance) -> None:
     items, capacity, present = instance
     choice = choose(items, capacity, present=present)
     assert size_of(items, choice) <= max(0, capacity)
@@ -134,7 +134,7 @@ def test_never_over_the_capacity_and_only_what_is_worth_something(instance):
 
 
 @given(instances())
-def test_without_a_tolerance_it_is_the_optimum(instance):
+def test_without_a_tolerance_it_is_the_optimum(instance) -> None:
     items, capacity, present = instance
     choice = choose(items, capacity, present=present, **EXACT)
     assert choice.value_bytes == pytest.approx(best_value(items, capacity))
@@ -142,7 +142,7 @@ def test_without_a_tolerance_it_is_the_optimum(instance):
 
 
 @given(instances(), st.sampled_from((0, 3, 20_000)), st.sampled_from((0.0, TOLERANCE, 0.2)))
-def test_the_bound_is_a_bound_and_the_gap_is_honest(instance, work, tolerance):
+def test_the_bound_is_a_bound_and_the_gap_is_honest(instance, work, tolerance) -> None:
     items, capacity, present = instance
     choice = choose(items, capacity, present=present, work=work, tolerance=tolerance)
     optimum = best_value(items, capacity)
@@ -152,7 +152,7 @@ def test_the_bound_is_a_bound_and_the_gap_is_honest(instance, work, tolerance):
 
 
 @given(instances(), st.sampled_from((TOLERANCE, 0.01, 0.2)))
-def test_the_tolerance_is_kept_when_there_is_work_enough(instance, tolerance):
+def test_the_tolerance_is_kept_when_there_is_work_enough(instance, tolerance) -> None:
     items, capacity, present = instance
     choice = choose(items, capacity, present=present, tolerance=tolerance, work=10**9)
     assert choice.value_bytes * (1 + tolerance) >= best_value(items, capacity) * (1 - 1e-9)
@@ -160,7 +160,7 @@ def test_the_tolerance_is_kept_when_there_is_work_enough(instance, tolerance):
 
 
 @given(instances(), st.sampled_from((0, 3, 20_000)))
-def test_never_worse_than_greedy_nor_than_what_is_present(instance, work):
+def test_never_worse_than_greedy_nor_than_what_is_present(instance, work) -> None:
     items, capacity, present = instance
     choice = choose(items, capacity, present=present, work=work, tolerance=0.5)
     assert choice.value_bytes >= greedy_value(items, capacity) * (1 - 1e-9)
@@ -170,21 +170,21 @@ def test_never_worse_than_greedy_nor_than_what_is_present(instance, work):
 
 
 @given(instances(), st.randoms(use_true_random=False))
-def test_the_order_of_the_items_is_irrelevant(instance, rng):
+def test_the_order_of_the_items_is_irrelevant(instance, rng) -> None:
     items, capacity, present = instance
     shuffled = rng.sample(items, len(items))
     assert choose(shuffled, capacity, present=present) == choose(items, capacity, present=present)
 
 
 @given(instances())
-def test_choosing_again_changes_nothing(instance):
+def test_choosing_again_changes_nothing(instance) -> None:
     items, capacity, present = instance
     first = choose(items, capacity, present=present)
     assert choose(items, capacity, present=first.names).names == first.names
 
 
 @given(instances(), st.integers(0, 20))
-def test_more_capacity_is_never_worth_less(instance, more):
+def test_more_capacity_is_never_worth_less(instance, more) -> None:
     items, capacity, _ = instance
     less = choose(items, capacity, **EXACT).value_bytes
     assert choose(items, capacity + more, **EXACT).value_bytes >= less * (1 - 1e-9)
@@ -213,7 +213,7 @@ def strongly_correlated(rng, count):
         pytest.param(strongly_correlated, 1000, 0.0005, id="strongly-correlated-1000"),
     ],
 )
-def test_many_items_are_chosen_close_to_the_bound(make, count, within):
+def test_many_items_are_chosen_close_to_the_bound(make, count, within) -> None:
     for seed in range(5):
         items = make(random.Random(seed), count)
         choice = choose(items, 4 * TIB)
@@ -222,7 +222,7 @@ def test_many_items_are_chosen_close_to_the_bound(make, count, within):
         assert choice.gap <= within
 
 
-def test_what_the_tolerance_hides_is_in_the_gap():
+def test_what_the_tolerance_hides_is_in_the_gap() -> None:
     """The best two are worth 10.5; 9 is within a fifth of it, so the search stops, and says how far it may be."""
     items = items_of((6, 9.0), (5, 5.25), (5, 5.25))
     rough, exact = choose(items, 10, tolerance=0.2), choose(items, 10, **EXACT)
@@ -230,7 +230,7 @@ def test_what_the_tolerance_hides_is_in_the_gap():
     assert rough.bound_bytes >= 10.5
 
 
-def test_the_search_ends_where_nothing_can_be_proven():
+def test_the_search_ends_where_nothing_can_be_proven() -> None:
     """Sizes that are all even and a capacity that is odd: the last unit cannot be filled, and nothing says so."""
     rng = random.Random(1)
     items = [Item(f"d{index}", size, size) for index in range(300) for size in (2 * rng.randint(10**9, 10**10),)]

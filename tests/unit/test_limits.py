@@ -63,7 +63,7 @@ FOLDERS = [
 
 
 @pytest.mark.parametrize(("cgroups", "mountinfo", "expected"), FOLDERS)
-def test_the_folders_are_the_own_group_and_all_above_it(cgroups, mountinfo, expected):
+def test_the_folders_are_the_own_group_and_all_above_it(cgroups, mountinfo, expected) -> None:
     found = find_folders(cgroups, mountinfo)
     assert [(folder.path, ",".join(sorted(folder.controllers))) for folder in found] == expected
 
@@ -72,7 +72,7 @@ AMOUNTS = [("629145600\n", 600 * MIB), ("max\n", None), ("9223372036854771712\n"
 
 
 @pytest.mark.parametrize(("text", "expected"), AMOUNTS)
-def test_parse_amount(text, expected):
+def test_parse_amount(text, expected) -> None:
     assert parse_amount(text) == expected
 
 
@@ -87,11 +87,11 @@ QUOTAS = [
 
 
 @pytest.mark.parametrize(("text", "expected"), QUOTAS)
-def test_parse_quota(text, expected):
+def test_parse_quota(text, expected) -> None:
     assert parse_quota(text) == expected
 
 
-def test_parse_field_of_both_forms():
+def test_parse_field_of_both_forms() -> None:
     assert parse_field("MemTotal:       16 kB\nMemAvailable:   12 kB\n", "MemAvailable") == 12 * 1024
     assert parse_field("cache 5\ninactive_file 7\n", "inactive_file") == 7
     assert parse_field("total_inactive_file 7\n", "inactive_file") is None
@@ -129,7 +129,7 @@ LEFT = [
 
 
 @pytest.mark.parametrize(("folders", "files", "memory", "processors"), LEFT)
-def test_read_cgroups(folders, files, memory, processors):
+def test_read_cgroups(folders, files, memory, processors) -> None:
     given_folders = [CgroupFolder(path, frozenset(names.split(",")) - {""}) for path, names in folders]
     assert read_cgroups(given_folders, files) == (Bound(*memory) if memory else None, processors)
 
@@ -146,13 +146,13 @@ CHOICES = [
 
 
 @pytest.mark.parametrize(("limits", "total_bytes", "expected", "by"), CHOICES)
-def test_choose_resources(limits, total_bytes, expected, by):
+def test_choose_resources(limits, total_bytes, expected, by) -> None:
     chosen = choose_resources(limits, entries=0, total_bytes=total_bytes)
     assert (chosen.memory_bytes, chosen.processors) == expected
     assert by in chosen.by
 
 
-def test_many_files_take_memory_besides():
+def test_many_files_take_memory_besides() -> None:
     limits = Limits(Bound(4 * GIB, "group"), None, 1)
     few, many = (choose_resources(limits, entries=entries, total_bytes=64 * GIB) for entries in (0, 2_000_000))
     assert few.memory_bytes - many.memory_bytes > 900 * MIB
@@ -165,7 +165,9 @@ def test_many_files_take_memory_besides():
     entries=st.integers(0, 10**9),
     total_bytes=st.integers(0, 2**45),
 )
-def test_what_is_chosen_is_never_more_than_half_of_what_is_left(memory, addresses, processors, entries, total_bytes):
+def test_what_is_chosen_is_never_more_than_half_of_what_is_left(
+    memory, addresses, processors, entries, total_bytes
+) -> None:
     bounds = [None if amount is None else Bound(amount, "x") for amount in (memory, addresses)]
     chosen = choose_resources(Limits(*bounds, processors), entries=entries, total_bytes=total_bytes)
     assert chosen.processors >= 1

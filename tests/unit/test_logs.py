@@ -9,7 +9,7 @@ import pytest
 from scratch_slurm.service.logs import Allowance, Bound, Budget, JournalFormatter, is_journal, priority_prefix
 
 
-def test_an_allowance_is_used_up_and_comes_back_with_time():
+def test_an_allowance_is_used_up_and_comes_back_with_time() -> None:
     allowance = Allowance(Budget(3, 0.5), now=100.0)
     assert [allowance.take(100.0) for _ in range(5)] == [True, True, True, False, False]
     assert allowance.left_out == 2
@@ -43,7 +43,7 @@ class Log:
         return self.stream.getvalue().splitlines()
 
 
-def test_lines_of_one_cause_are_left_out_and_the_lines_around_them_say_so():
+def test_lines_of_one_cause_are_left_out_and_the_lines_around_them_say_so() -> None:
     it = Log()
     for number in range(100):
         it.say(number)
@@ -59,7 +59,7 @@ def test_lines_of_one_cause_are_left_out_and_the_lines_around_them_say_so():
     ]
 
 
-def test_other_causes_are_written_meanwhile():
+def test_other_causes_are_written_meanwhile() -> None:
     it = Log()
     for number in range(100):
         it.say(number)
@@ -68,14 +68,14 @@ def test_other_causes_are_written_meanwhile():
     assert len(it.lines()) == 4
 
 
-def test_tracebacks_have_a_budget_of_their_own():
+def test_tracebacks_have_a_budget_of_their_own() -> None:
     it = Log()
     for _ in range(50):
         it.fail()
     assert it.stream.getvalue().count("Traceback") == 1
 
 
-def test_whatever_is_said_nothing_is_kept_of_it():
+def test_whatever_is_said_nothing_is_kept_of_it() -> None:
     it, bound = Log(), Bound()
     for number in range(1000):
         record = it.log.makeRecord("x", logging.INFO, __file__, 7, f"text {number}", (), None)
@@ -83,7 +83,7 @@ def test_whatever_is_said_nothing_is_kept_of_it():
     assert len(bound._causes) == 1
 
 
-def test_a_percent_sign_in_what_is_said_is_no_format():
+def test_a_percent_sign_in_what_is_said_is_no_format() -> None:
     it = Log()
     for _ in range(4):
         it.log.info("100 %s", "%d")
@@ -95,11 +95,11 @@ LEVELS = [(logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.
 
 
 @pytest.mark.parametrize(("level", "number"), LEVELS)
-def test_the_journal_is_told_a_priority(level, number):
+def test_the_journal_is_told_a_priority(level, number) -> None:
     assert priority_prefix(level) == f"<{number}>"
 
 
-def test_each_line_of_a_record_has_its_priority():
+def test_each_line_of_a_record_has_its_priority() -> None:
     it = Log(JournalFormatter("%(levelname)s %(message)s"))
     it.fail()
     lines = it.lines()
@@ -108,7 +108,7 @@ def test_each_line_of_a_record_has_its_priority():
     assert all(line.startswith("<3>") for line in lines)
 
 
-def test_only_the_stream_that_the_journal_reads_is_the_journal_s(tmp_path):
+def test_only_the_stream_that_the_journal_reads_is_the_journal_s(tmp_path) -> None:
     with (tmp_path / "log").open("w") as log:
         status = os.fstat(log.fileno())
         assert is_journal(log, f"{status.st_dev}:{status.st_ino}")

@@ -3,8 +3,8 @@ import os
 import pytest
 
 from scratch_slurm.domain.errors import DeviceError
-from scratch_slurm.node.loopdev import attach, read_status
-from scratch_slurm.node.loopsysfs import LoopBacking, LoopDevice, read_backings, read_loop_device
+from scratch_slurm.node.kernel.loopdev import attach, read_status
+from scratch_slurm.node.kernel.loopsysfs import LoopBacking, LoopDevice, read_backings, read_loop_device
 
 ATTRIBUTES = {
     "dev": "7:3\n",
@@ -41,7 +41,7 @@ def sys_block(tmp_path):
     return add
 
 
-def test_a_bound_device(sys_block):
+def test_a_bound_device(sys_block) -> None:
     assert read_loop_device("loop3", sys_block("loop3")) == BOUND
 
 
@@ -53,14 +53,14 @@ ODD_PATHS = [
 
 
 @pytest.mark.parametrize(("shown", "path", "deleted"), ODD_PATHS)
-def test_odd_backing_paths(sys_block, shown, path, deleted):
+def test_odd_backing_paths(sys_block, shown, path, deleted) -> None:
     root = sys_block("loop3", **{"loop/backing_file": shown})
     device = read_loop_device("loop3", root)
     assert (device.backing_path, device.deleted) == (path, deleted)
     assert read_backings(root) == {"loop3": LoopBacking(path, deleted)}
 
 
-def test_backings_of_bound_loop_devices_alone(sys_block):
+def test_backings_of_bound_loop_devices_alone(sys_block) -> None:
     for name in ("loop10", "loop9", "vda", "loopback", "loop\u0663"):
         root = sys_block(name)
     sys_block("loop2", **{"loop/backing_file": None, "loop/offset": None})  # not bound
@@ -69,21 +69,21 @@ def test_backings_of_bound_loop_devices_alone(sys_block):
     assert read_backings(root)["loop9"] == LoopBacking("/cache/other", False)
 
 
-def test_a_device_that_is_unbound_meanwhile(sys_block):
+def test_a_device_that_is_unbound_meanwhile(sys_block) -> None:
     assert read_loop_device("loop4", sys_block("loop4", size=None)) is None
 
 
-def test_a_missing_sysfs_is_an_error(tmp_path):
+def test_a_missing_sysfs_is_an_error(tmp_path) -> None:
     with pytest.raises(DeviceError, match="cannot read the loop devices"):
         read_backings(tmp_path / "none")
 
 
-def test_a_name_that_is_no_loop_device_never_becomes_a_path():
+def test_a_name_that_is_no_loop_device_never_becomes_a_path() -> None:
     with pytest.raises(ValueError, match="loop device"):
         read_status("../sda")
 
 
 @pytest.mark.parametrize("tag", ["x" * 64, "é" * 32, "a\0b"], ids=["64-bytes", "64-bytes-in-32-letters", "nul"])
-def test_a_tag_that_the_kernel_would_cut_is_refused(tag):
+def test_a_tag_that_the_kernel_would_cut_is_refused(tag) -> None:
     with pytest.raises(ValueError, match="tag"):
         attach(-1, tag=tag, direct_io=False)

@@ -14,13 +14,13 @@ PAGE = (Path(__file__).parents[2] / "docs" / "man" / "scratch-slurm.1").read_tex
 CODES = {int(code) for code in re.findall(r"^\.It (\d+) Ta ", PAGE, re.MULTILINE)}
 
 
-def test_every_exit_code_is_in_the_table():
+def test_every_exit_code_is_in_the_table() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.ScratchError)]
     assert {kind.exit_code for kind in kinds} | {0, main.EXIT_INTERRUPTED, main.EXIT_BROKEN_PIPE, 143} == CODES
 
 
 @pytest.mark.parametrize("name", main.COMMANDS)
-def test_every_command_and_option_is_described(name):
+def test_every_command_and_option_is_described(name) -> None:
     assert f"\n.Ss {name}\n" in PAGE
     command = importlib.import_module(f"scratch_slurm.cli.{name.replace('-', '_')}").command
     flat = PAGE.replace("Fl -", "--").replace("Fl ", "-")

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scratch_slurm.domain.errors import DeviceError
-from scratch_slurm.node.mountinfo import (
+from scratch_slurm.node.kernel.mountinfo import (
     Mount,
     find_mount,
     parse_mountinfo,
@@ -36,7 +36,7 @@ def mount(**changes):
     return Mount(**{**base, "source": "/dev/loop3", "device": "loop3", **changes})
 
 
-def test_a_recorded_file():
+def test_a_recorded_file() -> None:
     found = {each.mount_id: each for each in parse_mountinfo(RECORDED)}
     assert found[42] == mount(
         mount_id=42,
@@ -95,23 +95,23 @@ STACKS = [
 
 
 @pytest.mark.parametrize(("lines", "expected"), STACKS)
-def test_what_is_met_on_a_path_is_last(lines, expected):
+def test_what_is_met_on_a_path_is_last(lines, expected) -> None:
     for text in ("\n".join(lines), "\n".join(reversed(lines))):
         found = parse_stacks(text, "/datasets")
         assert {name: [each.mount_id for each in stack] for name, stack in found.items()} == expected
 
 
-def test_a_directory_with_blanks_and_a_name_with_a_tab():
+def test_a_directory_with_blanks_and_a_name_with_a_tab() -> None:
     text = "\n".join([ROOT, line(60, 27, r"/data\040sets\134/a\011b"), line(61, 27, r"/data\040sets\134/a/b")])
     assert [each.mount_id for each in parse_stacks(text, "/data sets\\")["a\tb"]] == [60]
     assert list(parse_stacks(text, "/data sets\\")) == ["a\tb"]
 
 
-def test_mounts_directly_in_the_root():
+def test_mounts_directly_in_the_root() -> None:
     assert list(parse_stacks("\n".join([ROOT, line(42, 27, "/a"), line(43, 27, "/b/c")]), "/")) == ["a"]
 
 
-def test_links_on_the_way_to_a_directory_are_resolved(tmp_path):
+def test_links_on_the_way_to_a_directory_are_resolved(tmp_path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     (tmp_path / "mountinfo").write_text(f"{ROOT}\n{line(42, 27, tmp_path / 'real/a')}\n")
@@ -128,7 +128,7 @@ def test_links_on_the_way_to_a_directory_are_resolved(tmp_path):
         pytest.param(55, None, id="partition-of-a-loop-device"),
     ],
 )
-def test_the_loop_device_of_a_mount(mount_id, device):
+def test_the_loop_device_of_a_mount(mount_id, device) -> None:
     assert {each.mount_id: each.device for each in parse_mountinfo(RECORDED)}[mount_id] == device
 
 
@@ -145,7 +145,7 @@ def escape(path):
     source=st.sampled_from(["/dev/loop3", "none", ""]) | PATHS,
     optional=st.lists(st.sampled_from(["shared:1", "master:22", "propagate_from:3", "unbindable"])),
 )
-def test_every_path_survives(path, root, source, optional):
+def test_every_path_survives(path, root, source, optional) -> None:
     fields = [
         "36",
         "35",
@@ -167,7 +167,7 @@ def test_every_path_survives(path, root, source, optional):
 
 
 @given(st.text())
-def test_any_text_is_parsed_or_refused(text):
+def test_any_text_is_parsed_or_refused(text) -> None:
     try:
         parse_mountinfo(text)
     except DeviceError as exc:
@@ -178,19 +178,19 @@ def test_any_text_is_parsed_or_refused(text):
         assert "mountinfo" in exc.message
 
 
-def test_names_that_are_not_text_survive(tmp_path):
+def test_names_that_are_not_text_survive(tmp_path) -> None:
     recorded = tmp_path / "mountinfo"
     recorded.write_bytes(b"1 0 0:7 / /x\xff\xfe ro - tmpfs none rw\n")
     assert read_mounts(recorded)[0].mount_point == "/x\udcff\udcfe"
 
 
-def test_a_missing_file_is_an_error(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path) -> None:
     with pytest.raises(DeviceError, match="mountinfo"):
         read_mounts(tmp_path / "mountinfo")
 
 
 @pytest.mark.parametrize(("ids", "same"), [((22, 27, 31), True), ((131, 132), False)], ids=["shared-ids", "own-ids"])
-def test_the_namespace_of_init(tmp_path, ids, same):
+def test_the_namespace_of_init(tmp_path, ids, same) -> None:
     for process, mount_ids in (("self", (22, 27, 30)), ("1", ids)):
         (tmp_path / process).mkdir()
         lines = [f"{mount_id} 1 0:7 / /x{mount_id} ro - tmpfs none rw\n" for mount_id in mount_ids]
@@ -198,7 +198,7 @@ def test_the_namespace_of_init(tmp_path, ids, same):
     assert same_mount_namespace_as_init(tmp_path) is same
 
 
-def test_a_path_lies_on_the_deepest_mount_above_it_and_there_on_the_top_one():
+def test_a_path_lies_on_the_deepest_mount_above_it_and_there_on_the_top_one() -> None:
     text = "\n".join(
         [
             "1 0 0:1 / / rw - rootfs rootfs rw",

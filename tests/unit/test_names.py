@@ -29,12 +29,12 @@ INVALID = [
 
 
 @pytest.mark.parametrize("text", VALID, ids=lambda text: text[:20])
-def test_a_dataset_name(text):
+def test_a_dataset_name(text) -> None:
     assert names.parse_dataset_name(text) == text
 
 
 @pytest.mark.parametrize("text", INVALID, ids=ascii)
-def test_no_dataset_name(text):
+def test_no_dataset_name(text) -> None:
     with pytest.raises(UsageError, match="is not valid") as caught:
         names.parse_dataset_name(text)
     assert repr(text[:80]) in caught.value.message
@@ -42,7 +42,7 @@ def test_no_dataset_name(text):
 
 
 @given(st.text(max_size=70))
-def test_a_dataset_name_is_one_plain_path_component(text):
+def test_a_dataset_name_is_one_plain_path_component(text) -> None:
     try:
         name = names.parse_dataset_name(text)
     except UsageError:
@@ -61,7 +61,7 @@ def test_a_dataset_name_is_one_plain_path_component(text):
     ],
     ids=["one", "in-the-order-of-asking", "each-once", "as-many-as-64"],
 )
-def test_a_dataset_list(text, expected):
+def test_a_dataset_list(text, expected) -> None:
     assert names.parse_dataset_list(text) == expected
 
 
@@ -79,7 +79,7 @@ def test_a_dataset_list(text, expected):
     ],
     ids=["empty", "comma", "trailing-comma", "double-comma", "space", "path", "sixty-five", "a-million"],
 )
-def test_no_dataset_list(text, match):
+def test_no_dataset_list(text, match) -> None:
     with pytest.raises(UsageError, match=match) as caught:
         names.parse_dataset_list(text)
     assert len(caught.value.message) < 200
@@ -110,7 +110,7 @@ def test_no_dataset_list(text, match):
     ],
     ids=ascii,
 )
-def test_an_image_name(file_name, expected):
+def test_an_image_name(file_name, expected) -> None:
     assert names.parse_image_name(file_name) == expected
 
 
@@ -119,7 +119,7 @@ GENERATIONS = st.from_regex(r"[0-9a-f]{16}", fullmatch=True)
 
 
 @given(DATASETS, GENERATIONS)
-def test_cached_file_names_read_back(dataset, generation_id):
+def test_cached_file_names_read_back(dataset, generation_id) -> None:
     file_name = names.cached_file_name(dataset, generation_id)
     assert names.parse_cached_file_name(file_name) == (dataset, generation_id)
     assert "/" not in file_name and len(file_name) <= 255
@@ -140,12 +140,12 @@ def test_cached_file_names_read_back(dataset, generation_id):
         f"coco@{GENERATION}.image\n",
     ],
 )
-def test_no_cached_file_name(file_name):
+def test_no_cached_file_name(file_name) -> None:
     assert names.parse_cached_file_name(file_name) is None
 
 
 @given(GENERATIONS)
-def test_device_tags_read_back_and_fit_into_a_loop_device_s_name(generation_id):
+def test_device_tags_read_back_and_fit_into_a_loop_device_s_name(generation_id) -> None:
     tag = names.device_tag(generation_id)
     assert names.parse_device_tag(tag) == generation_id
     assert len(tag) == 30
@@ -162,7 +162,7 @@ def test_device_tags_read_back_and_fit_into_a_loop_device_s_name(generation_id):
         GENERATION,
     ],
 )
-def test_a_device_of_others_has_no_generation(tag):
+def test_a_device_of_others_has_no_generation(tag) -> None:
     assert names.parse_device_tag(tag) is None
 
 
@@ -175,5 +175,5 @@ def test_a_device_of_others_has_no_generation(tag):
         ("zzz", None),
     ],
 )
-def test_the_nearest_names_are_told(name, expected):
+def test_the_nearest_names_are_told(name, expected) -> None:
     assert names.nearest_hint(name, iter(["coco", "imagenet", "coco-2017"])) == expected

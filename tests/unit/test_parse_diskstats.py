@@ -1,7 +1,7 @@
 import pytest
 
 from scratch_slurm.domain.errors import DeviceError
-from scratch_slurm.node.diskstats import DiskReads, parse_diskstats, read_diskstats
+from scratch_slurm.node.kernel.diskstats import DiskReads, parse_diskstats, read_diskstats
 
 # Linux 6.18, 4.18 (18 fields) and 2.6-style partitions (4 fields).
 RECORDED = """\
@@ -16,7 +16,7 @@ RECORDED = """\
 """
 
 
-def test_loop_devices_only_in_sectors_of_512_bytes():
+def test_loop_devices_only_in_sectors_of_512_bytes() -> None:
     assert parse_diskstats(RECORDED) == {
         "loop0": DiskReads(reads=117, bytes=2048 * 512),
         "loop12": DiskReads(reads=3, bytes=9007199254740993 * 512),
@@ -24,10 +24,10 @@ def test_loop_devices_only_in_sectors_of_512_bytes():
     }
 
 
-def test_an_empty_file_has_no_devices():
+def test_an_empty_file_has_no_devices() -> None:
     assert parse_diskstats("") == {}
 
 
-def test_a_missing_file_is_an_error(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path) -> None:
     with pytest.raises(DeviceError, match="diskstats: cannot read it"):
         read_diskstats(tmp_path / "diskstats")

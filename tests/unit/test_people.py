@@ -52,7 +52,7 @@ def told(story):
     asyncio.run(tell())
 
 
-def test_it_is_unknown_until_the_name_service_has_answered_and_is_asked_once():
+def test_it_is_unknown_until_the_name_service_has_answered_and_is_asked_once() -> None:
     @told
     async def story(it):
         it.service.groups[7] = (7, 50)
@@ -61,7 +61,7 @@ def test_it_is_unknown_until_the_name_service_has_answered_and_is_asked_once():
         assert (it.judge(), it.service.asked) == (True, [7])
 
 
-def test_nobody_asks_where_groups_do_not_matter():
+def test_nobody_asks_where_groups_do_not_matter() -> None:
     @told
     async def story(it):
         assert it.people.judge(7, Permissions(0, 50, 0o644)) is True
@@ -70,7 +70,7 @@ def test_nobody_asks_where_groups_do_not_matter():
         assert it.service.asked == []
 
 
-def test_nobody_asks_while_the_permissions_are_not_known():
+def test_nobody_asks_while_the_permissions_are_not_known() -> None:
     @told
     async def story(it):
         assert it.people.judge(7, None) is None
@@ -78,7 +78,7 @@ def test_nobody_asks_while_the_permissions_are_not_known():
         assert it.service.asked == []
 
 
-def test_no_more_users_wait_to_be_asked_about_than_are_remembered():
+def test_no_more_users_wait_to_be_asked_about_than_are_remembered() -> None:
     @told
     async def story(it):
         it.people = People(it.service, on_news=it.news.set, most=5)
@@ -88,7 +88,7 @@ def test_no_more_users_wait_to_be_asked_about_than_are_remembered():
         it.people.close()
 
 
-def test_a_name_service_that_hangs_holds_up_nobody():
+def test_a_name_service_that_hangs_holds_up_nobody() -> None:
     @told
     async def story(it):
         it.service.answers.clear()
@@ -100,7 +100,7 @@ def test_a_name_service_that_hangs_holds_up_nobody():
         it.people.close()
 
 
-def test_an_old_answer_holds_until_the_new_one_is_there():
+def test_an_old_answer_holds_until_the_new_one_is_there() -> None:
     @told
     async def story(it):
         it.service.groups[7] = (7, 50)
@@ -115,7 +115,7 @@ def test_an_old_answer_holds_until_the_new_one_is_there():
         assert (it.judge(), it.service.asked) == (False, [7, 7])
 
 
-def test_a_failure_is_told_and_tried_again_after_a_pause_and_takes_nothing_away():
+def test_a_failure_is_told_and_tried_again_after_a_pause_and_takes_nothing_away() -> None:
     @told
     async def story(it):
         it.service.failure = NotFoundError("user 7 is not known to this node")
@@ -135,7 +135,7 @@ def test_a_failure_is_told_and_tried_again_after_a_pause_and_takes_nothing_away(
         assert (it.judge(), it.people.problem(7)) == (True, ""), "what was known stays known"
 
 
-def test_strangers_do_not_fill_the_memory():
+def test_strangers_do_not_fill_the_memory() -> None:
     @told
     async def story(it):
         for uid in range(10_000, 15_000):

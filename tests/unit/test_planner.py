@@ -23,7 +23,7 @@ from scratch_slurm.domain.errors import DaemonError, NotFoundError, PinnedError
 from scratch_slurm.domain.model import Backing, Space
 from scratch_slurm.domain.planner import plan as make_plan
 from scratch_slurm.domain.planner import plan_eviction
-from tests.strategies import (
+from tests.kit.strategies import (
     NAMES,
     admin_pin,
     cached,
@@ -391,37 +391,37 @@ CASES = [
 
 
 @pytest.mark.parametrize(("seen", "expected"), CASES)
-def test_plan(seen, expected):
+def test_plan(seen, expected) -> None:
     assert words(seen) == expected
 
 
-def test_a_new_mount_starts_on_its_copy():
+def test_a_new_mount_starts_on_its_copy() -> None:
     seen = observation([image("a")], cached=(cached("a"),))
     assert [action.backing_path for action in make_plan(seen).actions] == [cached("a").path]
 
 
-def test_a_switch_to_the_source_says_which_generation_must_be_there():
+def test_a_switch_to_the_source_says_which_generation_must_be_there() -> None:
     (switch,) = make_plan(observation([image("a")], [mounted("a", backing=CACHE)])).actions
     assert (switch.device, switch.backing_path, switch.expected) == ("loop-a", image("a").path, image("a").generation)
 
 
-def test_a_switch_to_the_cache_expects_no_generation():
+def test_a_switch_to_the_cache_expects_no_generation() -> None:
     (switch,) = make_plan(observation(*on_source("a"), cached=(cached("a"),))).actions
     assert (switch.backing_path, switch.expected) == (cached("a").path, None)
 
 
-def test_an_eviction_switches_its_reader_back_first():
+def test_an_eviction_switches_its_reader_back_first() -> None:
     (evict,) = make_plan(with_pinned("a", "b", space=room(0))).actions
     assert (evict.image, evict.device, evict.source, evict.outdated) == (cached("b"), "loop-b", image("b"), False)
     assert evict.reason == "nobody reads it, its room is needed by a, pinned by job:1"
 
 
-def test_an_outdated_image_has_no_reader():
+def test_an_outdated_image_has_no_reader() -> None:
     (evict,) = make_plan(observation(cached=(cached("a"),))).actions
     assert (evict.device, evict.source, evict.outdated) == (None, None, True)
 
 
-def test_the_larger_goes_first_of_two_that_were_used_together():
+def test_the_larger_goes_first_of_two_that_were_used_together() -> None:
     seen = observation(
         [image("a"), image("b"), image("c", 20)],
         [mounted("a"), mounted("b", backing=CACHE), mounted("c", 20, backing=CACHE)],
@@ -433,7 +433,7 @@ def test_the_larger_goes_first_of_two_that_were_used_together():
     assert words(seen) == ["evict c"]
 
 
-def test_a_copy_names_all_its_holders():
+def test_a_copy_names_all_its_holders() -> None:
     (stage,) = make_plan(observation(*on_source("a"), pins=(pin("a", 7), admin_pin("a")))).actions
     assert stage.reason == "pinned by job:7, administrator"
 
@@ -475,7 +475,7 @@ CUT_SHORT = [
 
 
 @pytest.mark.parametrize(("seen", "expected"), CUT_SHORT)
-def test_a_change_that_was_cut_short(seen, expected):
+def test_a_change_that_was_cut_short(seen, expected) -> None:
     assert words(seen) == expected
     for action in make_plan(seen).actions:
         if isinstance(action, Uncover):
@@ -513,14 +513,14 @@ PROBLEMS = [
 
 
 @pytest.mark.parametrize(("seen", "expected"), PROBLEMS)
-def test_problem(seen, expected):
+def test_problem(seen, expected) -> None:
     decided = make_plan(seen)
     problem = decided.problems["a"]
     assert (problem.text, problem.waiting_helps) == expected
     assert not decided.actions
 
 
-def test_waiting_for_an_eviction_is_no_problem():
+def test_waiting_for_an_eviction_is_no_problem() -> None:
     assert not make_plan(with_pinned("a", "b", space=room(0))).problems
 
 
@@ -554,18 +554,18 @@ EVICTIONS = [
 
 
 @pytest.mark.parametrize(("seen", "error", "match"), EVICTIONS)
-def test_an_asked_for_eviction_refuses(seen, error, match):
+def test_an_asked_for_eviction_refuses(seen, error, match) -> None:
     with pytest.raises(error, match=match):
         plan_eviction(seen, "a", "asked")
 
 
-def test_an_asked_for_eviction_switches_back_first():
+def test_an_asked_for_eviction_switches_back_first() -> None:
     images, mounts, copies = on_cache("a")
     evict = plan_eviction(observation(images, mounts, cached=copies), "a", "asked")
     assert evict == Evict(copies[0], "loop-a", images[0], False, "asked")
 
 
-def test_an_asked_for_eviction_takes_the_copy_that_is_read():
+def test_an_asked_for_eviction_takes_the_copy_that_is_read() -> None:
     copies = (cached("a", version=1), cached("a", version=2))
     for order in (copies, copies[::-1]):
         for version in (1, 2):
@@ -599,7 +599,7 @@ def needs(seen, stage):
 
 
 @given(observations())
-def test_staging_stays_within_the_room(seen):
+def test_staging_stays_within_the_room(seen) -> None:
     stages = of(Stage, make_plan(seen).actions)
     assert sum(needs(seen, stage) for stage in stages) <= max(0, seen.space.room_bytes)
     if seen.space.room_bytes < 0:
@@ -607,7 +607,7 @@ def test_staging_stays_within_the_room(seen):
 
 
 @given(observations())
-def test_no_victim_is_pinned_or_read_without_its_source(seen):
+def test_no_victim_is_pinned_or_read_without_its_source(seen) -> None:
     pinned = {each.dataset for each in seen.pins}
     for evict in of(Evict, make_plan(seen).actions):
         mount = seen.mounted.get(evict.dataset)
@@ -626,7 +626,7 @@ def test_no_victim_is_pinned_or_read_without_its_source(seen):
 
 
 @given(observations())
-def test_every_victim_is_needed(seen):
+def test_every_victim_is_needed(seen) -> None:
     """Without the last victim, some wanted dataset would have gone short; with none needed there is none."""
     decided = make_plan(seen)
     victims = [evict for evict in of(Evict, decided.actions) if not evict.outdated]
@@ -642,14 +642,14 @@ def test_every_victim_is_needed(seen):
 
 
 @given(observations())
-def test_at_most_one_action_a_dataset_beside_drops_and_evictions(seen):
+def test_at_most_one_action_a_dataset_beside_drops_and_evictions(seen) -> None:
     actions = [action for action in make_plan(seen).actions if not isinstance(action, DropStaged | Evict)]
     datasets = [action.dataset for action in actions]
     assert len(datasets) == len(set(datasets))
 
 
 @given(observations())
-def test_a_victim_has_no_other_action(seen):
+def test_a_victim_has_no_other_action(seen) -> None:
     actions = make_plan(seen).actions
     victims = {action.dataset for action in of(Evict, actions) if not action.outdated}
     others = [action for action in actions if not isinstance(action, DropStaged | Evict)]
@@ -657,7 +657,7 @@ def test_a_victim_has_no_other_action(seen):
 
 
 @given(observations(), st.randoms(use_true_random=False))
-def test_the_order_of_unordered_inputs_is_irrelevant(seen, random):
+def test_the_order_of_unordered_inputs_is_irrelevant(seen, random) -> None:
     def shuffled(values):
         return tuple(random.sample(list(values), len(values)))
 
@@ -686,7 +686,7 @@ def test_the_order_of_unordered_inputs_is_irrelevant(seen, random):
 
 
 @given(observations())
-def test_what_is_busy_foreign_or_backing_off_is_left_alone(seen):
+def test_what_is_busy_foreign_or_backing_off_is_left_alone(seen) -> None:
     for action in make_plan(seen).actions:
         if isinstance(action, DropStaged) and action.staged.under_way:
             continue  # stopping is what a busy dataset can still be asked for
@@ -697,7 +697,7 @@ def test_what_is_busy_foreign_or_backing_off_is_left_alone(seen):
 
 
 @given(observations())
-def test_an_incomplete_listing_destroys_nothing(seen):
+def test_an_incomplete_listing_destroys_nothing(seen) -> None:
     seen = dataclasses.replace(seen, catalog=dataclasses.replace(seen.catalog, complete=False))
     for action in make_plan(seen).actions:
         assert not isinstance(action, Unmount | DropStaged)
@@ -720,13 +720,13 @@ HELD = [
 
 
 @pytest.mark.parametrize("seen", HELD)
-def test_a_dataset_with_a_pin_that_may_count_is_left_as_it_is(seen):
+def test_a_dataset_with_a_pin_that_may_count_is_left_as_it_is(seen) -> None:
     assert len(words(seen)) == 1
     assert words(dataclasses.replace(seen, undecided=frozenset("a"))) == []
 
 
 @given(observations(), st.frozensets(st.sampled_from(NAMES)))
-def test_nothing_is_taken_from_a_dataset_with_a_pin_that_may_count(seen, undecided):
+def test_nothing_is_taken_from_a_dataset_with_a_pin_that_may_count(seen, undecided) -> None:
     seen = dataclasses.replace(seen, undecided=undecided)
     for action in make_plan(seen).actions:
         if action.dataset in undecided and action.dataset not in seen.catalog.withdrawn:
@@ -737,7 +737,7 @@ def test_nothing_is_taken_from_a_dataset_with_a_pin_that_may_count(seen, undecid
 
 
 @given(observations())
-def test_nothing_is_replaced_or_unmounted_under_a_pin(seen):
+def test_nothing_is_replaced_or_unmounted_under_a_pin(seen) -> None:
     pinned = {each.dataset for each in seen.pins}
     for action in make_plan(seen).actions:
         if isinstance(action, Mend):
@@ -749,7 +749,7 @@ def test_nothing_is_replaced_or_unmounted_under_a_pin(seen):
 
 
 @given(observations())
-def test_only_the_mounted_generation_is_copied_and_switched_to(seen):
+def test_only_the_mounted_generation_is_copied_and_switched_to(seen) -> None:
     generations = {copy.path: copy.generation_id for copy in seen.cached}
     for action in make_plan(seen).actions:
         if isinstance(action, Stage):
@@ -762,12 +762,12 @@ def test_only_the_mounted_generation_is_copied_and_switched_to(seen):
 
 
 @given(observations())
-def test_every_action_says_why(seen):
+def test_every_action_says_why(seen) -> None:
     assert all(action.reason for action in make_plan(seen).actions)
 
 
 @given(observations())
-def test_a_plan_that_has_begun_evicts_nobody_else(seen):
+def test_a_plan_that_has_begun_evicts_nobody_else(seen) -> None:
     """While the victims of one plan are on their way out, the next plan chooses no others."""
     decided = make_plan(seen)
     evictions = of(Evict, decided.actions)
@@ -791,7 +791,7 @@ def test_a_plan_that_has_begun_evicts_nobody_else(seen):
         pytest.param({cached("a").path: "EIO"}, image("a").path, id="on-the-source-when-the-copy-is-bad"),
     ],
 )
-def test_what_is_unwell_is_mounted_anew(bad, path):
+def test_what_is_unwell_is_mounted_anew(bad, path) -> None:
     images, mounts, copies = on_cache("a")
     seen = observation(images, mounts, cached=copies, unwell={"a": "EIO"}, bad_copies=bad)
     (mend,) = make_plan(seen).actions
@@ -800,13 +800,13 @@ def test_what_is_unwell_is_mounted_anew(bad, path):
     assert make_plan(seen).problems["a"].waiting_helps
 
 
-def test_without_a_cache_directory_a_pinned_dataset_has_that_problem_and_no_wait():
+def test_without_a_cache_directory_a_pinned_dataset_has_that_problem_and_no_wait() -> None:
     seen = observation(*on_source("a"), pins=(pin("a"),), space=room(0), cache_problem="/cache: cannot read it")
     decided = make_plan(seen)
     assert decided.actions == ()
     assert (decided.problems["a"].text, decided.problems["a"].waiting_helps) == ("/cache: cannot read it", False)
 
 
-def test_what_a_job_waits_for_is_mounted_first_and_then_what_is_cached():
+def test_what_a_job_waits_for_is_mounted_first_and_then_what_is_cached() -> None:
     seen = observation([image(name) for name in "abcde"], cached=(cached("c"), cached("e")), pins=(pin("d"), pin("e")))
     assert words(seen) == ["mount e", "mount d", "mount c", "mount a", "mount b"]

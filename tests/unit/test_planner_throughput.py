@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scratch_slurm.domain.actions import ActionKind, DropStaged, Evict, Retarget, Stage
 from scratch_slurm.domain.model import Backing, Space
 from scratch_slurm.domain.planner import plan as make_plan
-from tests.strategies import (
+from tests.kit.strategies import (
     PLENTY,
     cached,
     image,
@@ -216,7 +216,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("seen", "expected"), CASES)
-def test_plan(seen, expected):
+def test_plan(seen, expected) -> None:
     assert words(seen) == expected
 
 
@@ -278,12 +278,12 @@ REASONS = [
 
 
 @pytest.mark.parametrize(("seen", "reason"), REASONS)
-def test_a_reason(seen, reason):
+def test_a_reason(seen, reason) -> None:
     (action,) = make_plan(seen).actions
     assert action.reason == reason
 
 
-def test_drops_and_copies_at_once_do_not_exceed_the_capacity():
+def test_drops_and_copies_at_once_do_not_exceed_the_capacity() -> None:
     """The ancestor's fault: it copied into room that was still to come free."""
     seen = node("ab", "cd", reads={"a": 99, "b": 99}, space=room(5, used=20))
     assert words(seen) == ["evict c", "evict d"]
@@ -299,7 +299,7 @@ def test_drops_and_copies_at_once_do_not_exceed_the_capacity():
     assert words(half_way) == ["stage a"]
 
 
-def test_a_set_by_rounding_over_the_capacity_is_not_wished_for():
+def test_a_set_by_rounding_over_the_capacity_is_not_wished_for() -> None:
     """The ancestor's fault: sizes in thousandths of the capacity, rounded down, add up to more than it."""
     names = [f"d{number:04}" for number in range(1100)]
     size = 2**30
@@ -318,7 +318,7 @@ def test_a_set_by_rounding_over_the_capacity_is_not_wished_for():
 
 
 @given(observations())
-def test_nothing_is_staged_for_its_throughput_that_does_not_pay(seen):
+def test_nothing_is_staged_for_its_throughput_that_does_not_pay(seen) -> None:
     pinned = {each.dataset for each in seen.pins}
     for action in make_plan(seen).actions:
         if isinstance(action, Stage) and action.dataset not in pinned:
@@ -329,7 +329,7 @@ def test_nothing_is_staged_for_its_throughput_that_does_not_pay(seen):
 
 
 @given(observations())
-def test_what_is_chosen_is_no_victim(seen):
+def test_what_is_chosen_is_no_victim(seen) -> None:
     decided = make_plan(seen)
     for action in decided.actions:
         if isinstance(action, Evict) and not action.outdated:
@@ -337,7 +337,7 @@ def test_what_is_chosen_is_no_victim(seen):
 
 
 @given(observations())
-def test_the_wishes_share_the_capacity(seen):
+def test_the_wishes_share_the_capacity(seen) -> None:
     """All that is chosen fits beside what is pinned and cached, even if everything else had to go."""
     decided = make_plan(seen)
     space = seen.space
@@ -430,7 +430,7 @@ def worlds(draw):
 
 
 @given(worlds(), st.sampled_from((3, 10, 1000)))
-def test_with_rates_that_stay_it_comes_to_rest(world, speed):
+def test_with_rates_that_stay_it_comes_to_rest(world, speed) -> None:
     """No oscillation: some rounds later nothing is decided any more, and then never again."""
     quiet = 0
     for _ in range(200):
@@ -441,7 +441,7 @@ def test_with_rates_that_stay_it_comes_to_rest(world, speed):
 
 
 @given(worlds(), st.sampled_from((3, 10, 1000)))
-def test_at_rest_no_single_change_would_pay(world, speed):
+def test_at_rest_no_single_change_would_pay(world, speed) -> None:
     for _ in range(200):
         if not world.run_a_round(speed) and not world.copying:
             break
@@ -457,7 +457,7 @@ def test_at_rest_no_single_change_would_pay(world, speed):
 
 
 @given(worlds(), st.sampled_from((3, 10, 1000)))
-def test_without_pins_or_a_smaller_disk_less_is_never_saved_than_before(world, speed):
+def test_without_pins_or_a_smaller_disk_less_is_never_saved_than_before(world, speed) -> None:
     """Everything that is copied is worth its copy, so what is saved never shrinks from one rest to the next.
 
     With rates that are trusted without a limit: else what is saved counts only as far as it is trusted.

@@ -3,7 +3,7 @@
 from scratch_slurm.domain.model import Backing
 from scratch_slurm.domain.planner import plan as make_plan
 from scratch_slurm.service.plans import answer_plan
-from tests.strategies import cached, image, mounted, observation, pin, room
+from tests.kit.strategies import cached, image, mounted, observation, pin, room
 
 # `secret` is pinned and needs the room of `common`, which nobody reads.
 SEEN = observation(
@@ -20,13 +20,13 @@ def told(is_told):
     return [(each.kind, each.dataset, each.reason) for each in answer.actions], {each.name for each in answer.verdicts}
 
 
-def test_an_eviction_names_the_dataset_that_needs_the_room():
+def test_an_eviction_names_the_dataset_that_needs_the_room() -> None:
     actions, names = told(lambda name: True)
     assert actions == [("evict", "common", "nobody reads it, its room is needed by secret, pinned by job:7")]
     assert names == {"secret", "common"}
 
 
-def test_a_dataset_that_is_not_told_is_named_nowhere():
+def test_a_dataset_that_is_not_told_is_named_nowhere() -> None:
     actions, names = told(lambda name: name != "secret")
     assert actions == [("evict", "common", "nobody reads it, its room is needed by another dataset")]
     assert names == {"common"}

@@ -29,11 +29,11 @@ RULES = [
 
 
 @pytest.mark.parametrize(("text", "expected"), RULES)
-def test_the_rules(text, expected):
+def test_the_rules(text, expected) -> None:
     assert parse_prolog_rules(text) == expected
 
 
 @given(st.text())
-def test_any_text_gives_rules(text):
+def test_any_text_gives_rules(text) -> None:
     rules = parse_prolog_rules(f"PrologEpilogTimeout = {text}")
     assert rules.timeout_s is None or rules.timeout_s > 0

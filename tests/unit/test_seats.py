@@ -6,7 +6,7 @@ from scratch_slurm.service.paced import Paced
 from scratch_slurm.service.seats import Seats
 
 
-def test_a_user_has_so_many_seats_and_takes_none_of_anothers():
+def test_a_user_has_so_many_seats_and_takes_none_of_anothers() -> None:
     seats = Seats(2)
     assert [seats.take(7) for _ in range(4)] == [True, True, False, False]
     assert seats.take(8)
@@ -14,12 +14,12 @@ def test_a_user_has_so_many_seats_and_takes_none_of_anothers():
     assert [seats.take(7), seats.take(7)] == [True, False]
 
 
-def test_root_has_any_number():
+def test_root_has_any_number() -> None:
     seats = Seats(2)
     assert all(seats.take(0) for _ in range(100))
 
 
-def test_nothing_is_kept_of_users_that_are_gone():
+def test_nothing_is_kept_of_users_that_are_gone() -> None:
     seats = Seats(1)
     for uid in range(1000):
         assert seats.take(uid)
@@ -27,7 +27,7 @@ def test_nothing_is_kept_of_users_that_are_gone():
     assert not seats._users
 
 
-def test_a_user_has_one_turn_at_a_time_and_others_have_theirs_meanwhile():
+def test_a_user_has_one_turn_at_a_time_and_others_have_theirs_meanwhile() -> None:
     async def story():
         seats, has_it, ends = Seats(2), [], {name: asyncio.Event() for name in ("a", "b", "c")}
         for uid in (7, 7, 8):
@@ -54,7 +54,7 @@ def test_a_user_has_one_turn_at_a_time_and_others_have_theirs_meanwhile():
     asyncio.run(story())
 
 
-def test_many_callers_at_once_share_what_begins_after_they_asked():
+def test_many_callers_at_once_share_what_begins_after_they_asked() -> None:
     async def story():
         begun, ends = [], asyncio.Event()
 
@@ -76,7 +76,7 @@ def test_many_callers_at_once_share_what_begins_after_they_asked():
     asyncio.run(story())
 
 
-def test_it_begins_no_sooner_than_a_pause_after_the_last_beginning():
+def test_it_begins_no_sooner_than_a_pause_after_the_last_beginning() -> None:
     async def story():
         now, begun = [100.0], []
 

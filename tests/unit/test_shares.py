@@ -8,7 +8,7 @@ from scratch_slurm.domain.actions import Evict, Stage
 from scratch_slurm.domain.model import ADMINISTRATOR, Backing, Pin, Space, job_holder
 from scratch_slurm.domain.planner import plan
 from scratch_slurm.domain.shares import find_beyond, most_bytes, word_own_room
-from tests.strategies import NAMES, PLENTY, cached, image, mounted, observation, room
+from tests.kit.strategies import NAMES, PLENTY, cached, image, mounted, observation, room
 
 SIZES = {"a": 40, "b": 40, "c": 30, "d": 10}
 ALICE, BOB = 1000, 1001
@@ -43,11 +43,11 @@ BEYOND = [
 
 
 @pytest.mark.parametrize(("pins", "limit_bytes", "expected"), BEYOND)
-def test_what_a_users_pins_do_not_bring_into_the_cache(pins, limit_bytes, expected):
+def test_what_a_users_pins_do_not_bring_into_the_cache(pins, limit_bytes, expected) -> None:
     assert sorted(find_beyond(pins, SIZES, limit_bytes)) == expected
 
 
-def test_a_job_is_told_how_much_its_user_pins_and_does_not_wait():
+def test_a_job_is_told_how_much_its_user_pins_and_does_not_wait() -> None:
     beyond = find_beyond([pin("a"), pin("b")], {"a": 4 * 10**9, "b": 2 * 10**9}, 5 * 10**9)
     assert beyond["b"].text == (
         "needs 2.0 GB; the jobs of user 1000 pin 4.0 GB already here, of 5.0 GB that a user may (max_pinned)"
@@ -68,7 +68,7 @@ PINS = st.lists(
 
 
 @given(PINS, st.sampled_from((0, 10, 40, 70, 120)))
-def test_no_user_has_more_than_the_share(pins, limit_bytes):
+def test_no_user_has_more_than_the_share(pins, limit_bytes) -> None:
     beyond = find_beyond(pins, SIZES, limit_bytes)
     first = {}
     for each in pins:
@@ -85,7 +85,7 @@ def test_no_user_has_more_than_the_share(pins, limit_bytes):
 
 
 @given(PINS, st.sampled_from((0, 10, 40, 70, 120)))
-def test_a_pin_that_comes_later_takes_nothing_from_earlier_ones(pins, limit_bytes):
+def test_a_pin_that_comes_later_takes_nothing_from_earlier_ones(pins, limit_bytes) -> None:
     for count in range(len(pins)):
         before, after = (find_beyond(pins[:end], SIZES, limit_bytes) for end in (count, count + 1))
         counted = {each.dataset for each in pins[:count]} - before.keys()
@@ -113,26 +113,26 @@ def words(seen):
     return [f"{action.kind} {action.dataset}" for action in plan(seen).actions]
 
 
-def test_what_is_beyond_is_not_staged_for_its_pin_and_is_said():
+def test_what_is_beyond_is_not_staged_for_its_pin_and_is_said() -> None:
     decided = plan(world(pins=[pin("a"), pin("b")]))
     assert [action.dataset for action in decided.actions] == ["a"]
     assert "max_pinned" in decided.problems["b"].text
     assert "a" not in decided.problems
 
 
-def test_what_is_beyond_may_still_be_cached_for_its_throughput():
+def test_what_is_beyond_may_still_be_cached_for_its_throughput() -> None:
     seen = world(pins=[pin("a"), pin("b")], bytes_per_s={"b": 1.0}, read_for_s={"b": 3600.0})
     stages = {action.dataset: action.preheat for action in plan(seen).actions if isinstance(action, Stage)}
     assert stages == {"a": True, "b": False}
 
 
-def test_what_is_beyond_and_cached_stays_while_there_is_room_and_is_no_problem():
+def test_what_is_beyond_and_cached_stays_while_there_is_room_and_is_no_problem() -> None:
     seen = world(cached_names=["a", "b"], pins=[pin("a"), pin("b")])
     assert words(seen) == []
     assert not plan(seen).problems
 
 
-def test_what_is_beyond_and_cached_makes_room_for_another_users_pin():
+def test_what_is_beyond_and_cached_makes_room_for_another_users_pin() -> None:
     seen = world(cached_names=["a", "b"], pins=[pin("a"), pin("b"), pin("c", BOB, 2)], space=room(0, used=80))
     (evict,) = plan(seen).actions
     assert isinstance(evict, Evict)
@@ -140,14 +140,14 @@ def test_what_is_beyond_and_cached_makes_room_for_another_users_pin():
     assert evict.discounted == {"job:1"}
 
 
-def test_without_a_limit_it_does_not():
+def test_without_a_limit_it_does_not() -> None:
     seen = world(
         cached_names=["a", "b"], pins=[pin("a"), pin("b"), pin("c", BOB, 2)], space=room(0, used=80), limit=None
     )
     assert words(seen) == []
 
 
-def test_a_newer_image_waits_for_a_pin_that_is_beyond_too():
+def test_a_newer_image_waits_for_a_pin_that_is_beyond_too() -> None:
     seen = observation([image("a", 40, version=2)], [mounted("a", 40)], pins=(pin("a"),), max_pinned_bytes=10)
     assert words(seen) == []
 
@@ -163,7 +163,7 @@ SPACES = [
 
 
 @pytest.mark.parametrize(("space", "expected"), SPACES)
-def test_what_can_ever_be_had(space, expected):
+def test_what_can_ever_be_had(space, expected) -> None:
     assert most_bytes(space) == expected
 
 
@@ -178,13 +178,13 @@ OWN_ROOM = [
 
 
 @pytest.mark.parametrize(("pins", "dataset", "hopeless"), OWN_ROOM)
-def test_a_dataset_that_waits_for_its_own_holders(pins, dataset, hopeless):
+def test_a_dataset_that_waits_for_its_own_holders(pins, dataset, hopeless) -> None:
     problem = word_own_room(dataset, pins, SIZES, Space(100, 0, 80, PLENTY))
     assert (problem is not None) == hopeless
     assert problem is None or not problem.waiting_helps
 
 
-def test_the_job_is_told_with_both_figures():
+def test_the_job_is_told_with_both_figures() -> None:
     sizes = {"a": 4 * 10**9, "b": 3 * 10**9}
     problem = word_own_room("b", [pin("a"), pin("b")], sizes, Space(5 * 10**9, 0, 0, PLENTY))
     assert (
@@ -192,7 +192,7 @@ def test_the_job_is_told_with_both_figures():
     )
 
 
-def test_the_plan_says_so_and_waits_for_others_as_before():
+def test_the_plan_says_so_and_waits_for_others_as_before() -> None:
     own = world(cached_names=["a", "b"], pins=[pin("a"), pin("b"), pin("c")], space=room(0, used=80), limit=None)
     others = world(
         cached_names=["a", "b"], pins=[pin("a", job_id=2), pin("b"), pin("c")], space=room(0, used=80), limit=None

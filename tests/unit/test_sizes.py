@@ -38,7 +38,7 @@ DISK = 1000
         ("33.39%", 333),
     ],
 )
-def test_a_size(text, expected):
+def test_a_size(text, expected) -> None:
     size = parse_size(text, whole_bytes=DISK)
     assert size == expected and isinstance(size, int)
 
@@ -52,28 +52,28 @@ NO_SIZES = [
 
 
 @pytest.mark.parametrize("text", NO_SIZES, ids=lambda text: text[:12])
-def test_no_size(text):
+def test_no_size(text) -> None:
     with pytest.raises(UsageError, match="is not valid") as caught:
         parse_size(text, whole_bytes=DISK)
     assert caught.value.hint
     assert len(caught.value.message) < 500 or "%" in text
 
 
-def test_a_percentage_of_nothing_is_refused():
+def test_a_percentage_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="'80%' is not valid here") as caught:
         parse_size("80%")
     assert "bytes" in caught.value.hint
 
 
 @given(st.integers(0, 2**60), st.sampled_from(["", "B", "kB", "KiB", "MB", "MiB", "GB", "GiB", "TB", "TiB"]))
-def test_whole_sizes_are_exact(number, unit):
+def test_whole_sizes_are_exact(number, unit) -> None:
     factor = parse_size(f"1{unit}")
     assert parse_size(f"{number}{unit}") == parse_size(f" {number} {unit.lower()} ") == number * factor
 
 
 @given(st.text(max_size=30))
 @example("9" * 5000)
-def test_any_text_is_a_size_or_refused(text):
+def test_any_text_is_a_size_or_refused(text) -> None:
     try:
         size = parse_size(text, whole_bytes=DISK)
     except UsageError:
@@ -97,12 +97,12 @@ def test_any_text_is_a_size_or_refused(text):
         (-2500, "-2.5 kB"),
     ],
 )
-def test_bytes_for_people(n_bytes, text):
+def test_bytes_for_people(n_bytes, text) -> None:
     assert format_bytes(n_bytes) == text
 
 
 @given(st.integers(0, 10**18))
-def test_bytes_for_people_read_back_within_their_digits(n_bytes):
+def test_bytes_for_people_read_back_within_their_digits(n_bytes) -> None:
     back = parse_size(format_bytes(n_bytes))
     assert abs(back - n_bytes) <= max(1, n_bytes) * 0.05 + 1
 
@@ -121,7 +121,7 @@ def test_bytes_for_people_read_back_within_their_digits(n_bytes):
         (" 1 d ", 86400),
     ],
 )
-def test_a_duration(text, seconds):
+def test_a_duration(text, seconds) -> None:
     assert parse_duration(text) == seconds
 
 
@@ -132,14 +132,14 @@ NO_DURATIONS = [
 
 
 @pytest.mark.parametrize("text", NO_DURATIONS, ids=lambda text: text[:12])
-def test_no_duration(text):
+def test_no_duration(text) -> None:
     with pytest.raises(UsageError, match="is not valid") as caught:
         parse_duration(text)
     assert caught.value.hint and len(caught.value.message) < 100
 
 
 @given(st.text(max_size=20))
-def test_any_text_is_a_finite_duration_or_refused(text):
+def test_any_text_is_a_finite_duration_or_refused(text) -> None:
     try:
         seconds = parse_duration(text)
     except UsageError:
@@ -166,7 +166,7 @@ def test_any_text_is_a_finite_duration_or_refused(text):
         ("1-01:01:01", 90061),
     ],
 )
-def test_a_wait(text, seconds):
+def test_a_wait(text, seconds) -> None:
     assert parse_wait(text) == seconds
 
 
@@ -178,14 +178,14 @@ NO_WAITS = [
 
 
 @pytest.mark.parametrize("text", NO_WAITS, ids=lambda text: repr(text[:12]))
-def test_no_wait(text):
+def test_no_wait(text) -> None:
     with pytest.raises(UsageError, match="is not a time") as caught:
         parse_wait(text)
     assert caught.value.hint and len(caught.value.message) < 120
 
 
 @given(st.text(alphabet="0123456789:-dhmsal. ", max_size=14))
-def test_any_text_is_a_wait_or_refused(text):
+def test_any_text_is_a_wait_or_refused(text) -> None:
     try:
         seconds = parse_wait(text)
     except UsageError:
@@ -207,5 +207,5 @@ def test_any_text_is_a_wait_or_refused(text):
         (864000, "10.0 d"),
     ],
 )
-def test_seconds_for_people(seconds, text):
+def test_seconds_for_people(seconds, text) -> None:
     assert format_duration(seconds) == text

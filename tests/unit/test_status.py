@@ -15,7 +15,7 @@ from scratch_slurm.domain.throughput import ReadCounter
 from scratch_slurm.service.loop import Snapshot
 from scratch_slurm.service.memory import Copy, Memory
 from scratch_slurm.service.status import StatusView
-from tests.strategies import admin_pin, cached, image, mounted, observation, pin, room
+from tests.kit.strategies import admin_pin, cached, image, mounted, observation, pin, room
 
 CONFIG = build_config({"source_dir": "/source", "cache_dir": "/cache"}, origin="test", host_name="node1")
 NOW, MONOTONIC = 1_000_000.0, 5000.0
@@ -85,7 +85,7 @@ STATES = [
 ]
 
 
-def test_a_job_does_not_wait_for_room_that_its_own_datasets_take_whoever_else_asks_for_one_of_them():
+def test_a_job_does_not_wait_for_room_that_its_own_datasets_take_whoever_else_asks_for_one_of_them() -> None:
     names = ("a", "b", "c")
     seen = observation(
         [image(name, 40) for name in names],
@@ -101,7 +101,7 @@ def test_a_job_does_not_wait_for_room_that_its_own_datasets_take_whoever_else_as
 
 
 @pytest.mark.parametrize(("seen", "memory", "state", "settled"), STATES)
-def test_state(seen, memory, state, settled):
+def test_state(seen, memory, state, settled) -> None:
     view = view_of(seen, memory)
     assert view.dataset("a").state is state
     assert view.is_settled("a") == settled
@@ -135,18 +135,18 @@ PROBLEMS = [
 
 
 @pytest.mark.parametrize(("seen", "memory", "text"), PROBLEMS)
-def test_problem(seen, memory, text):
+def test_problem(seen, memory, text) -> None:
     assert view_of(seen, memory).dataset("a").problem == text
 
 
-def test_what_hangs_says_since_when():
+def test_what_hangs_says_since_when() -> None:
     memory = Memory()
     memory.hanging_since["a"] = NOW - 60
     problem = view_of(ON_SOURCE, memory).dataset("a").problem
     assert problem.startswith("gives no answer since ") and problem.count(":") == 2
 
 
-def test_a_cached_dataset_in_figures():
+def test_a_cached_dataset_in_figures() -> None:
     memory = Memory()
     memory.counters["a"] = counter = ReadCounter(600.0)
     for at, read, backing in ((-40, 0, Backing.SOURCE), (-30, 5, Backing.SOURCE), (0, 3005, CACHE)):
@@ -165,16 +165,16 @@ def test_a_cached_dataset_in_figures():
     assert (status.path, status.update_waiting, status.eta_s) == ("/datasets/a", False, None)
 
 
-def test_a_copy_in_figures():
+def test_a_copy_in_figures() -> None:
     status = view_of(ASKED, copying(size=1000, done=250)).dataset("a")
     assert (status.staged_bytes, status.stage_bytes_per_s, status.eta_s) == (250, 25.0, 30.0)
 
 
-def test_a_copy_that_does_not_move_has_no_end():
+def test_a_copy_that_does_not_move_has_no_end() -> None:
     assert view_of(ASKED, copying(done=0)).dataset("a").eta_s is None
 
 
-def test_a_copy_that_waits_has_no_speed():
+def test_a_copy_that_waits_has_no_speed() -> None:
     status = view_of(ASKED, copying(started=False)).dataset("a")
     assert (status.stage_bytes_per_s, status.eta_s) == (0.0, None)
 
@@ -190,20 +190,20 @@ def test_a_copy_that_waits_has_no_speed():
     ],
     ids=["the-same", "newer", "not-known-which", "removed", "not-mounted"],
 )
-def test_an_update_waits(seen, waiting):
+def test_an_update_waits(seen, waiting) -> None:
     assert view_of(seen).dataset("a").update_waiting is waiting
 
 
-def test_a_dataset_that_the_source_lost_keeps_the_size_of_its_copy():
+def test_a_dataset_that_the_source_lost_keeps_the_size_of_its_copy() -> None:
     seen = observation([], [mounted("a", 70, backing=CACHE)], cached=(cached("a", 70),), pins=(pin("a"),))
     assert view_of(seen).dataset("a").size_bytes == 70
 
 
-def test_what_is_not_mounted_has_no_path():
+def test_what_is_not_mounted_has_no_path() -> None:
     assert view_of(observation([image("a")])).dataset("a").path == ""
 
 
-def test_all_names_are_told_sorted():
+def test_all_names_are_told_sorted() -> None:
     seen = observation(
         [image("d")], [mounted("c")], skipped=["b"], cached=(cached("a"),), pins=(pin("e"),), foreign=frozenset("d")
     )
@@ -240,7 +240,7 @@ TOLD = [
 
 
 @pytest.mark.parametrize(("seen", "memory", "judge", "permits", "soon"), TOLD)
-def test_what_is_not_known_is_private(seen, memory, judge, permits, soon):
+def test_what_is_not_known_is_private(seen, memory, judge, permits, soon) -> None:
     view = view_of(seen, memory)
     assert (view.permits("a", judge), view.awaits_verdict("a", judge)) == (permits, soon)
     told = view.dataset_for("a", judge)
@@ -250,13 +250,13 @@ def test_what_is_not_known_is_private(seen, memory, judge, permits, soon):
         assert told == DatasetStatus("a", DatasetState.PRIVATE)
 
 
-def test_of_a_name_of_nothing_strangers_are_not_told_who_asks_for_it():
+def test_of_a_name_of_nothing_strangers_are_not_told_who_asks_for_it() -> None:
     view = view_of(observation(pins=(pin("a"),)))
     assert view.dataset_for("a", STRANGER).holders == ()
     assert view.dataset_for("a", ROOT).holders == ("job:1",)
 
 
-def test_the_nearest_names_are_those_that_the_reader_may_know():
+def test_the_nearest_names_are_those_that_the_reader_may_know() -> None:
     view = view_of(observation([image("imagenet"), image("imagenot")]), readers(imagenet=PUBLIC, imagenot=FOR_STAFF))
     assert view.dataset_for("imagene", STRANGER).problem.endswith("did you mean imagenet?")
     assert "imagenot" in view.dataset_for("imagene", ROOT).problem
@@ -272,14 +272,14 @@ HANDS = [
 
 
 @pytest.mark.parametrize(("action", "changing"), HANDS)
-def test_a_mount_changes_hands(action, changing):
+def test_a_mount_changes_hands(action, changing) -> None:
     memory = Memory()
     memory.running["a"] = action
     view = view_of(ON_SOURCE, memory)
     assert (view.is_changing_hands("a"), view.is_changing_hands("b")) == (changing, False)
 
 
-def test_what_is_about_to_be_mounted_or_may_be_listed_in_a_moment_changes_hands():
+def test_what_is_about_to_be_mounted_or_may_be_listed_in_a_moment_changes_hands() -> None:
     assert view_of(NEW).is_changing_hands("a"), "a mount waits for its turn"
     assert view_of(AWAITED).is_changing_hands("a")
     assert not view_of(UNLISTED).is_changing_hands("a")

@@ -47,7 +47,7 @@ ENDS = [
 
 
 @pytest.mark.parametrize(("error", "words"), ENDS)
-def test_whatever_ends_a_task_it_is_begun_anew_and_told(error, words):
+def test_whatever_ends_a_task_it_is_begun_anew_and_told(error, words) -> None:
     clock, runs, told = Clock(), [], []
 
     async def run():
@@ -71,7 +71,7 @@ def test_whatever_ends_a_task_it_is_begun_anew_and_told(error, words):
     assert supervisor.problem == "", "it has been running for a while"
 
 
-def test_pauses_grow_to_a_minute_and_begin_anew_after_a_good_while():
+def test_pauses_grow_to_a_minute_and_begin_anew_after_a_good_while() -> None:
     clock, runs = Clock(), []
 
     async def run():
@@ -84,7 +84,7 @@ def test_pauses_grow_to_a_minute_and_begin_anew_after_a_good_while():
     assert clock.pauses[:10] == [1, 2, 4, 8, 16, 32, 60, 60, 1, 2]
 
 
-def test_one_that_is_told_to_end_ends():
+def test_one_that_is_told_to_end_ends() -> None:
     clock, ended = Clock(), []
 
     async def run():

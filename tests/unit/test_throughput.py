@@ -39,11 +39,11 @@ READINGS = [
 
 
 @pytest.mark.parametrize(("readings", "added"), READINGS)
-def test_what_a_reading_adds(readings, added):
+def test_what_a_reading_adds(readings, added) -> None:
     assert counted(*readings)[1] == added
 
 
-def test_reads_are_counted_by_what_served_them():
+def test_reads_are_counted_by_what_served_them() -> None:
     counter, _ = counted(
         (0, "loop0", 0, SOURCE), (1, "loop0", 10, CACHE), (2, "loop0", 40, CACHE), (3, "loop0", 100, SOURCE)
     )
@@ -63,17 +63,17 @@ RATES = [
 
 
 @pytest.mark.parametrize(("readings", "now", "span_s", "expected"), RATES)
-def test_a_rate(readings, now, span_s, expected):
+def test_a_rate(readings, now, span_s, expected) -> None:
     counter, _ = counted(*((at, "loop0", read, SOURCE) for at, read in readings))
     assert counter.bytes_per_s(now, span_s) == pytest.approx(expected)
 
 
-def test_a_new_device_is_no_burst():
+def test_a_new_device_is_no_burst() -> None:
     counter, _ = counted((0, "loop0", 0, SOURCE), (10, "loop0", 100, SOURCE), (20, "loop1", 10**9, SOURCE))
     assert counter.bytes_per_s(20, 20) == pytest.approx(5.0)
 
 
-def test_rates_name_only_what_is_read():
+def test_rates_name_only_what_is_read() -> None:
     busy, _ = counted((0, "loop0", 0, SOURCE), (10, "loop0", 1000, SOURCE))
     idle, _ = counted((0, "loop1", 0, SOURCE), (10, "loop1", 0, SOURCE))
     assert rates({"a": busy, "b": idle, "c": ReadCounter(600)}, 10, 10) == {"a": 100.0}
@@ -85,7 +85,7 @@ STEPS = st.lists(
 
 
 @given(STEPS, st.sampled_from((60.0, 600.0)))
-def test_no_byte_is_lost_or_counted_twice(steps, period_s):
+def test_no_byte_is_lost_or_counted_twice(steps, period_s) -> None:
     counter, now, device_bytes = ReadCounter(period_s), 0.0, 7
     counter.sample(now, "loop0", device_bytes, SOURCE)
     for pause_s, read, backing in steps:
@@ -97,7 +97,7 @@ def test_no_byte_is_lost_or_counted_twice(steps, period_s):
 
 
 @given(STEPS)
-def test_a_window_stays_small_and_whole(steps):
+def test_a_window_stays_small_and_whole(steps) -> None:
     counter, now, total = ReadCounter(60.0), 0.0, 0
     history = [(0.0, 0)]
     counter.sample(now, "loop0", 0, SOURCE)
@@ -117,7 +117,7 @@ def test_a_window_stays_small_and_whole(steps):
     assert least - joined - 1 <= measured <= most + joined + 1
 
 
-def test_a_pause_of_a_whole_period_ends_the_time_it_was_read_for():
+def test_a_pause_of_a_whole_period_ends_the_time_it_was_read_for() -> None:
     counter, _ = counted(
         *((at, "loop0", read, SOURCE) for at, read in ((0, 0), (10, 5), (60, 9), (150, 12))), period_s=100.0
     )
@@ -130,7 +130,7 @@ def test_a_pause_of_a_whole_period_ends_the_time_it_was_read_for():
     assert counter.read_for_s(310) == 20
 
 
-def test_a_reading_that_began_unwatched_is_no_longer_than_a_period():
+def test_a_reading_that_began_unwatched_is_no_longer_than_a_period() -> None:
     counter, _ = counted((0, "loop0", 0, SOURCE), (5000, "loop0", 60, SOURCE))
     assert counter.read_for_s(5000) == 600
 
@@ -159,19 +159,19 @@ READING_RATES = [
 
 
 @pytest.mark.parametrize(("read", "expected"), READING_RATES)
-def test_a_rate_while_it_is_read(read, expected):
+def test_a_rate_while_it_is_read(read, expected) -> None:
     counter, now = every_30_s(*read)
     assert reading_rates({"a": counter}, now, 600.0) == ({} if expected is None else {"a": pytest.approx(expected)})
 
 
-def test_what_was_read_in_this_reading():
+def test_what_was_read_in_this_reading() -> None:
     counter, now = every_30_s(700, *[0] * 25, 5, 6)
     assert reading_bytes({"a": counter}, now) == {"a": 11}
     assert reading_bytes({"a": counter}, now + 601) == {}
 
 
 @given(STEPS)
-def test_a_rate_is_never_more_than_what_was_read_in_the_time(steps):
+def test_a_rate_is_never_more_than_what_was_read_in_the_time(steps) -> None:
     counter, now, total = ReadCounter(60.0), 0.0, 0
     counter.sample(now, "loop0", 0, SOURCE)
     for pause_s, read, backing in steps:
@@ -198,7 +198,7 @@ USUAL = [
 
 
 @pytest.mark.parametrize(("readings", "expected"), USUAL)
-def test_how_long_a_reading_usually_goes_on(readings, expected):
+def test_how_long_a_reading_usually_goes_on(readings, expected) -> None:
     watched = [every_30_s(*read) for read in readings]
     counters = {str(number): counter for number, (counter, _) in enumerate(watched)}
     now = watched[0][1] if watched else 0.0

@@ -56,7 +56,7 @@ def run(scenario):
     asyncio.run(asyncio.wait_for(scenario, 10))
 
 
-def test_as_many_at_once_as_the_limit():
+def test_as_many_at_once_as_the_limit() -> None:
     async def scenario():
         copies = Copies(2)
         assert await copies.ask(*"ABCD") == "AB"
@@ -66,7 +66,7 @@ def test_as_many_at_once_as_the_limit():
     run(scenario())
 
 
-def test_preheats_go_first_and_each_kind_in_the_order_of_asking():
+def test_preheats_go_first_and_each_kind_in_the_order_of_asking() -> None:
     async def scenario():
         copies = Copies(1)
         assert await copies.ask(*"abcXY") == "a"
@@ -75,7 +75,7 @@ def test_preheats_go_first_and_each_kind_in_the_order_of_asking():
     run(scenario())
 
 
-def test_one_worker_is_left_to_preheats():
+def test_one_worker_is_left_to_preheats() -> None:
     async def scenario():
         copies = Copies(3)
         assert await copies.ask(*"abc") == "ab"
@@ -86,7 +86,7 @@ def test_one_worker_is_left_to_preheats():
     run(scenario())
 
 
-def test_a_single_worker_serves_both():
+def test_a_single_worker_serves_both() -> None:
     async def scenario():
         copies = Copies(1)
         assert await copies.ask("a", "X") == "a"
@@ -95,7 +95,7 @@ def test_a_single_worker_serves_both():
     run(scenario())
 
 
-def test_preheats_may_have_all_workers():
+def test_preheats_may_have_all_workers() -> None:
     async def scenario():
         assert await Copies(3).ask(*"WXYZ") == "WXY"
 
@@ -112,7 +112,7 @@ def test_preheats_may_have_all_workers():
         pytest.param("aXb", "aXb", "", id="all-at-once"),
     ],
 )
-def test_a_cancelled_copy(asked, cancelled, left):
+def test_a_cancelled_copy(asked, cancelled, left) -> None:
     async def scenario():
         copies = Copies(1)
         await copies.ask(*asked)
@@ -124,7 +124,7 @@ def test_a_cancelled_copy(asked, cancelled, left):
 
 
 @pytest.mark.parametrize("preheat", [True, False])
-def test_cancelled_between_being_given_a_turn_and_taking_it(preheat):
+def test_cancelled_between_being_given_a_turn_and_taking_it(preheat) -> None:
     async def scenario():
         copies = Copies(2)
         first, second, last = "ABC" if preheat else "abc"
@@ -140,7 +140,7 @@ def test_cancelled_between_being_given_a_turn_and_taking_it(preheat):
     run(scenario())
 
 
-def test_a_copy_that_fails_gives_its_turn_back():
+def test_a_copy_that_fails_gives_its_turn_back() -> None:
     async def scenario():
         turns = Turns(1)
         for _ in range(3):
@@ -152,7 +152,7 @@ def test_a_copy_that_fails_gives_its_turn_back():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_is_cancelled_no_turn_is_lost_and_none_is_given_twice(seed):
+def test_whatever_is_cancelled_no_turn_is_lost_and_none_is_given_twice(seed) -> None:
     async def scenario():
         rng = random.Random(seed)
         limit = rng.randint(1, 4)

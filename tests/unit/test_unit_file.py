@@ -35,14 +35,14 @@ def unit():
 
 
 @pytest.mark.parametrize(("section", "key", "value", "reason"), KEYS, ids=[key for _, key, _, _ in KEYS])
-def test_a_key_that_something_relies_on(unit, section, key, value, reason):
+def test_a_key_that_something_relies_on(unit, section, key, value, reason) -> None:
     assert unit[section].get(key) == value, reason
 
 
-def test_the_controller_can_still_be_told_at_a_shutdown(unit):
+def test_the_controller_can_still_be_told_at_a_shutdown(unit) -> None:
     assert {"network.target", "munge.service", "remote-fs.target"} <= set(unit["Unit"]["After"].split())
 
 
 @pytest.mark.parametrize("key", FORBIDDEN)
-def test_a_key_that_would_break_it(unit, key):
+def test_a_key_that_would_break_it(unit, key) -> None:
     assert key not in unit["Service"]

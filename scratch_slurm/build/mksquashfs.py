@@ -12,16 +12,16 @@ import termios
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from scratch_slurm.cli.directory import Directory
-from scratch_slurm.cli.rights import OWN, Rights, taken
-from scratch_slurm.cli.signals import undisturbed
-from scratch_slurm.cli.tree import LATEST_TIME
-from scratch_slurm.cli.words import clean
+from scratch_slurm.build.directory import Directory
+from scratch_slurm.build.rights import OWN, Rights, taken
+from scratch_slurm.build.signals import undisturbed
+from scratch_slurm.build.tree import LATEST_TIME
 from scratch_slurm.domain.access import is_public
 from scratch_slurm.domain.errors import ConfigError, ImageError
 from scratch_slurm.domain.limits import MIB, Resources
 from scratch_slurm.domain.model import Permissions
 from scratch_slurm.domain.sizes import format_bytes
+from scratch_slurm.domain.words import clean
 
 COMPRESSIONS = {
     "zstd": ("-comp", "zstd"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from scratch_slurm.domain.errors import DeniedError, LedgerError
 from scratch_slurm.domain.pins import ADMINISTRATOR, Pin
-from scratch_slurm.node.ledgerfile import LedgerFile
+from scratch_slurm.node.ledger.ledgerfile import LedgerFile
 
 # Every hook imports this module, and pathlib takes 8 ms: paths are text here, but where that is rare.
 if TYPE_CHECKING:

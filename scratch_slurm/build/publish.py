@@ -28,12 +28,12 @@ from pathlib import Path
 
 import msgspec
 
-from scratch_slurm.cli.directory import Directory
-from scratch_slurm.cli.signals import undisturbed
+from scratch_slurm.build.directory import Directory
+from scratch_slurm.build.signals import undisturbed
 from scratch_slurm.domain.errors import DeniedError, ImageError, NoSpaceError, ScratchError, SourceError
 from scratch_slurm.domain.model import Permissions
 from scratch_slurm.domain.names import IMAGE_SUFFIXES, MANIFEST_SUFFIX
-from scratch_slurm.node.catalog import (
+from scratch_slurm.node.origins.directory import (
     MANIFEST_LIMIT_BYTES,
     ManifestEntry,
     choose_entry,

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 
 from scratch_slurm.domain.errors import DeviceError, RetargetError
-from scratch_slurm.node.loopsysfs import loop_number, read_loop_device
+from scratch_slurm.node.kernel.loopsysfs import loop_number, read_loop_device
 
 MAX_TAG_BYTES = 63  # LO_NAME_SIZE - 1
 

@@ -15,7 +15,7 @@ import msgspec
 
 from scratch_slurm.domain.messages import NodeStatus
 from scratch_slurm.node import daemon_client
-from tests.cluster.support import MB, SHORT_S, Dataset, NodeView, ask_command, make_dataset, until
+from tests.kit.support import MB, SHORT_S, Dataset, NodeView, ask_command, make_dataset, until
 from tests.local_cluster import LocalCluster, kernel
 from tests.local_cluster.jobs import JobInfo, parse_job
 

@@ -24,11 +24,11 @@ from blake3 import blake3
 
 from scratch_slurm.domain.errors import DigestError, ImageError, NoSpaceError, SourceError
 from scratch_slurm.domain.model import Generation
-from scratch_slurm.node.chunks import Chunk, CopyHeader
-from scratch_slurm.node.progress import CopyPhase, CopyProgress, Reporter
-from scratch_slurm.node.ranges import PieceSize, Ranges, RateLimit
-from scratch_slurm.node.rawio import BLOCK_BYTES, ColdReader
-from scratch_slurm.node.staged import StagedFile
+from scratch_slurm.node.staging.chunks import Chunk, CopyHeader
+from scratch_slurm.node.staging.progress import CopyPhase, CopyProgress, Reporter
+from scratch_slurm.node.staging.ranges import PieceSize, Ranges, RateLimit
+from scratch_slurm.node.staging.rawio import BLOCK_BYTES, ColdReader
+from scratch_slurm.node.staging.staged import StagedFile
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.component.processes import children_of
+from tests.kit.processes import children_of
 
 
 def need_strace() -> None:

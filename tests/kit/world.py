@@ -18,12 +18,12 @@ from blake3 import blake3
 
 from scratch_slurm.domain.errors import DaemonError
 from scratch_slurm.domain.messages import DatasetState
-from tests.component.daemon import RunningDaemon, read_held
-from tests.component.datasets import Version, make_version
-from tests.component.diskuse import DiskWatch
-from tests.component.images import backings_below, in_child
-from tests.component.processes import children_of
-from tests.sources import SlowSource
+from tests.kit.daemon import RunningDaemon, read_held
+from tests.kit.datasets import Version, make_version
+from tests.kit.diskuse import DiskWatch
+from tests.kit.images import backings_below, in_child
+from tests.kit.processes import children_of
+from tests.kit.sources import SlowSource
 
 NAMES = tuple(f"set{number}" for number in range(7))
 CAPACITY_BYTES = 6_000_000

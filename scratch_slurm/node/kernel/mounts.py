@@ -19,7 +19,7 @@ from typing import Literal
 
 from scratch_slurm.domain.errors import DeviceError, ImageError, ScratchError
 from scratch_slurm.domain.model import Permissions
-from scratch_slurm.node.mountinfo import read_stacks
+from scratch_slurm.node.kernel.mountinfo import read_stacks
 
 FsType = Literal["squashfs", "erofs"]
 Probe = Callable[[int], None]

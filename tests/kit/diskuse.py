@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from typing import Self
 
-from tests.component.images import backings_below
+from tests.kit.images import backings_below
 
 
 def disk_use(cache_dir: Path) -> int:

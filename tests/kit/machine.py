@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from tests.component.wheels import make_wheels
+from tests.kit.wheels import make_wheels
 from tests.local_cluster.claim import choose_ports
 
 REPOSITORY: Final = Path(__file__).parents[2]
-BOOT: Final = Path(__file__).with_name("boot.sh")
+BOOT: Final = REPOSITORY / "tests" / "systemd" / "boot.sh"
 _UNSHARE: Final = ("unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child", "--")
 
 # What would change the machine around it: kernel settings, /dev.

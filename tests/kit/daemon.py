@@ -37,8 +37,8 @@ from scratch_slurm.domain.messages import (
 )
 from scratch_slurm.domain.model import job_holder
 from scratch_slurm.node import daemon_client
-from scratch_slurm.node.ledger import Ledger, read_boot_id
-from tests.component.images import in_child
+from scratch_slurm.node.ledger.ledger import Ledger, read_boot_id
+from tests.kit.images import in_child
 
 PATIENCE_S = 20.0
 """For what must come; nothing is measured with it."""

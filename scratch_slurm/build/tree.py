@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scratch_slurm.cli.directory import Directory
-from scratch_slurm.cli.rights import OWN, Rights, taken
-from scratch_slurm.cli.words import clean, plural
+from scratch_slurm.build.directory import Directory
+from scratch_slurm.build.rights import OWN, Rights, taken
 from scratch_slurm.domain.errors import DeniedError, ImageError, UsageError
+from scratch_slurm.domain.words import clean, plural
 
 _TOLD = 3
 _WATCH_EVERY = 1000

@@ -1,0 +1,1 @@
+"""What the kernel shows and does: loop devices, mounts, counters, limits."""

@@ -1,0 +1,1 @@
+"""Pins and events, kept in one file."""

@@ -1,0 +1,1 @@
+"""Where images come from. Each kind of origin is one module."""

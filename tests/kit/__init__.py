@@ -1,0 +1,1 @@
+"""What tests and benchmarks share. Nothing here is a test."""
