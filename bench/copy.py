@@ -115,7 +115,7 @@ def methods_for(image: Image, kind: str) -> dict[str, Method]:
         "fio": fio,
     }
     if kind == "latency":
-        every = {"stager": every["stager"], "stager, 1 reader": stager(image.digest, workers=1), "cp": every["cp"]}
+        every = {"stager": every["stager"], "stager, 1 reader": stager(image.digest, readers=1), "cp": every["cp"]}
         every["dd"] = program("dd", "if={source}", "of={target}", "bs=4M")
     needed = {"rsync": "rsync", "fio": "fio"}
     return {name: method for name, method in every.items() if shutil.which(needed.get(name, "cp"))}

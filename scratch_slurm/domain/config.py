@@ -15,7 +15,7 @@ from scratch_slurm.domain.sizes import parse_duration, parse_size
 class CopySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How images are copied."""
 
-    workers: int = 2
+    datasets: int = 2
     """Datasets copied at once."""
     readers: int = 16
     """Ranges of one image read at once; a source bound by latency needs many."""
@@ -115,6 +115,8 @@ class Config(msgspec.Struct, frozen=True):
     feature_prefix: str
     private_features: bool
     reconcile_interval_s: float
+    notes: tuple[str, ...] = ()
+    """What the file says in the words of an earlier release."""
 
     @property
     def socket_path(self) -> Path:
@@ -172,6 +174,7 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{origin}: expected keys and values, got {type(values).__name__}")
+    values, notes = _rename_keys(values, origin)
     _check_keys(values, RawConfig, origin, "")
     for key in ("source_dir", "cache_dir"):
         if key not in values:
@@ -179,7 +182,7 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
     raw = msgspec.convert(values, RawConfig)
     if raw.log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise ConfigError(f"{origin}: log_level: {raw.log_level!r} is not DEBUG, INFO, WARNING or ERROR")
-    for key, number in (("copy.workers", raw.copy.workers), ("copy.readers", raw.copy.readers)):
+    for key, number in (("copy.datasets", raw.copy.datasets), ("copy.readers", raw.copy.readers)):
         if not 1 <= number <= 64:
             raise ConfigError(f"{origin}: {key}: {number} is not from 1 to 64")
     if not FEATURE_PREFIX.fullmatch(raw.slurm.feature_prefix):
@@ -207,7 +210,7 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
         source_abort_s=_checked(origin, "source_abort", raw.source_abort, parse_duration),
         source_owners=tuple(raw.source_owners),
         log_level=raw.log_level.upper(),
-        copies=raw.copy.workers,
+        copies=raw.copy.datasets,
         readers=raw.copy.readers,
         bandwidth_bytes_per_s=int(_checked(origin, "copy.bandwidth", raw.copy.bandwidth, _parse_bandwidth)) or None,
         wait_s=_checked(origin, "preheat.wait", raw.preheat.wait, parse_duration),
@@ -219,9 +222,33 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
         feature_prefix=raw.slurm.feature_prefix,
         private_features=raw.slurm.private_features,
         reconcile_interval_s=_positive(origin, "slurm.reconcile_interval", raw.slurm.reconcile_interval),
+        notes=notes,
     )
     _refuse_nested(origin, config)
     return config
+
+
+_FORMER_KEYS = {"copy": {"workers": "datasets"}}
+"""Section -> the key of an earlier release -> what it is called now."""
+
+
+def _rename_keys(values: Mapping[Any, Any], origin: str) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
+    """Take the keys of earlier releases for those of this one; returns the new values, and a note for each such key."""
+    notes = []
+    for section, names in _FORMER_KEYS.items():
+        part = values.get(section)
+        if not isinstance(part, Mapping):
+            continue
+        for former in names.keys() & part.keys():
+            now = names[former]
+            if now in part:
+                raise ConfigError(
+                    f"{origin}: {section}.{former}: is {section}.{now}, which is given too", hint="leave it out"
+                )
+            part = {now if key == former else key: value for key, value in part.items()}
+            values = {**values, section: part}
+            notes.append(f"{origin}: {section}.{former} is called {section}.{now} now")
+    return values, tuple(notes)
 
 
 _TYPE_WORDS: dict[Any, str] = {

@@ -37,10 +37,6 @@ class ConfigError(ScratchError):
     exit_code = 3
 
 
-class DiskError(ConfigError):
-    """The disk with the cache fails; the daemon does without."""
-
-
 class NotFoundError(ScratchError):
     """No such dataset, or no such job."""
 
@@ -107,6 +103,12 @@ class SlurmError(ScratchError):
     """Slurm does not answer, or refuses."""
 
     exit_code = 13
+
+
+class DiskError(ScratchError):
+    """A disk with cached images fails, or a copy on it is not what was written; a full one is a NoSpaceError."""
+
+    exit_code = 14
 
 
 def error_by_name(name: str, message: str, hint: str | None) -> ScratchError:

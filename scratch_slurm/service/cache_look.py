@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from scratch_slurm.domain.errors import ConfigError, DeviceError
+from scratch_slurm.domain.errors import ConfigError, DeviceError, DiskError
 from scratch_slurm.domain.placement import judge_place
 from scratch_slurm.node.oswords import word_os_error
 from scratch_slurm.node.placement import read_place
@@ -30,7 +30,7 @@ def look_at_cache(request: op.LookAtCache) -> op.CacheSeen:
             cache.prepare()
             identity = _identity(cache)
         return op.CacheSeen(cache.read(), identity, warning=warning)
-    except (ConfigError, DeviceError) as exc:  # and DiskError, which is a ConfigError
+    except (ConfigError, DeviceError, DiskError) as exc:
         return op.CacheSeen(NO_CONTENTS, None, f"{exc.message}; {_INSTEAD}")
     except OSError as exc:
         return op.CacheSeen(NO_CONTENTS, None, f"{cache.dir}: cannot read it: {word_os_error(exc)}; {_INSTEAD}")

@@ -87,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.geteuid() != 0:
             raise DeniedError("must run as root: it mounts images")
         set_up_logging(config.log_level)
+        for note in config.notes:
+            log.warning("configuration note=%r", note)
         if not options.unmount:
             # Its default would end the daemon; whoever asks for a reload before this one serves has its way anyway.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)

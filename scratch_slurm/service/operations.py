@@ -130,7 +130,7 @@ class DropPartial(Request, frozen=True):
     generation_id: str
 
 
-class WithdrawImage(Request, frozen=True):
+class RetireImage(Request, frozen=True):
     """Take a cached image out of service. Failed as DiskError: it is served as before."""
 
     cache_dir: str
@@ -138,14 +138,14 @@ class WithdrawImage(Request, frozen=True):
 
 
 class RestoreImage(Request, frozen=True):
-    """Let a withdrawn image be served again, if there is one."""
+    """Let a retired image be served again, if there is one."""
 
     cache_dir: str
     image: CachedImage
 
 
 class DiscardImage(Request, frozen=True):
-    """Delete a withdrawn image."""
+    """Delete a retired image."""
 
     cache_dir: str
     image: CachedImage
@@ -228,7 +228,7 @@ class Failed(Line, frozen=True):
     hint: str | None = None
 
 
-OnCache = PublishCopy | DropPartial | WithdrawImage | RestoreImage | DiscardImage
+OnCache = PublishCopy | DropPartial | RetireImage | RestoreImage | DiscardImage
 OnImages = Scan | MountImage | UncoverMount | UnmountImage | SwitchBacking | ReadTag | ProbeMount | CopyImage
 AnyRequest = OnImages | OnCache | LookAtCache | ReadGroups
 AnyLine = Reached | Listed | CacheSeen | Scanned | Tag | Root | Groups | Copied | Done | Failed

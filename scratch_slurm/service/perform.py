@@ -8,7 +8,15 @@ from collections.abc import Callable
 from scratch_slurm.domain import actions
 from scratch_slurm.domain.access import too_open
 from scratch_slurm.domain.config import Config
-from scratch_slurm.domain.errors import DeniedError, ImageError, PinnedError, RetargetError, ScratchError, SourceError
+from scratch_slurm.domain.errors import (
+    DeniedError,
+    DiskError,
+    ImageError,
+    PinnedError,
+    RetargetError,
+    ScratchError,
+    SourceError,
+)
 from scratch_slurm.domain.model import SourceImage
 from scratch_slurm.domain.names import device_tag
 from scratch_slurm.node.staging.cache import Cache
@@ -109,7 +117,7 @@ class Performer:
             # From now on it is known what is in it: it counts as skipped, and is not tried again as it is.
             await self._record("refused", action.dataset, exc.message)
             return
-        except ImageError as exc:
+        except (ImageError, DiskError) as exc:
             if action.backing_path != action.image.path:
                 self._memory.bad_copies[action.backing_path] = exc.message
             raise
@@ -207,7 +215,7 @@ class Performer:
         if not action.outdated:
             await self._refuse_evicting_pinned(action)
         try:
-            await self._change_cache(action.dataset, op.WithdrawImage(self._cache_dir, image))
+            await self._change_cache(action.dataset, op.RetireImage(self._cache_dir, image))
             if not action.outdated:
                 await self._refuse_evicting_pinned(action)
             await self._change_cache(action.dataset, op.DiscardImage(self._cache_dir, image), silence_s=_DISCARD_S)

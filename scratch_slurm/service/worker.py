@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from scratch_slurm.domain.access import too_open, word_refusal
-from scratch_slurm.domain.errors import DeniedError, DiskError, ImageError, PinnedError, ScratchError
+from scratch_slurm.domain.errors import DeniedError, DiskError, PinnedError, ScratchError
 from scratch_slurm.domain.model import Generation, Permissions
 from scratch_slurm.domain.names import parse_device_tag
 from scratch_slurm.node.kernel import loopdev, loopsysfs, mounts
@@ -83,7 +83,7 @@ def _serve(request: op.Request, say: Say) -> None:
             _copy(request, say)
         case op.LookAtCache():
             say(look_at_cache(request))
-        case op.PublishCopy() | op.DropPartial() | op.WithdrawImage() | op.RestoreImage() | op.DiscardImage():
+        case op.PublishCopy() | op.DropPartial() | op.RetireImage() | op.RestoreImage() | op.DiscardImage():
             _change_cache(request)
         case op.ReadGroups():
             # Only this needs the name service's modules.
@@ -167,7 +167,7 @@ def _open_backing(path: str, expected: Generation | None) -> int:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as exc:
-        kind = ImageError if expected is None else ScratchError
+        kind = DiskError if expected is None else ScratchError
         raise kind(f"{path}: cannot open: {exc.strerror}") from exc
     try:
         if expected is not None:
@@ -261,8 +261,8 @@ def _change_cache(request: op.OnCache) -> None:
                 cache.publish(request.dataset, request.generation_id)
             case op.DropPartial():
                 cache.drop_partial(request.dataset, request.generation_id)
-            case op.WithdrawImage():
-                cache.withdraw(request.image)
+            case op.RetireImage():
+                cache.retire(request.image)
             case op.RestoreImage():
                 cache.restore(request.image)
             case op.DiscardImage():
@@ -280,7 +280,7 @@ def _copy(request: op.CopyImage, say: Say) -> None:
         Path(request.staging_path),
         expected=request.image.generation,
         promised=request.image.generation.digest,
-        options=copying.CopyOptions(workers=request.readers, bandwidth_bytes_per_s=request.bandwidth_bytes_per_s),
+        options=copying.CopyOptions(readers=request.readers, bandwidth_bytes_per_s=request.bandwidth_bytes_per_s),
         report=lambda progress: say(op.Copied(progress.bytes_done, progress.phase)),
         now=time.monotonic,
     )

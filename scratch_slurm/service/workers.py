@@ -192,7 +192,7 @@ def _describe(request: op.Request) -> str:
             return f"looking at {request.cache_dir}"
         case op.PublishCopy() | op.DropPartial():
             return f"writing {request.dataset} in {request.cache_dir}"
-        case op.WithdrawImage() | op.RestoreImage() | op.DiscardImage():
+        case op.RetireImage() | op.RestoreImage() | op.DiscardImage():
             return f"moving {request.image.path}"
         case op.ReadGroups():
             return f"asking the name service for the groups of user {request.uid}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scratch_slurm.domain.errors import ConfigError, NoSpaceError
+from scratch_slurm.domain.errors import ConfigError, DiskError
 from scratch_slurm.node.staging.cache import Cache, PartialImage
 
 GENERATION = "0123456789abcdef"
@@ -176,7 +176,7 @@ def test_reading_a_cache_that_is_gone_is_an_error(cache) -> None:
         cache.read()
 
 
-# Publishing and withdrawing.
+# Publishing and retiring.
 
 
 @pytest.mark.parametrize("dataset", ["coco", "my.image", "my.images.v2", "a@b", "x.part", "a" * 64])
@@ -189,7 +189,7 @@ def test_a_copy_grows_is_served_and_goes(cache, dataset) -> None:
     (image,) = cache.read().images
     assert (image.dataset, image.path, target.read_bytes()) == (dataset, str(target), BODY)
     assert names(cache.staging) == []
-    cache.withdraw(image)
+    cache.retire(image)
     assert cache.read().images == ()
     assert cache.read().used_bytes >= len(BODY), "bytes on their way out still count"
     cache.discard(image)
@@ -206,36 +206,36 @@ def test_dropping_a_partial_leaves_its_neighbours(cache) -> None:
 
 
 def test_publishing_what_is_not_there_says_so(cache) -> None:
-    with pytest.raises(NoSpaceError, match="cannot publish the copy: No such file"):
+    with pytest.raises(DiskError, match="cannot publish the copy: No such file"):
         cache.publish("coco", GENERATION)
 
 
-def test_an_image_that_is_open_outlives_its_withdrawal(cache) -> None:
+def test_an_image_that_is_open_outlives_its_retirement(cache) -> None:
     stage(cache)
     target = cache.publish("coco", GENERATION)
     (image,) = cache.read().images
     with target.open("rb") as file:
-        cache.withdraw(image)
+        cache.retire(image)
         cache.discard(image)
         assert file.read() == BODY
 
 
-def test_a_withdrawn_image_is_restored_whole_and_once(cache) -> None:
+def test_a_retired_image_is_restored_whole_and_once(cache) -> None:
     stage(cache)
     target = cache.publish("coco", GENERATION)
     (image,) = cache.read().images
     assert not cache.restore(image)
-    cache.withdraw(image)
+    cache.retire(image)
     assert cache.restore(image)
     assert target.read_bytes() == BODY
     assert names(cache.staging) == []
 
 
-def test_a_withdrawn_image_gives_way_to_the_one_that_was_staged_meanwhile(cache) -> None:
+def test_a_retired_image_gives_way_to_the_one_that_was_staged_meanwhile(cache) -> None:
     stage(cache)
     cache.publish("coco", GENERATION)
     (image,) = cache.read().images
-    cache.withdraw(image)
+    cache.retire(image)
     stage(cache)
     target = cache.publish("coco", GENERATION)
     newer = target.stat().st_ino
@@ -244,13 +244,13 @@ def test_a_withdrawn_image_gives_way_to_the_one_that_was_staged_meanwhile(cache)
     assert names(cache.staging) == []
 
 
-def test_withdrawing_an_image_that_vanished_is_an_error(cache) -> None:
+def test_retiring_an_image_that_vanished_is_an_error(cache) -> None:
     stage(cache)
     target = cache.publish("coco", GENERATION)
     (image,) = cache.read().images
     target.unlink()
     with pytest.raises(FileNotFoundError):
-        cache.withdraw(image)
+        cache.retire(image)
 
 
 STEPS = ("rename", "fsync", "unlink", "ftruncate", "link")
@@ -315,7 +315,7 @@ def test_a_kill_at_any_step_of_an_eviction_leaves_a_whole_image_or_none(cache) -
         (image,) = cache.read().images
 
         def evict(image=image):
-            cache.withdraw(image)
+            cache.retire(image)
             cache.discard(image)
 
         killed = killed_at(step, evict)

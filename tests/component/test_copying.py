@@ -21,7 +21,7 @@ from blake3 import blake3
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from scratch_slurm.domain.errors import ImageError, NoSpaceError, ScratchError, SourceError
+from scratch_slurm.domain.errors import DiskError, ImageError, NoSpaceError, ScratchError, SourceError
 from scratch_slurm.domain.model import Generation
 from scratch_slurm.domain.sizes import format_bytes
 from scratch_slurm.node.staging import chunks
@@ -33,7 +33,7 @@ from tests.kit import sources
 
 KIB, MIB = 1 << 10, 1 << 20
 RANGE, CHUNK = 4 * KIB, 16 * KIB
-SMALL = CopyOptions(workers=4, range_bytes=RANGE, chunk_bytes=CHUNK)
+SMALL = CopyOptions(readers=4, range_bytes=RANGE, chunk_bytes=CHUNK)
 
 needs_fuse = pytest.mark.skipif(sources.why_not() is not None, reason=str(sources.why_not()))
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
@@ -136,7 +136,7 @@ SIZES = [
 @pytest.mark.parametrize("size", SIZES)
 def test_copy_is_the_source(tmp_path: Path, size: int, direct: bool) -> None:
     copy = Copy(tmp_path, some_bytes(size))
-    options = CopyOptions(workers=3, range_bytes=RANGE, chunk_bytes=CHUNK, direct=direct)
+    options = CopyOptions(readers=3, range_bytes=RANGE, chunk_bytes=CHUNK, direct=direct)
     result = copy.run(digest=digest_of(copy.data).upper(), options=options)
     copy.check_right(result)
     assert result.bytes_resumed == 0
@@ -443,7 +443,7 @@ def slow(copy: Copy, tmp_path: Path) -> Iterator[sources.SlowSource]:
 @pytest.mark.root
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "plain"])
 def test_each_byte_is_asked_of_the_source_once(copy: Copy, slow: sources.SlowSource, direct: bool) -> None:
-    options = CopyOptions(workers=8, range_bytes=RANGE, chunk_bytes=CHUNK, direct=direct)
+    options = CopyOptions(readers=8, range_bytes=RANGE, chunk_bytes=CHUNK, direct=direct)
     copy.check_right(copy.run(options=options))
     # Direct I/O is tried on one block first.
     assert slow.counters()[copy.source.name].bytes <= len(copy.data) + RANGE
@@ -469,7 +469,7 @@ def test_requests_are_large_and_the_source_s_read_ahead_stays(tmp_path: Path, sl
 def test_read_error_names_the_offset_and_the_next_run_resumes(copy: Copy, slow: sources.SlowSource) -> None:
     slow.set(fail=True, fail_from=3 * CHUNK + 1)
     with pytest.raises(SourceError, match="at 49152: Input/output error"):
-        copy.run(options=CopyOptions(workers=1, range_bytes=RANGE, chunk_bytes=CHUNK))
+        copy.run(options=CopyOptions(readers=1, range_bytes=RANGE, chunk_bytes=CHUNK))
     slow.set(fail=False)
     result = copy.run()
     copy.check_right(result)
@@ -481,7 +481,7 @@ def test_read_error_names_the_offset_and_the_next_run_resumes(copy: Copy, slow: 
 def test_source_that_fails_at_once(copy: Copy, slow: sources.SlowSource) -> None:
     slow.set(fail=True)
     with pytest.raises(SourceError, match="at 0: Input/output error"):
-        copy.run(options=CopyOptions(workers=1, range_bytes=RANGE, chunk_bytes=CHUNK))
+        copy.run(options=CopyOptions(readers=1, range_bytes=RANGE, chunk_bytes=CHUNK))
 
 
 @needs_fuse
@@ -493,7 +493,7 @@ def test_error_does_not_wait_for_the_rest_of_slow_ranges(tmp_path: Path, slow: s
     copy.source = slow.path / "large" / copy.source.name
     copy.expected = expect(copy.source)
     with pytest.raises(SourceError, match="at 3145728: Input/output error"):
-        copy.run(options=CopyOptions(workers=4, range_bytes=MIB, chunk_bytes=MIB))
+        copy.run(options=CopyOptions(readers=4, range_bytes=MIB, chunk_bytes=MIB))
     assert slow.counters()[copy.source.name].bytes < 2 * MIB
 
 
@@ -505,7 +505,7 @@ def test_copy_from_a_source_that_hangs_dies_of_sigkill(copy: Copy, slow: sources
     try:
         wait_for(lambda: copy.journal.exists() and len(copy.journal.read_bytes().splitlines()) > 2)
         slow.set(hang=True)
-        wait_for(lambda: slow.blocked() == SMALL.workers)
+        wait_for(lambda: slow.blocked() == SMALL.readers)
         child.kill()
         assert child.wait(30) == -signal.SIGKILL
     finally:
@@ -570,10 +570,10 @@ def test_full_disk_leaves_nothing_behind(tmp_path: Path, small_disk: Path) -> No
 @pytest.mark.parametrize(
     ("rule", "error"),
     [
-        ("fsync:error=EIO:when=1", ImageError),
-        ("fdatasync:error=EIO:when=2", ImageError),
-        ("sync_file_range:error=EIO:when=7", ImageError),
-        ("pwrite64:error=EIO:when=4", ImageError),
+        ("fsync:error=EIO:when=1", DiskError),
+        ("fdatasync:error=EIO:when=2", DiskError),
+        ("sync_file_range:error=EIO:when=7", DiskError),
+        ("pwrite64:error=EIO:when=4", DiskError),
         ("pwrite64:error=ENOSPC:when=4", NoSpaceError),
     ],
 )
@@ -594,7 +594,7 @@ def test_copy_that_differs_on_the_disk_is_refused(copy: Copy) -> None:
         if progress.phase is CopyPhase.VERIFYING and progress.bytes_done == 0:
             damage_staged(copy)
 
-    with pytest.raises(ImageError, match="on the disk"):
+    with pytest.raises(DiskError, match="on the disk"):
         copy.run(report)
     copy.check_nothing_left()
 
@@ -636,7 +636,7 @@ def test_copy_leaves_the_page_cache_as_it_was(tmp_path: Path, direct: bool, with
         file.read(half)
     warm = resident_share(copy.source)
     assert 0.49 < warm < 0.6
-    options = CopyOptions(workers=4, range_bytes=MIB, chunk_bytes=8 * MIB, direct=direct)
+    options = CopyOptions(readers=4, range_bytes=MIB, chunk_bytes=8 * MIB, direct=direct)
     result = copy.run(digest=digest_of(copy.data) if with_manifest else None, options=options)
     assert resident_share(copy.staging) < 0.01
     assert abs(resident_share(copy.source) - warm) < 0.01
@@ -657,7 +657,7 @@ def test_ranges_come_in_order_and_memory_is_bounded() -> None:
         time.sleep(random.random() / 500)
         view[:8] = offset.to_bytes(8, "big")
 
-    with Ranges(fill, None, 0, count * range_bytes, range_bytes=range_bytes, workers=500) as ranges:
+    with Ranges(fill, None, 0, count * range_bytes, range_bytes=range_bytes, readers=500) as ranges:
         for number, view in enumerate(ranges):
             assert int.from_bytes(view[:8], "big") == number * range_bytes
             with lock:
@@ -673,7 +673,7 @@ def test_first_error_of_a_worker_is_raised_and_ends_all() -> None:
 
     with (
         pytest.raises(SourceError, match="five"),
-        Ranges(fill, None, 0, 1000 * RANGE, range_bytes=RANGE, workers=3) as ranges,
+        Ranges(fill, None, 0, 1000 * RANGE, range_bytes=RANGE, readers=3) as ranges,
     ):
         for _ in ranges:
             pass
@@ -746,7 +746,7 @@ def test_end_of_a_range_says_nothing_about_the_source() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"workers": 0}, {"range_bytes": 1000}, {"chunk_bytes": 5 * MIB}, {"bandwidth_bytes_per_s": 0}],
+    [{"readers": 0}, {"range_bytes": 1000}, {"chunk_bytes": 5 * MIB}, {"bandwidth_bytes_per_s": 0}],
     ids=str,
 )
 def test_options_that_make_no_sense(wrong: dict[str, int]) -> None:

@@ -87,7 +87,7 @@ def test_a_set_over_capacity_by_rounding__blocks_count_not_lengths(folder) -> No
 
 
 def test_drops_and_copies_at_once_exceeding_the_capacity__never_while_sets_are_swapped(folder) -> None:
-    daemon = RunningDaemon(folder, copy={"workers": 4})
+    daemon = RunningDaemon(folder, copy={"datasets": 4})
     sets = [["a1", "a2", "a3"], ["b1", "b2"], ["c1", "c2", "c3"]]
     versions = {}
     for names in sets:

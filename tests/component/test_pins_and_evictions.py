@@ -82,7 +82,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("looks", "error", "stays"), CASES)
-def test_an_image_goes_only_when_nobody_is_known_to_pin_it_before_and_after_it_is_withdrawn(
+def test_an_image_goes_only_when_nobody_is_known_to_pin_it_before_and_after_it_is_retired(
     cache, looks, error, stays
 ) -> None:
     pins = Pins(*looks)
@@ -94,15 +94,15 @@ def test_an_image_goes_only_when_nobody_is_known_to_pin_it_before_and_after_it_i
 
 
 class LateWorkers(Workers):
-    """Workers of which the first to withdraw is given up on, and does it all the same, as the kernel may have it."""
+    """Workers of which the first to retire it is given up on, and does it all the same, as the kernel may have it."""
 
     async def run(self, request, **options):
         await super().run(request, **options)
-        if isinstance(request, op.WithdrawImage):
+        if isinstance(request, op.RetireImage):
             raise SourceError("no sign of life")
 
 
-def test_an_image_that_was_withdrawn_by_a_process_that_was_given_up_is_served_again(cache) -> None:
+def test_an_image_that_was_retired_by_a_process_that_was_given_up_is_served_again(cache) -> None:
     assert isinstance(evict(cache, Pins([], []), workers=LateWorkers()), SourceError)
     assert [image.dataset for image in cache.read().images] == ["coco"]
 

@@ -40,7 +40,7 @@ def run(folder, seed, duration_s):
     config = {
         "capacity": str(CAPACITY_BYTES),
         "reserve": str(RESERVE_BYTES),
-        "copy": {"workers": 3, "bandwidth": 6_000_000},
+        "copy": {"datasets": 3, "bandwidth": 6_000_000},
         "source_timeout": "4",
         "horizon": "5m",
     }

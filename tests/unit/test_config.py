@@ -1,9 +1,12 @@
 """The configuration: every error names the key, the value, and the way out."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+import yaml
 
 from scratch_slurm.domain.config import (
     Config,
@@ -18,6 +21,7 @@ from scratch_slurm.domain.errors import ConfigError
 
 LEAST = {"source_dir": "/nfs/datasets", "cache_dir": "/ssd/cache"}
 MISSING = object()
+SECTIONS = {"copy": CopySettings, "preheat": PreheatSettings, "slurm": SlurmSettings}
 
 
 def build(host_name="node7.cluster.example", **changed):
@@ -60,7 +64,7 @@ def test_all_keys_are_taken() -> None:
         interval=15,
         source_timeout="1m",
         log_level="debug",
-        copy={"workers": 3, "readers": 8, "bandwidth": "100 MB"},
+        copy={"datasets": 3, "readers": 8, "bandwidth": "100 MB"},
         preheat={"wait": 0, "timeout": "2m"},
         slurm={"node_name": "n1.x"},
     )
@@ -90,12 +94,12 @@ NEAREST = [
     ({"cachedir": "/x"}, "cachedir: unknown key", "did you mean cache_dir?"),
     ({"capcity": "1 GB"}, "capcity: unknown key", "did you mean capacity?"),
     ({"horizn": "1h"}, "horizn: unknown key", "did you mean horizon?"),
-    ({"copy": {"wrokers": 1}}, "copy.wrokers: unknown key", "did you mean copy.workers?"),
+    ({"copy": {"raeders": 1}}, "copy.raeders: unknown key", "did you mean copy.readers?"),
     ({"copy": {"bandwith": 1}}, "copy.bandwith: unknown key", "did you mean copy.bandwidth?"),
     ({"preheat": {"waits": 1}}, "preheat.waits: unknown key", "did you mean preheat.wait?"),
     ({"slurm": {"nodename": 1}}, "slurm.nodename: unknown key", "did you mean slurm.node_name?"),
     ({"zzz": 1}, "zzz: unknown key", "known keys: source_dir, cache_dir, "),
-    ({"copy": {"zzz": 1}}, "copy.zzz: unknown key", "known keys: workers, readers, bandwidth"),
+    ({"copy": {"zzz": 1}}, "copy.zzz: unknown key", "known keys: datasets, readers, bandwidth"),
     ({5: 1}, "5: unknown key", "known keys: "),
     ({None: 1}, "None: unknown key", "known keys: "),
 ]
@@ -155,11 +159,11 @@ WRONG = [
     ("log_level", "LOUD", "'LOUD' is not DEBUG, INFO, WARNING or ERROR"),
     ("copy", None, "None is not keys and values"),
     ("copy", 3, "3 is not keys and values"),
-    ("copy.workers", 0, "0 is not from 1 to 64"),
-    ("copy.workers", 65, "65 is not from 1 to 64"),
-    ("copy.workers", "2", "'2' is not a whole number"),
-    ("copy.workers", 2.5, "2.5 is not a whole number"),
-    ("copy.workers", True, "True is not a whole number"),
+    ("copy.datasets", 0, "0 is not from 1 to 64"),
+    ("copy.datasets", 65, "65 is not from 1 to 64"),
+    ("copy.datasets", "2", "'2' is not a whole number"),
+    ("copy.datasets", 2.5, "2.5 is not a whole number"),
+    ("copy.datasets", True, "True is not a whole number"),
     ("copy.readers", 0, "0 is not from 1 to 64"),
     ("copy.bandwidth", "50%", "size '50%' is not valid here"),
     ("copy.bandwidth", "fast", "size 'fast' is not valid"),
@@ -204,8 +208,40 @@ def test_every_key_of_the_file_reaches_the_configuration() -> None:
     """A key that is read by nobody would be a promise that is not kept."""
     keys = {field.name for field in msgspec.structs.fields(RawConfig)} - {"copy", "preheat", "slurm"}
     inner = sum(len(msgspec.structs.fields(each)) for each in (CopySettings, PreheatSettings, SlurmSettings))
-    from_the_host = {"host_name", "node_name_given"}
-    assert len(msgspec.structs.fields(Config)) == len(keys) + inner + len(from_the_host)
+    beside_the_keys = {"host_name", "node_name_given", "notes"}
+    assert len(msgspec.structs.fields(Config)) == len(keys) + inner + len(beside_the_keys)
+
+
+def test_a_key_of_an_earlier_release_is_taken_and_noted() -> None:
+    config = build(copy={"workers": 5, "readers": 3})
+    assert (config.copies, config.readers) == (5, 3)
+    assert config.notes == ("config.yaml: copy.workers is called copy.datasets now",)
+    assert build(copy={"datasets": 5}).notes == build().notes == ()
+
+
+def test_a_key_of_an_earlier_release_is_not_taken_beside_the_one_of_today() -> None:
+    error = refusal(copy={"workers": 5, "datasets": 5})
+    assert error.message == "config.yaml: copy.workers: is copy.datasets, which is given too"
+    assert error.hint == "leave it out"
+
+
+def test_a_wrong_value_of_a_former_key_is_named_by_the_one_of_today() -> None:
+    assert refusal(copy={"workers": 0}).message == "config.yaml: copy.datasets: 0 is not from 1 to 64"
+
+
+def uncomment(text: str) -> dict[str, Any]:
+    """Read the example configuration with all its keys, those in comments too."""
+    return yaml.safe_load(re.sub(r"^# ((?:  )?[a-z_]+:(?: .*)?)$", r"\1", text, flags=re.MULTILINE))
+
+
+def test_the_example_shows_every_key_and_in_comments_its_default() -> None:
+    text = (Path(__file__).parents[2] / "daemon" / "config.yaml").read_text()
+    given = yaml.safe_load(text)
+    shown = uncomment(text)
+    assert list(given) == ["source_dir", "cache_dir"]
+    assert msgspec.convert(shown, RawConfig) == RawConfig(**given)
+    for part, shape in ((shown, RawConfig), *((shown[key], shape) for key, shape in SECTIONS.items())):
+        assert set(part) == {field.name for field in msgspec.structs.fields(shape)}
 
 
 @pytest.mark.parametrize(("text", "expected"), [("80%", 800), ("5 kB", 5000), ("0", 0)])

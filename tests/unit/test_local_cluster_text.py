@@ -37,12 +37,12 @@ def test_options_replace_and_follow_the_generated_lines() -> None:
 
 
 def test_settings_merge_section_by_section() -> None:
-    merged = merge_settings({"a": 1, "copy": {"workers": 2, "readers": 4}}, {"copy": {"workers": 3}, "b": "x"})
-    assert merged == {"a": 1, "copy": {"workers": 3, "readers": 4}, "b": "x"}
+    merged = merge_settings({"a": 1, "copy": {"datasets": 2, "readers": 4}}, {"copy": {"datasets": 3}, "b": "x"})
+    assert merged == {"a": 1, "copy": {"datasets": 3, "readers": 4}, "b": "x"}
 
 
 def test_config_is_yaml_with_sections() -> None:
-    assert config_yaml({"capacity": "1 GB", "copy": {"workers": 3}}) == 'capacity: "1 GB"\ncopy:\n  workers: 3\n'
+    assert config_yaml({"capacity": "1 GB", "copy": {"datasets": 3}}) == 'capacity: "1 GB"\ncopy:\n  datasets: 3\n'
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from scratch_slurm.domain.errors import ConfigError, DiskError, NoSpaceError
+from scratch_slurm.domain.errors import ConfigError, DiskError
 from scratch_slurm.domain.model import CachedImage
 from scratch_slurm.domain.names import cached_file_name, parse_cached_file_name
 from scratch_slurm.node.oswords import word_os_error
@@ -126,7 +126,7 @@ class Cache:
     def publish(self, dataset: str, generation_id: str) -> Path:
         """Let a whole, verified and fsynced copy be served.
 
-        Raises: NoSpaceError: the directory cannot be written (the disk fails).
+        Raises: DiskError: the directory cannot be written.
         """
         part, target = self.part_path(dataset, generation_id), self.image_path(dataset, generation_id)
         try:
@@ -135,39 +135,39 @@ class Cache:
             _fsync_directory(self.staging)
             part.with_suffix(".journal").unlink(missing_ok=True)
         except OSError as exc:
-            raise NoSpaceError(f"{target}: cannot publish the copy: {word_os_error(exc, self.dir)}") from exc
+            raise DiskError(f"{target}: cannot publish the copy: {word_os_error(exc, self.dir)}") from exc
         return target
 
-    def withdraw(self, image: CachedImage) -> None:
+    def retire(self, image: CachedImage) -> None:
         """Take a cached image out of service by rename, at once.
 
         Raises: OSError: it is served as before.
         """
-        Path(image.path).rename(self._withdrawn_path(image))
+        Path(image.path).rename(self._retired_path(image))
 
     def restore(self, image: CachedImage) -> bool:
-        """Let a withdrawn image be served again; returns whether there was one.
+        """Let a retired image be served again; returns whether there was one.
 
-        Raises: OSError: it stays withdrawn until the directory is prepared again.
+        Raises: OSError: it stays retired until the directory is prepared again.
         """
-        withdrawn = self._withdrawn_path(image)
-        if not withdrawn.exists():
+        retired = self._retired_path(image)
+        if not retired.exists():
             return False
-        self._bring_back(withdrawn)
+        self._bring_back(retired)
         return True
 
-    def _bring_back(self, withdrawn: Path) -> None:
-        target = self.dir / (withdrawn.stem + ".image")
+    def _bring_back(self, retired: Path) -> None:
+        target = self.dir / (retired.stem + ".image")
         if target.exists():  # the dataset was staged anew
-            withdrawn.unlink()
+            retired.unlink()
         else:
-            withdrawn.rename(target)
+            retired.rename(target)
 
     def discard(self, image: CachedImage) -> None:
-        """Delete a withdrawn image; slow for a large file on some file systems."""
-        self._withdrawn_path(image).unlink(missing_ok=True)
+        """Delete a retired image; slow for a large file on some file systems."""
+        self._retired_path(image).unlink(missing_ok=True)
 
-    def _withdrawn_path(self, image: CachedImage) -> Path:
+    def _retired_path(self, image: CachedImage) -> Path:
         return self.staging / (Path(image.path).stem + ".evicted")
 
     def drop_partial(self, dataset: str, generation_id: str) -> None:

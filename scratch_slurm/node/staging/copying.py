@@ -22,7 +22,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from scratch_slurm.domain.errors import DigestError, ImageError, NoSpaceError, SourceError
+from scratch_slurm.domain.errors import DigestError, DiskError, ImageError, NoSpaceError, SourceError
 from scratch_slurm.domain.model import Generation
 from scratch_slurm.node.staging.chunks import Chunk, CopyHeader
 from scratch_slurm.node.staging.progress import CopyPhase, CopyProgress, Reporter
@@ -35,7 +35,7 @@ from scratch_slurm.node.staging.staged import StagedFile
 class CopyOptions:
     """How to copy. The buffers take 64 MiB at most, whatever is said here."""
 
-    workers: int = 16
+    readers: int = 16
     """Ranges read at once: a source bound by latency needs many, a disk does not mind."""
     range_bytes: int = 4 << 20
     chunk_bytes: int = 64 << 20
@@ -45,8 +45,8 @@ class CopyOptions:
     """Read the source with direct I/O where it can; else, and on FUSE, drop what a plain read brought in."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1 or self.range_bytes < BLOCK_BYTES or self.range_bytes % BLOCK_BYTES:
-            raise ValueError(f"cannot read {self.range_bytes} bytes at once with {self.workers} workers")
+        if self.readers < 1 or self.range_bytes < BLOCK_BYTES or self.range_bytes % BLOCK_BYTES:
+            raise ValueError(f"cannot read {self.range_bytes} bytes at once with {self.readers} readers")
         if self.chunk_bytes < 1 or self.chunk_bytes % self.range_bytes:
             raise ValueError(f"a chunk of {self.chunk_bytes} bytes is not whole ranges of {self.range_bytes}")
         if self.bandwidth_bytes_per_s is not None and self.bandwidth_bytes_per_s < 1:
@@ -92,7 +92,8 @@ def copy_image(
     Raises:
         SourceError: the source cannot be read.
         DigestError: the image has another digest than promised.
-        ImageError: the image is empty or has changed; or the cache's disk failed.
+        ImageError: the image is empty or has changed.
+        DiskError: the cache's disk failed, or does not hold what was written.
         NoSpaceError: the cache's file system is full.
         ConfigError: the cache's file system cannot reserve space.
     """
@@ -110,7 +111,7 @@ def copy_image(
             _check_unchanged(source, opened, expected)
             staged.sync()
             copy.verify(digest, promised)
-        except (ImageError, NoSpaceError):
+        except (ImageError, DiskError, NoSpaceError):
             staged.discard()
             raise
     return CopyResult(digest, expected.size_bytes - resumed_bytes, resumed_bytes, now() - began_at)
@@ -233,7 +234,7 @@ class _Copy:
         for _ in self._hash_staged(hasher, self.expected.size_bytes, CopyPhase.VERIFYING):
             pass
         if hasher.hexdigest() != digest:
-            raise ImageError(
+            raise DiskError(
                 f"{self.staged.path}: BLAKE3 is {hasher.hexdigest()[:16]}... on the disk, {digest[:16]}... when read",
                 hint="check the cache's disk and the kernel log",
             )
@@ -265,7 +266,7 @@ class _Copy:
         start: int,
         end: int,
     ) -> Ranges:
-        return Ranges(fill, write, start, end, range_bytes=self.options.range_bytes, workers=self.options.workers)
+        return Ranges(fill, write, start, end, range_bytes=self.options.range_bytes, readers=self.options.readers)
 
     def _read_source(self, reader: ColdReader, view: memoryview, offset: int, length: int) -> None:
         try:

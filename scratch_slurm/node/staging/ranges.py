@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 MEMORY_BYTES = 64 << 20
-"""All buffers together, however many workers there are."""
+"""All buffers together, however many readers there are."""
 MOST_PIECE_BYTES = 1 << 20
 
 _FIRST_PIECE_BYTES = 64 << 10
@@ -19,14 +19,14 @@ _LEAST_PIECE_BYTES = 4 << 10
 
 
 class Ranges:
-    """A pool of workers that fill ranges, hand them to one consumer in order, and write them out meanwhile.
+    """A pool of readers (threads) that fill ranges, hand them to one consumer in order, and write them out meanwhile.
 
-        with Ranges(fill, write, start, end, range_bytes=2 << 20, workers=16) as ranges:
+        with Ranges(fill, write, start, end, range_bytes=2 << 20, readers=16) as ranges:
             for view in ranges:  # in the file's order; valid until the next one is asked for
                 hasher.update(view)
 
     A buffer is free again when its range is both written and consumed. Buffers and ranges are given out together and
-    in order, so the range that the consumer waits for always has one. The first error of any worker stops all of
+    in order, so the range that the consumer waits for always has one. The first error of any reader stops all of
     them and is raised in the consumer. Leaving the block waits for calls under way: where one of them never
     returns, only the end of the process helps.
 
@@ -44,13 +44,13 @@ class Ranges:
         end: int,
         *,
         range_bytes: int,
-        workers: int,
+        readers: int,
     ) -> None:
         self._fill = fill
         self._write = write
         self._start, self._end, self._range_bytes = start, end, range_bytes
         self._count = -(-(end - start) // range_bytes)
-        buffers = min(2 * workers, self._count, max(2, MEMORY_BYTES // range_bytes))
+        buffers = min(2 * readers, self._count, max(2, MEMORY_BYTES // range_bytes))
         # Anonymous maps, for their alignment; direct I/O asks for it.
         self._free = [memoryview(mmap.mmap(-1, range_bytes)) for _ in range(buffers)]
         self._changed = threading.Condition()
@@ -63,7 +63,7 @@ class Ranges:
         self._stopped = False
         self._threads = [
             threading.Thread(target=self._work, name=f"range-{number}", daemon=True)
-            for number in range(min(workers, buffers))
+            for number in range(min(readers, buffers))
         ]
 
     def __enter__(self) -> Self:
@@ -102,7 +102,7 @@ class Ranges:
             return self._written_up_to >= index
 
     def finish(self) -> None:
-        """Wait for the last write. Raises: the first error of any worker."""
+        """Wait for the last write. Raises: the first error of any reader."""
         if self._write is not None:
             self.wait_written(self._end)
         self._raise_error()

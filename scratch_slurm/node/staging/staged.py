@@ -1,6 +1,6 @@
 """The file that a copy grows in: its blocks, its writes behind, its journal. It knows nothing of the source.
 
-Every failure of the cache's disk is worded here, as NoSpaceError or ImageError.
+Every failure of the cache's disk is worded here, as DiskError, or NoSpaceError where it is full.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from scratch_slurm.domain.errors import ConfigError, ImageError, NoSpaceError
+from scratch_slurm.domain.errors import ConfigError, DiskError, NoSpaceError
 from scratch_slurm.domain.sizes import format_bytes
 from scratch_slurm.node.oswords import word_os_error
 from scratch_slurm.node.staging.chunks import Chunk, CopyHeader, Journal, JournalContents, journal_path, read_journal
@@ -41,7 +41,7 @@ class StagedFile:
         """Open what an earlier try left, when it is of this very copy; else a new file.
 
         A new one is a new inode: a killed process whose last write is still under way cannot reach it.
-        Raises: NoSpaceError, ImageError, ConfigError: about the cache's disk.
+        Raises: NoSpaceError, DiskError, ConfigError: about the cache's disk.
         """
         with _cache_errors(path, "open"):
             found = read_journal(journal_path(path), header)
@@ -96,7 +96,7 @@ class StagedFile:
         with _cache_errors(self.path, f"read at byte {offset} of"):
             got = reader.read(view, offset, length)
         if got != length:
-            raise ImageError(f"{self.path}: ends at byte {offset + got} of {self._header.size_bytes}")
+            raise DiskError(f"{self.path}: ends at byte {offset + got} of {self._header.size_bytes}")
 
     def write(self, view: memoryview, offset: int) -> None:
         """Write a range and start its way to the disk; what was written a while ago leaves the page cache."""
@@ -129,14 +129,14 @@ class StagedFile:
     def sync(self) -> None:
         """Make the whole file durable and leave none of it in the page cache.
 
-        Raises: ImageError: the disk failed; the kernel may say so once only, so the file is worth nothing.
+        Raises: DiskError: the disk failed; the kernel may say so once only, so the file is worth nothing.
         """
         with _cache_errors(self.path, "sync"):
             os.fsync(self._descriptor)
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             size_bytes = os.fstat(self._descriptor).st_size
         if size_bytes != self._header.size_bytes:
-            raise ImageError(f"{self.path}: has {size_bytes} bytes, not {self._header.size_bytes}")
+            raise DiskError(f"{self.path}: has {size_bytes} bytes, not {self._header.size_bytes}")
 
     def discard(self) -> None:
         """Delete the file and its journal; the space is free when the descriptor is closed."""
@@ -176,4 +176,4 @@ def _cache_errors(path: Path, action: str) -> Iterator[None]:
             raise ConfigError(
                 what, hint="cache_dir must be on a local file system with fallocate(2): ext4, xfs, btrfs, f2fs"
             ) from exc
-        raise ImageError(what, hint="check the cache's disk and the kernel log") from exc
+        raise DiskError(what, hint="check the cache's disk and the kernel log") from exc
