@@ -15,7 +15,7 @@ class Presence(enum.StrEnum):
 
 
 # Slurm's names of job states, as squeue's %T gives them. Source: job_state_string() in Slurm.
-_ENDED = frozenset(
+ENDED = frozenset(
     {
         "BOOT_FAIL",
         "CANCELLED",
@@ -58,7 +58,7 @@ def judge(state: str, *, on_node: bool | None) -> Presence:
         on_node: whether the node is among the job's; while a job completes, among those that are not done yet.
             None: that is not clear.
     """
-    if state in _ENDED:
+    if state in ENDED:
         return Presence.GONE
     if state in _WAITING:
         return Presence.LIVE

@@ -9,24 +9,12 @@ import subprocess
 import time
 from collections.abc import Callable
 
+from scratch_slurm.domain import backoff
+from scratch_slurm.domain.jobs import ENDED
 from scratch_slurm.hooks import hooklog
 
-# Squeue's words for a job whose script will not begin any more, or not before the next prolog.
-_OVER = frozenset(
-    [
-        "BOOT_FAIL",
-        "CANCELLED",
-        "COMPLETED",
-        "COMPLETING",
-        "DEADLINE",
-        "FAILED",
-        "NODE_FAIL",
-        "OUT_OF_MEMORY",
-        "PREEMPTED",
-        "REVOKED",
-        "TIMEOUT",
-    ]
-)
+# Of a job whose script will not begin any more, or not before the next prolog.
+_OVER = ENDED | {"COMPLETING"}
 _FIRST_PAUSE_S = 8.0
 _LONGEST_PAUSE_S = 60.0
 _SQUEUE_TIMEOUT_S = 10.0
@@ -52,16 +40,17 @@ class CancelWatch:
         self._monotonic = monotonic
         self._ask = ask or _squeue
         self._spread = os.urandom(1)[0] / 255 if spread is None else spread
-        self._pause_s = _FIRST_PAUSE_S
-        self._ask_at = monotonic() + self._pause_s
+        self._asked = 0
+        self._ask_at = monotonic() + _FIRST_PAUSE_S
 
     def is_over(self) -> bool:
         """Tell whether the job is certainly over; seldom asks, else says no."""
         if self._monotonic() < self._ask_at:
             return False
-        self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s)
         over = is_over(self._job_id, self._ask(self._job_id))
-        self._ask_at = self._monotonic() + self._pause_s * (1 + self._spread / 4)
+        self._asked += 1
+        pause_s = backoff.pause_s(1 + self._asked, _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+        self._ask_at = self._monotonic() + pause_s * (1 + self._spread / 4)
         return over
 
 

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable
 
+from scratch_slurm.domain import backoff
 from scratch_slurm.domain.access import is_public
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import SlurmError
@@ -138,8 +139,8 @@ class FeatureTeller:
 
     def _try_later(self, *, is_stranger: bool) -> None:
         self._is_quiet, self._is_stranger = True, is_stranger
-        pause_s = min(self._retry_s * 2 ** min(self._attempts, 16), max(_LAST_RETRY_S, self._retry_s))
         self._attempts += 1
+        pause_s = backoff.pause_s(self._attempts, self._retry_s, max(_LAST_RETRY_S, self._retry_s))
         self._check_at = time.monotonic() + min(pause_s, self._config.reconcile_interval_s) * _jitter()
 
     def _settle(self, told: frozenset[str], pause_s: float) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
+from scratch_slurm.domain import backoff
 from scratch_slurm.domain.actions import Action, ActionKind
 from scratch_slurm.domain.model import MountedImage, Permissions, SourceImage
 from scratch_slurm.domain.throughput import ReadCounter
@@ -104,7 +105,7 @@ class Memory:
         """
         old = self.failures.get((dataset, kind))
         attempts = old.attempts + 1 if old else 1
-        pause_s = min(_LAST_RETRY_S, _FIRST_RETRY_S * 2 ** min(attempts - 1, 16)) if not for_good else math.inf
+        pause_s = math.inf if for_good else backoff.pause_s(attempts, _FIRST_RETRY_S, _LAST_RETRY_S)
         failure = Failure(message, attempts, now + pause_s, generation_id)
         self.failures[dataset, kind] = failure
         return failure

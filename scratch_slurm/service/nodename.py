@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from scratch_slurm.domain import backoff
 from scratch_slurm.domain.config import Config
 from scratch_slurm.slurm.interface import Slurm
 
@@ -91,7 +92,7 @@ class NodeName:
         now = self._monotonic()
         if now < self._search_at:
             return ()
-        self._search_at = now + min(_LAST_SEARCH_S, _FIRST_SEARCH_S * 2 ** min(self._searches, 16))
+        self._search_at = now + backoff.pause_s(self._searches + 1, _FIRST_SEARCH_S, _LAST_SEARCH_S)
         here = sorted(name for name, host in slurm.read_hosts(None).items() if self._is_here(host))
         return tuple(here[:_MOST_NAMES])
 

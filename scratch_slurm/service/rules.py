@@ -5,6 +5,7 @@ import logging
 import random
 from pathlib import Path
 
+from scratch_slurm.domain import backoff
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import SlurmError
 from scratch_slurm.domain.prolog import PrologRules
@@ -40,8 +41,8 @@ class RulesReader:
                 self._tell(await self._calls.read_prolog_rules())
                 self._attempts = 0
             except SlurmError:
-                pause_s = min(_LAST_RETRY_S, self._retry_s * 2 ** min(self._attempts, 16))
                 self._attempts += 1
+                pause_s = backoff.pause_s(self._attempts, self._retry_s, _LAST_RETRY_S)
             # Jitter: thousands of nodes share the controller.
             await asyncio.sleep(pause_s * random.uniform(0.9, 1.1))  # noqa: S311 # not a secret
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scratch_slurm.domain import backoff
 from scratch_slurm.domain.errors import ScratchError
 from scratch_slurm.domain.model import Catalog, SkippedImage, SourceImage
 from scratch_slurm.domain.names import IMAGE_SUFFIXES, parse_image_name
@@ -184,7 +185,7 @@ class Source:
     def touch_later(self, file_name: str) -> None:
         """Let a file that hung be read again after a pause, longer each time: every try holds a scan up."""
         strikes = self._strikes[file_name] = self._strikes.get(file_name, 0) + 1
-        pause_s = min(_LONGEST_PAUSE_S, self._silence_s * 2 ** min(strikes - 1, 16))
+        pause_s = backoff.pause_s(strikes, self._silence_s, _LONGEST_PAUSE_S)
         asyncio.get_running_loop().call_later(pause_s, self._touch_again, file_name)
 
     def _touch_again(self, file_name: str) -> None:

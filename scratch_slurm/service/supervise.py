@@ -6,6 +6,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
+from scratch_slurm.domain import backoff
+
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 1.0
@@ -69,8 +71,8 @@ class Supervisor:
                     log.exception("bug task=%r", name)
             if self._monotonic() - began_at >= _WELL_S:
                 attempts = 0
-            pause_s = min(_LAST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(attempts, 16))
             attempts += 1
+            pause_s = backoff.pause_s(attempts, _FIRST_PAUSE_S, _LAST_PAUSE_S)
             self._failed[name] = (what, None)
             with contextlib.suppress(Exception):
                 log.error("failed task=%r problem=%r again_in_s=%g", name, what, pause_s)
