@@ -141,7 +141,7 @@ def screen(catalog: Catalog, mounted: Mapping[str, MountedImage], roots: Mapping
     private = {dataset: image for dataset, image in catalog.images.items() if not is_public(image.permissions)}
     if not private:
         return catalog
-    skipped, withdrawn = dict(catalog.skipped), {}
+    skipped, revoked = dict(catalog.skipped), {}
     for dataset, image in private.items():
         reason = _refusal(image, roots.get(image.generation.id))
         if reason:
@@ -149,9 +149,9 @@ def screen(catalog: Catalog, mounted: Mapping[str, MountedImage], roots: Mapping
         mount = mounted.get(dataset)
         shown = _refusal(image, roots.get(mount.generation_id or "")) if mount else None
         if shown:
-            withdrawn[dataset] = f"its image {shown}"
+            revoked[dataset] = f"its image {shown}"
     images = {dataset: image for dataset, image in catalog.images.items() if dataset not in skipped}
-    return replace(catalog, images=images, skipped=skipped, withdrawn=withdrawn)
+    return replace(catalog, images=images, skipped=skipped, revoked=revoked)
 
 
 def find_readers(

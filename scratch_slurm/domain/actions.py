@@ -18,6 +18,8 @@ class StagedImage:
     under_way: bool
     done_bytes: int = 0
     """How much of it need not be read from the source again."""
+    disk: str = ""
+    """The cache directory that it lies in; empty: the only one."""
 
 
 class ActionKind(enum.StrEnum):
@@ -107,6 +109,8 @@ class Stage:
     reason: str
     preheat: bool
     """Somebody pins it: it goes before what is staged for its throughput."""
+    disk: str = ""
+    """The cache directory that the copy is made in; empty: the only one."""
 
     @property
     def dataset(self) -> str:

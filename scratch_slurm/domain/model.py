@@ -124,7 +124,7 @@ class Catalog:
     recalled: Mapping[str, SourceImage] = field(default_factory=dict)
     """What an earlier listing showed of datasets that the source cannot tell of now: whole copies of it are served. It
     says nothing of what the source holds."""
-    withdrawn: Mapping[str, str] = field(default_factory=dict)
+    revoked: Mapping[str, str] = field(default_factory=dict)
     """Dataset -> why its mount must go at once: it lets in people who may not read the image."""
 
 
@@ -136,6 +136,10 @@ class CachedImage(msgspec.Struct, frozen=True):
     path: str
     size_bytes: int
     """Bytes that the file occupies on disk, at least its length."""
+    disk: str = ""
+    """The cache directory that it lies in; empty: the only one."""
+    bad: str = ""
+    """Why it cannot be read or mounted, as far as was seen; empty: it is well."""
 
 
 class MountedImage(msgspec.Struct, frozen=True):

@@ -172,10 +172,10 @@ class _Planner:
         for dataset in sorted(self.idle, key=lambda name: (name not in self.pinned, name not in cached, name)):
             image = self.seen.catalog.images.get(dataset)
             mounted = self.seen.mounted.get(dataset)
-            if mounted and dataset in self.seen.catalog.withdrawn:
+            if mounted and dataset in self.seen.catalog.revoked:
                 # Pinned or not: no right of a job's goes before the owner's word on who may read it.
                 if self.may(dataset, ActionKind.UNMOUNT):
-                    actions.append(Unmount(dataset, self.seen.catalog.withdrawn[dataset], even_pinned=True))
+                    actions.append(Unmount(dataset, self.seen.catalog.revoked[dataset], even_pinned=True))
             elif (
                 mounted
                 and dataset in self.seen.covered
@@ -259,8 +259,8 @@ class _Planner:
             failed = not staged.under_way and (dataset, ActionKind.DROP) in self.seen.backing_off
             if not self.seen.catalog.complete or failed:
                 continue
-            if dataset in self.seen.catalog.withdrawn:
-                drops.append(DropStaged(staged, self.seen.catalog.withdrawn[dataset]))
+            if dataset in self.seen.catalog.revoked:
+                drops.append(DropStaged(staged, self.seen.catalog.revoked[dataset]))
             elif dataset in self.seen.undecided:
                 continue
             elif self.seen.pins_problem and dataset not in wanted:

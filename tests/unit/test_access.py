@@ -153,7 +153,7 @@ def test_screening_skips_an_image_that_is_too_open_inside_and_withdraws_its_moun
     assert set(screened.images) == {"b", "c"}
     assert "lets in everybody: build it again with" in screened.skipped["a"].reason
     assert screened.skipped["a"].permissions == one.permissions
-    assert set(screened.withdrawn) == {"a"}
+    assert set(screened.revoked) == {"a"}
 
 
 def test_an_older_generation_that_is_too_open_goes_too_and_the_new_one_stays() -> None:
@@ -161,7 +161,7 @@ def test_an_older_generation_that_is_too_open_goes_too_and_the_new_one_stays() -
     roots = {old.generation.id: file(0o755), new.generation.id: file(0o750)}
     screened = access.screen(catalog(new), {"a": mounted("a", version=1)}, roots)
     assert set(screened.images) == {"a"}
-    assert set(screened.withdrawn) == {"a"}
+    assert set(screened.revoked) == {"a"}
 
 
 def test_what_is_not_known_is_for_root_alone() -> None:

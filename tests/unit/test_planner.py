@@ -729,7 +729,7 @@ def test_a_dataset_with_a_pin_that_may_count_is_left_as_it_is(seen) -> None:
 def test_nothing_is_taken_from_a_dataset_with_a_pin_that_may_count(seen, undecided) -> None:
     seen = dataclasses.replace(seen, undecided=undecided)
     for action in make_plan(seen).actions:
-        if action.dataset in undecided and action.dataset not in seen.catalog.withdrawn:
+        if action.dataset in undecided and action.dataset not in seen.catalog.revoked:
             assert not isinstance(action, DropStaged), action
             assert not isinstance(action, Unmount), action
             assert not isinstance(action, Replace) or isinstance(action, Mend), action
