@@ -1,6 +1,6 @@
 """Node features: what Slurm is told of the cache, merged with what is the administrator's own. Pure.
 
-Source: node features of scontrol(1); docs/ARCHITECTURE.md, "Slurm: features and the truth about jobs".
+Source: node features of scontrol(1); docs/SLURM.md, "Features".
 """
 
 import json

@@ -27,7 +27,7 @@ def script(path: Path, *lines: str) -> str:
 
 
 def test_a_node_that_is_powered_down_attracts_no_job(tmp_path: Path) -> None:
-    """The administrator's SuspendProgram has our line after the one that powers down, as README says."""
+    """The administrator's SuspendProgram has our line after the one that powers down, as docs/ADMIN.md says."""
     asked, off, forgot, resumed = (tmp_path / name for name in ("asked", "off", "forgot", "resumed"))
     wait = f'echo "$1" >{asked}; while [ ! -e {off} ]; do sleep 0.1; done'
     slurm = {

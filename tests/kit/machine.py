@@ -92,7 +92,7 @@ class Machine:
         return path
 
     def install(self) -> None:
-        """`make install` and what README says of Slurm's files."""
+        """`make install` and what docs/ADMIN.md says of Slurm's files."""
         source, wheels = self.path("/src"), self.work / "wheels"
         unwanted = shutil.ignore_patterns(
             ".git", ".venv", "build", "*.so", "*.o", "built-with", "__pycache__", ".*_cache"

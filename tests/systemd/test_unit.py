@@ -1,4 +1,4 @@
-"""The unit in the hands of a real systemd, installed as README says, beside munge and Slurm. In this order."""
+"""The unit in the hands of a real systemd, installed as docs/ADMIN.md says, beside munge and Slurm. In this order."""
 
 import os
 import signal
