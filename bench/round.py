@@ -30,12 +30,13 @@ from scratch_slurm.domain.model import Generation, SourceImage
 from scratch_slurm.domain.names import device_tag
 from scratch_slurm.node.ledger.ledger import Ledger
 from scratch_slurm.node.staging.cache import Cache
-from scratch_slurm.service import loop as loop_module
 from scratch_slurm.service import observe, operations, status
+from scratch_slurm.service.former import Former
 from scratch_slurm.service.ledger_side import LedgerSide
 from scratch_slurm.service.loop import Loop
 from scratch_slurm.service.source import Source
 from scratch_slurm.service.supervise import Supervisor
+from scratch_slurm.service.worker_hands import WorkerHands
 from scratch_slurm.service.workers import Workers
 
 SIZES = (10, 100, 1000, 5000)
@@ -136,7 +137,6 @@ def run_rounds(root: Path, count: int, rounds: int) -> common.Figures:
         host_name="node",
     )
     (root / "state").mkdir(mode=0o700)
-    loop_module.read_kernel = functools.partial(observe.read_kernel, kernel=node.kernel)
     with Ledger(config.ledger_path, boot_id="bench", now=time.time) as ledger:
         for number, image in enumerate(node.cached[:PINS]):
             ledger.pin(f"job:{number + 1}", [image.dataset], uid=1000)
@@ -150,7 +150,8 @@ async def _run_rounds(node: FakeNode, config, ledger: Ledger, rounds: int) -> co
     for image in node.images:
         name = Path(image.path).name
         source.take(operations.Scanned(name, there=True, stamp=image.generation.id, image=image))
-    loop = Loop(config, node.cache, LedgerSide(ledger), workers, source, Supervisor())
+    hands = WorkerHands(config, workers, kernel=node.kernel)
+    loop = Loop(config, LedgerSide(ledger), hands, Former(config, workers), source, Supervisor())
     node.go_on(1)
     await loop._run_round()
     await asyncio.sleep(0.1)  # the devices are identified

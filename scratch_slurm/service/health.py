@@ -5,16 +5,14 @@ read since the last look, and no more often than the source is listed.
 """
 
 import logging
-import time
 from collections.abc import Iterable
 
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import DiskError, ImageError, ScratchError
 from scratch_slurm.domain.model import Backing
-from scratch_slurm.service import operations as op
+from scratch_slurm.service.hands import Hands
 from scratch_slurm.service.memory import Memory, MountKey
 from scratch_slurm.service.observe import SeenMount
-from scratch_slurm.service.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +20,10 @@ log = logging.getLogger(__name__)
 class Health:
     """Keeps `memory.unwell`, and tells `memory.bad_copies`."""
 
-    def __init__(self, config: Config, memory: Memory, workers: Workers) -> None:
+    def __init__(self, config: Config, memory: Memory, hands: Hands) -> None:
         self._config = config
         self._memory = memory
-        self._workers = workers
+        self._hands = hands
         self._looked: dict[MountKey, tuple[float, int]] = {}
         """When it was looked at (monotonic seconds), and what had been read of its device by then, in bytes."""
 
@@ -56,13 +54,9 @@ class Health:
         dataset, memory = mount.dataset, self._memory
         key = _key(mount)
 
-        def on_hang() -> None:
-            memory.hanging_since[dataset] = time.time() - self._config.source_timeout_s
-
         copy_path = mount.backing_path if mount.backing is Backing.CACHE else ""
-        request = op.ProbeMount(key[2], str(self._config.mount_dir / dataset), copy_path)
         try:
-            await self._workers.run(request, silence_s=self._config.source_timeout_s, on_hang=on_hang)
+            await self._hands.probe(dataset, key[2], copy_path)
             memory.unwell.pop(key, None)
         except (ImageError, DiskError) as exc:
             if key not in memory.unwell:
@@ -73,7 +67,6 @@ class Health:
         except ScratchError as exc:
             log.warning("cannot look at dataset=%s problem=%r", dataset, exc.message)  # it may be gone, or hang
         finally:
-            memory.hanging_since.pop(dataset, None)
             self._looked.pop(key, None)
 
 

@@ -2,16 +2,12 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterable, Iterator
 
-from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import ScratchError
-from scratch_slurm.domain.names import parse_device_tag
-from scratch_slurm.service import operations as op
+from scratch_slurm.service.hands import Hands
 from scratch_slurm.service.memory import Memory, MountKey
 from scratch_slurm.service.observe import SeenMount
-from scratch_slurm.service.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +18,9 @@ _TRIES = 2
 class Identifier:
     """Reads tags into `memory.generations`, and root directories into `memory.roots`."""
 
-    def __init__(self, config: Config, memory: Memory, workers: Workers) -> None:
-        self._config = config
+    def __init__(self, memory: Memory, hands: Hands) -> None:
         self._memory = memory
-        self._workers = workers
+        self._hands = hands
         self._failed: dict[MountKey, int] = {}
         """How often a tag could not be read."""
         self._covered: set[MountKey] = set()
@@ -57,26 +52,15 @@ class Identifier:
         tells is one of an unknown generation: replaced, or unmounted, when nobody pins it.
         """
         dataset, _, device = key
-        memory, silence_s = self._memory, self._config.source_timeout_s
-
-        def on_line(line: op.Line) -> None:
-            if isinstance(line, op.Tag):
-                generation_id = memory.generations[key] = parse_device_tag(line.text)
-                if generation_id and line.root:
-                    memory.roots[generation_id] = line.root
-
-        def on_hang() -> None:
-            memory.hanging_since[dataset] = time.time() - silence_s
-
-        request = op.ReadTag(device, "" if key in self._covered else str(self._config.mount_dir / dataset))
         try:
-            await self._workers.run(request, silence_s=silence_s, on_line=on_line, on_hang=on_hang)
+            tag = await self._hands.identify(dataset, device, mounted=key not in self._covered)
+            self._memory.generations[key] = tag.generation_id
+            if tag.generation_id and tag.root:
+                self._memory.roots[tag.generation_id] = tag.root
         except ScratchError as exc:
             log.warning("cannot identify dataset=%s device=%s problem=%r", dataset, device, str(exc))
             self._failed[key] = self._failed.get(key, 0) + 1
             await asyncio.sleep(_AGAIN_S)
-        finally:
-            memory.hanging_since.pop(dataset, None)
 
 
 def _keys(mounts: Iterable[SeenMount]) -> Iterator[MountKey]:

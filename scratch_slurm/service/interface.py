@@ -32,12 +32,12 @@ from scratch_slurm.domain.messages import (
 from scratch_slurm.domain.names import MAX_DATASETS_PER_JOB, parse_dataset_name
 from scratch_slurm.service import status
 from scratch_slurm.service.door import Door, Limits, Make
+from scratch_slurm.service.hands import Hands
 from scratch_slurm.service.http import RefusedError, Request
 from scratch_slurm.service.loop import Loop
 from scratch_slurm.service.paced import Paced
 from scratch_slurm.service.people import People
 from scratch_slurm.service.slurm_side import SlurmSide
-from scratch_slurm.service.workers import Workers
 
 _WAIT_LIMIT_S = 60.0
 _MOUNT_PATIENCE_S = 5.0
@@ -61,12 +61,12 @@ _Answer = Callable[[Request, Person], Coroutine[None, None, Make]]
 class Interface:
     """The requests that the daemon answers; `domain.messages` tells their shapes."""
 
-    def __init__(self, loop: Loop, slurm: SlurmSide, workers: Workers) -> None:
+    def __init__(self, loop: Loop, slurm: SlurmSide, hands: Hands) -> None:
         self._loop = loop
         self._slurm = slurm
         self._strangers_round = Paced(loop.after_next_round, _STRANGERS_PAUSE_S)
         # Not the loop's own: however many callers come, the groups of users with pins stay known.
-        self._callers = People(workers, on_news=self._strangers_round.ask, most=_CALLERS_KNOWN)
+        self._callers = People(hands, on_news=self._strangers_round.ask, most=_CALLERS_KNOWN)
         self._releasing = asyncio.Semaphore()
         self._routes: dict[str, tuple[str, _Answer]] = {
             "/v1/status": ("GET", self._status),

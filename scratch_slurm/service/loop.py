@@ -26,9 +26,7 @@ from scratch_slurm.domain.model import Pin, job_holder
 from scratch_slurm.domain.observation import Observation
 from scratch_slurm.domain.planner import Plan
 from scratch_slurm.domain.throughput import reading_rates
-from scratch_slurm.node.staging.cache import Cache
-from scratch_slurm.service.cache_side import CacheSide
-from scratch_slurm.service.calls import Calls
+from scratch_slurm.service.events import Answers, Event, Gate, Hangs, Progress
 from scratch_slurm.service.former import Former
 from scratch_slurm.service.hangs import SourceAbort
 from scratch_slurm.service.health import Health
@@ -36,7 +34,7 @@ from scratch_slurm.service.identify import Identifier
 from scratch_slurm.service.join import count_reads, find_covered, find_ours, former_ids, join, screen, take_over
 from scratch_slurm.service.ledger_side import LedgerSide
 from scratch_slurm.service.memory import Copy, Memory
-from scratch_slurm.service.observe import Reading, read_kernel
+from scratch_slurm.service.observe import Reading
 from scratch_slurm.service.people import People
 from scratch_slurm.service.perform import Performer
 from scratch_slurm.service.plans import answer_plan
@@ -44,7 +42,7 @@ from scratch_slurm.service.reads import load_counters, save_counters
 from scratch_slurm.service.recall import Recall
 from scratch_slurm.service.source import Source
 from scratch_slurm.service.supervise import Supervisor
-from scratch_slurm.service.workers import Workers
+from scratch_slurm.service.worker_hands import WorkerHands
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +52,6 @@ _ROUND_LIMIT_S = 60.0
 _MOUNTS_AT_ONCE = 16
 """New datasets whose mount has begun: twice as many as worker processes. The next one is chosen when one of them is
 done, so that a job's dataset need not wait for a thousand others that were new before it was asked for."""
-_KERNEL_PATIENCE_S = 30.0
 _SAVE_EVERY_S = 30.0
 
 
@@ -72,9 +69,9 @@ class Loop:
     def __init__(
         self,
         config: Config,
-        cache: Cache,
         ledger: LedgerSide,
-        workers: Workers,
+        hands: WorkerHands,
+        former: Former,
         source: Source,
         supervisor: Supervisor,
     ) -> None:
@@ -85,30 +82,28 @@ class Loop:
         self.snapshot: Snapshot | None = None
         self.problem = ""
         """Why the latest round could not be carried out, or not as usual; empty when it was."""
-        self._cache = CacheSide(config, workers)
-        self._kernel = Calls("the kernel", error=DaemonError, patience_s=_KERNEL_PATIENCE_S)
+        self._hands = hands
+        hands.tell = self._hear
         self._ledger = ledger
-        self._workers = workers
         self.memory.counters = load_counters(config.reads_path, ledger.boot_id, config.period_s)
         self._saved_at = time.monotonic()
-        self._performer = Performer(config, self.memory, cache, ledger, workers)
+        self._performer = Performer(config, self.memory, ledger, hands)
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._identifier = Identifier(config, self.memory, workers)
-        self._health = Health(config, self.memory, workers)
+        self._identifier = Identifier(self.memory, hands)
+        self._health = Health(config, self.memory, hands)
         self._actions_ended = 0
         """How many, so far."""
-        self.people = People(workers, on_news=self.nudge)
+        self.people = People(hands, on_news=self.nudge)
         self._refused: tuple[Pin, ...] = ()
         """Pins of users who may not read the dataset, seen in this round."""
         self._kept: set[str] = set()
         """Datasets whose latest eviction came after a pin."""
         self._nudged = asyncio.Event()
         source.on_news = self.nudge
-        self._former = Former(config, workers)
+        self._former = former
         self._recall = Recall(config)
         source.recalled = self._recall.load()
         self.memory.readers = {name: image.permissions for name, image in source.recalled.items()}
-        self._kept_files: dict[str, int] = {}
         self._begun = 0
         self._ended = 0
         self._rested_at = 0.0
@@ -121,7 +116,7 @@ class Loop:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What had better be otherwise, although all goes on."""
-        return (self._cache.warning,) if self._cache.warning else ()
+        return self._hands.warnings
 
     def nudge(self) -> None:
         """Ask for a round now."""
@@ -155,7 +150,7 @@ class Loop:
                 task.cancel()
             await asyncio.wait(tasks, timeout=2.0)
             self.source.close()
-            self._cache.close()
+            self._hands.close()
             self.people.close()
             await self._save_counters()
 
@@ -299,12 +294,8 @@ class Loop:
 
         Raises: ScratchError, OSError: the kernel does not tell; without the cache or the ledger a round goes on.
         """
-        config = self.config
-        former = self._former.cache_dirs
-        kernel = await self._kernel.run(
-            lambda: read_kernel(config.mount_dir, config.cache_dir, self._kept_files, former_caches=former)
-        )
-        cache = await self._cache.look()
+        kernel = await self._hands.look_at_kernel()
+        cache = await self._hands.look_at_cache()
         pins = await self._ledger.look()
         return Reading(
             kernel.mounted,
@@ -316,6 +307,20 @@ class Loop:
             cache_unknown=cache.unknown,
             covered=kernel.covered,
         )
+
+    def _hear(self, event: Event) -> None:
+        """Remember what the hands tell while they are at it."""
+        memory = self.memory
+        match event:
+            case Hangs():
+                memory.hanging_since[event.dataset] = event.since
+            case Answers():
+                memory.hanging_since.pop(event.dataset, None)
+            case Progress():
+                if event.dataset in memory.copies:
+                    memory.copies[event.dataset].progress(event.bytes_done, event.phase)
+            case Gate():
+                memory.roots[event.generation_id] = event.permissions
 
     async def _save_counters(self) -> None:
         self._saved_at = time.monotonic()

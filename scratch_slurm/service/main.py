@@ -33,9 +33,9 @@ from scratch_slurm.node.hookconfig import save_hook_config
 from scratch_slurm.node.kernel import mountinfo, mounts
 from scratch_slurm.node.ledger.ledger import Ledger, read_boot_id
 from scratch_slurm.node.oswords import word_os_error
-from scratch_slurm.node.staging.cache import Cache
 from scratch_slurm.service.calls import start_executor
 from scratch_slurm.service.children import children_of_this_process, reap, watch_children
+from scratch_slurm.service.former import Former
 from scratch_slurm.service.interface import Interface
 from scratch_slurm.service.ledger_side import LedgerSide
 from scratch_slurm.service.logs import complain, set_up_logging
@@ -48,6 +48,7 @@ from scratch_slurm.service.slurm_side import SlurmSide
 from scratch_slurm.service.source import Source
 from scratch_slurm.service.supervise import Supervisor
 from scratch_slurm.service.unmount import unmount_all
+from scratch_slurm.service.worker_hands import WorkerHands
 from scratch_slurm.service.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -272,9 +273,11 @@ async def _serve(config: Config, check_again: Callable[[], None], prepare_hooks:
     workers = Workers()
     source = Source(config.source_dir, workers, silence_s=config.source_timeout_s, owners=config.source_owners)
     supervisor = Supervisor()
-    loop = Loop(config, Cache(config.cache_dir), LedgerSide(ledger), workers, source, supervisor)
+    former = Former(config, workers)
+    hands = WorkerHands(config, workers, former_caches=lambda: former.cache_dirs)
+    loop = Loop(config, LedgerSide(ledger), hands, former, source, supervisor)
     slurm = SlurmSide(config, loop, ledger, supervisor)
-    interface = Interface(loop, slurm, workers)
+    interface = Interface(loop, slurm, hands)
     ended = asyncio.Event()
     for number in _ENDING:
         asyncio.get_running_loop().add_signal_handler(number, ended.set)

@@ -8,15 +8,13 @@ from collections.abc import Callable
 from scratch_slurm.domain.access import Person, may_read
 from scratch_slurm.domain.errors import ScratchError
 from scratch_slurm.domain.model import Permissions
-from scratch_slurm.service import operations as op
-from scratch_slurm.service.workers import Workers
+from scratch_slurm.service.hands import Hands
 
 log = logging.getLogger(__name__)
 
 FRESH_S = 300.0
 """So long an answer is taken for true; then it is asked for again, and holds until the next answer is there."""
 _RETRY_S = 30.0
-_SILENCE_S = 10.0
 _ASKED_AT_ONCE = 2
 _MOST = 4096
 
@@ -25,7 +23,6 @@ class People:
     """The groups of those users on whose groups something depends.
 
     Args:
-        silence_s: how long the name service may take.
         most: users that are remembered, and that may wait to be asked about; others are not asked about.
         on_news: called when something became known, or cannot be told.
         monotonic: seconds.
@@ -33,16 +30,14 @@ class People:
 
     def __init__(
         self,
-        workers: Workers,
+        hands: Hands,
         *,
         on_news: Callable[[], object],
-        silence_s: float = _SILENCE_S,
         most: int = _MOST,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._workers = workers
+        self._hands = hands
         self._on_news = on_news
-        self._silence_s = silence_s
         self._most = most
         self._monotonic = monotonic
         self._slots = asyncio.Semaphore(_ASKED_AT_ONCE)
@@ -77,19 +72,9 @@ class People:
             task.cancel()
 
     async def _ask(self, uid: int) -> None:
-        def on_line(line: op.Line) -> None:
-            if isinstance(line, op.Groups):
-                self._groups[uid] = frozenset(line.gids)
-
         try:
             async with self._slots:
-                # An answer that never comes is told at once; the process that waits for it is gone soon.
-                await self._workers.run(
-                    op.ReadGroups(uid),
-                    silence_s=self._silence_s,
-                    on_line=on_line,
-                    takes_slot=False,
-                )
+                self._groups[uid] = await self._hands.groups_of(uid)
             self._problems.pop(uid, None)
             self._ask_at[uid] = self._monotonic() + FRESH_S
         except ScratchError as exc:

@@ -17,7 +17,7 @@ from scratch_slurm.domain.config import build_config
 from scratch_slurm.domain.errors import ScratchError
 from scratch_slurm.domain.messages import ErrorAnswer
 from scratch_slurm.node.ledger.ledger import Ledger
-from scratch_slurm.node.staging.cache import Cache
+from scratch_slurm.service.former import Former
 from scratch_slurm.service.http import RefusedError, Request
 from scratch_slurm.service.interface import Interface
 from scratch_slurm.service.ledger_side import LedgerSide
@@ -25,6 +25,7 @@ from scratch_slurm.service.loop import Loop
 from scratch_slurm.service.slurm_side import SlurmSide
 from scratch_slurm.service.source import Source
 from scratch_slurm.service.supervise import Supervisor
+from scratch_slurm.service.worker_hands import WorkerHands
 from scratch_slurm.service.workers import Workers
 
 PATHS = {
@@ -56,8 +57,9 @@ class Node:
         self.ledger = Ledger(config.ledger_path, boot_id="this", now=time.time)
         source = Source(config.source_dir, workers, silence_s=15.0)
         supervisor = Supervisor()
-        loop = Loop(config, Cache(config.cache_dir), LedgerSide(self.ledger), workers, source, supervisor)
-        self.interface = Interface(loop, SlurmSide(config, loop, self.ledger, supervisor), workers)
+        hands = WorkerHands(config, workers)
+        loop = Loop(config, LedgerSide(self.ledger), hands, Former(config, workers), source, supervisor)
+        self.interface = Interface(loop, SlurmSide(config, loop, self.ledger, supervisor), hands)
         self.rounds = asyncio.create_task(loop.run())
         self.workers = workers
         await loop.after_next_round()

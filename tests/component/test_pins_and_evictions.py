@@ -16,6 +16,7 @@ from scratch_slurm.node.staging.cache import Cache
 from scratch_slurm.service import operations as op
 from scratch_slurm.service.memory import Memory
 from scratch_slurm.service.perform import Performer
+from scratch_slurm.service.worker_hands import WorkerHands
 from scratch_slurm.service.workers import Workers
 from tests.kit.daemon import RunningDaemon
 from tests.kit.datasets import make_version
@@ -57,7 +58,7 @@ def evict(cache, pins, *, workers=None):
 
     async def run():
         pool = workers or Workers()
-        performer = Performer(config, Memory(), cache, pins, pool)
+        performer = Performer(config, Memory(), pins, WorkerHands(config, pool))
         try:
             await performer.perform(Evict(image, None, None, False, "because"))
         finally:

@@ -8,6 +8,7 @@ from scratch_slurm.domain.model import Backing
 from scratch_slurm.service.health import Health
 from scratch_slurm.service.memory import Memory
 from scratch_slurm.service.observe import SeenMount
+from scratch_slurm.service.worker_hands import WorkerHands
 from scratch_slurm.service.workers import Workers
 
 MOUNT = SeenMount("coco", 100, "loop3", Backing.SOURCE, "/source/coco.squashfs", 4096)
@@ -23,7 +24,7 @@ def memory():
 
 @pytest.fixture
 def health(memory):
-    return Health(CONFIG, memory, Workers())
+    return Health(CONFIG, memory, WorkerHands(CONFIG, Workers()))
 
 
 def read(total_bytes):

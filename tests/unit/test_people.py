@@ -4,14 +4,13 @@ import asyncio
 
 from scratch_slurm.domain.errors import NotFoundError, ScratchError
 from scratch_slurm.domain.model import Permissions
-from scratch_slurm.service import operations as op
 from scratch_slurm.service.people import FRESH_S, People
 
 FOR_STAFF = Permissions(0, 50, 0o640)
 
 
 class NameService:
-    """Stands for the workers: answers when it is told to."""
+    """Stands for the hands: answers when it is told to."""
 
     def __init__(self) -> None:
         self.groups: dict[int, tuple[int, ...]] = {}
@@ -20,12 +19,12 @@ class NameService:
         self.answers.set()
         self.failure: ScratchError | None = None
 
-    async def run(self, request, *, on_line, **_):
-        self.asked.append(request.uid)
+    async def groups_of(self, uid):
+        self.asked.append(uid)
         await self.answers.wait()
         if self.failure:
             raise self.failure
-        on_line(op.Groups(self.groups[request.uid]))
+        return frozenset(self.groups[uid])
 
 
 class Story:
