@@ -1,7 +1,7 @@
 """What decides which images a node caches, for bench/replay.py: ours, and what one would use instead."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -72,7 +72,7 @@ def foresight(trace: Trace, horizon_s: float = 3600.0) -> Policy:
         last_used.update(dict.fromkeys(step.reads, step.now))
         if step.now % GRID_S:
             return
-        coming: Counter[str] = Counter()
+        coming: defaultdict[str, float] = defaultdict(float)
         for reads in trace.reads[step.at + 1 : step.at + 1 + round(horizon_s / GRID_S)]:
             for name, rate in reads.items():
                 coming[name] += rate * GRID_S / horizon_s

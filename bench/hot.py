@@ -101,8 +101,8 @@ def make_image(image: Path, size_bytes: int) -> None:
 
 def run_with_daemon(folder: Path, slow: SlowSource, interval: int, after_s: float) -> common.Figures:
     folder.mkdir()
-    settings = {"source_dir": str(slow.path), "capacity": "4 GB", "interval": interval, "period": "10m"}
-    settings["horizon"] = "30m"
+    settings: dict[str, Any] = {"source_dir": str(slow.path), "capacity": "4 GB", "interval": interval}
+    settings |= {"period": "10m", "horizon": "30m"}
     with RunningDaemon(folder, **settings) as daemon:
         daemon.until(lambda: daemon.is_mounted("hot"), "the dataset is mounted")
         slow_before = slow.counters().get("hot.squashfs", None)

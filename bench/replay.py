@@ -41,7 +41,10 @@ def bound(trace: Trace) -> float | None:
     n = len(variables)  # x: the part cached; then as many y: the part copied at its beginning
     cost = np.zeros(2 * n)
     base = 0.0
-    rows, columns, cells, limits = [], [], [], []
+    rows: list[int] = []
+    columns: list[int] = []
+    cells: list[float] = []
+    limits: list[float] = []
     for (name, at), x in variables.items():
         seen = trace.reads[at].get(name, 0.0) * GRID_S
         base += seen
@@ -116,7 +119,9 @@ ELSEWHERE_SEEDS = range(100, 109)
 
 def measure(quick: bool) -> common.Figures:
     seeds, hours = (range(2), 12.0) if quick else (range(9), 24.0)
-    rows, sweep, elsewhere = [], [], []
+    rows: list[common.Figures] = []
+    sweep: list[common.Figures] = []
+    elsewhere: list[common.Figures] = []
     for capacity in CAPACITIES:
         traces = [make_trace(seed, hours, capacity) for seed in seeds]
         bounds = [bound(trace) for trace in traces]

@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ class Dataset:
                 stack.callback(os.close, image)
             with loopdev.attach(images[1], tag="bench", direct_io=False) as device:
                 mount_image(device.path, self.mount_point, "squashfs")
-            stack.callback(subprocess.run, ["umount", "-l", self.mount_point], check=False)
+            stack.callback(detach, self.mount_point)
             told = stack.enter_context(readers(readers_count, self.file, self.expected))
             kept = os.open(self.file, os.O_RDONLY)
             stack.callback(os.close, kept)
@@ -157,7 +158,7 @@ class Dataset:
 
         with contextlib.ExitStack() as stack:
             mount(self.source)
-            stack.callback(subprocess.run, ["umount", "-l", self.mount_point], check=False)
+            stack.callback(detach, self.mount_point)
             told = stack.enter_context(readers(readers_count, self.file, self.expected))
             kept = os.open(self.file, os.O_RDONLY)
             stack.callback(os.close, kept)
@@ -174,6 +175,10 @@ class Dataset:
             return {**figures, "left_behind": sum(left_behind)}
 
 
+def detach(mount_point: Path) -> None:
+    subprocess.run(["umount", "-l", mount_point], check=False)
+
+
 def measure(quick: bool) -> common.Figures:
     if os.geteuid() != 0:
         raise SystemExit("loop devices and mounts need root")
@@ -187,14 +192,12 @@ def measure(quick: bool) -> common.Figures:
                 slow_image = slow.path / dataset.source.name
                 for count in READERS:
                     ways: dict[str, Callable[[], common.Figures]] = {
-                        "retarget": lambda count=count: dataset.retargets(dataset.source, count, many),
-                        "retarget, source 5 ms": lambda count=count: dataset.retargets(slow_image, count, few),
-                        "umount -l, mount": lambda count=count: dataset.remounts(count, few),
+                        "retarget": partial(dataset.retargets, dataset.source, count, many),
+                        "retarget, source 5 ms": partial(dataset.retargets, slow_image, count, few),
+                        "umount -l, mount": partial(dataset.remounts, count, few),
                     }
                     if count:
-                        ways["no switch"] = lambda count=count: dataset.retargets(
-                            dataset.source, count, many, switch=False
-                        )
+                        ways["no switch"] = partial(dataset.retargets, dataset.source, count, many, switch=False)
                     for way, run in random.sample(list(ways.items()), len(ways)):
                         rows.append({"way": way, "readers": count, **run()})
         finally:

@@ -30,7 +30,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     """A few processes share the tests: all that use the Slurm cluster in one, each other file whole in any."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByFile(LoadScopeScheduling):
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc] # without types
         def _split_scope(self, nodeid: str) -> str:
             return "cluster" if nodeid.startswith("tests/cluster/") else nodeid.partition("::")[0]
 

@@ -4,6 +4,7 @@ Everything shown is what Slurm, the node daemons and the jobs say; nothing is pr
 """
 
 import argparse
+import functools
 import json
 import shlex
 import signal
@@ -73,7 +74,7 @@ class Demo:
         self.sums.chmod(0o755)
         for node in self.cluster.nodes:
             self.until(
-                lambda node=node: len(self.status(node.name)["datasets"]) == 4 and self.mounted(node.name),
+                functools.partial(self.has_all, node.name),
                 f"{node.name} to mount the images",
             )
         self.say(f"Every node has mounted all four below {self.cluster.settings['mount_dir']}, read from the source.")
@@ -180,10 +181,16 @@ class Demo:
     def mounted(self, node: str) -> bool:
         return all(each.get("path") for each in self.status(node)["datasets"])
 
+    def has_all(self, node: str) -> bool:
+        return len(self.status(node)["datasets"]) == 4 and self.mounted(node)
+
+    def is_used(self, node: str, name: str, count: int) -> bool:
+        return bool(self.dataset(node, name).get("use_count", 0) == count)
+
     def expect_use(self, node: str, counts: dict[str, int], when: str) -> None:
         for name, count in counts.items():
             self.until(
-                lambda name=name, count=count: self.dataset(node, name).get("use_count", 0) == count,
+                functools.partial(self.is_used, node, name, count),
                 f"use count {count} of {name} on {node}",
             )
             self.say(f"{node}: use count of {name} is {count} ({when})")

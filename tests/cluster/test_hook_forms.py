@@ -1,6 +1,7 @@
 """How Slurm gets to our hooks, and that nothing on this way fails a job or drains a node: not what is missing on a node
 that was not reached yet or is half removed, nor a limit of Slurm's that is over."""
 
+import functools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,6 +142,10 @@ def test_hooks_that_outlive_slurms_limit_drain_no_node_where_the_plugin_runs_the
         assert cluster.drained() == []
 
 
+def is_over(cluster: LocalCluster, job: int) -> bool:
+    return bool(cluster.drained()) or cluster.jobs(job)[0].is_final
+
+
 def test_hooks_that_outlive_slurms_limit_drain_no_node_where_slurm_runs_them() -> None:
     """Slurm leaves 10 ms, in which a busy machine may not run the stub at all: one job of three shows that it can."""
     with LocalCluster(nodes=1, daemons=False, slurm={"PrologEpilogTimeout": "1"}, slurm_runs_hooks=True) as cluster:
@@ -148,7 +153,7 @@ def test_hooks_that_outlive_slurms_limit_drain_no_node_where_slurm_runs_them() -
         for _ in range(3):
             job = cluster.sbatch("true", "--datasets=alpha")
             until(
-                lambda job=job: cluster.drained() or cluster.jobs(job)[0].is_final,
+                functools.partial(is_over, cluster, job),
                 "the job is over, or the node is",
                 30,
             )

@@ -1,5 +1,6 @@
 """The main job on a real Slurm: jobs that ask with --datasets, from submit to epilog."""
 
+import functools
 import hashlib
 import re
 from pathlib import Path
@@ -76,7 +77,7 @@ def test_each_node_of_a_job_has_its_own_copy_and_pin(
     hold.wait_reached("n1")
     # Without DeferBatch the batch script starts when its own node is ready.
     for each in nodes:
-        until(lambda each=each: each.is_served_from_cache(d.name), f"{d.name} cached on {each.name}")
+        until(functools.partial(each.is_served_from_cache, d.name), f"{d.name} cached on {each.name}")
     assert [each.pins() for each in nodes] == [{(d.name, f"job:{job}")}] * 3
     assert [each.use_count(d.name) for each in nodes] == [1, 1, 1]
     assert node("n4").pins() == set()
@@ -165,7 +166,8 @@ def test_variables_of_the_users_own_reach_a_job_that_asks_for_nothing(cluster: L
     cluster.wait_job(job)
     assert read_job_environment(cluster.job_output(job)) == USERS_OWN
     found = cluster.run(["srun", "env"], env=USERS_OWN).stdout
-    cluster.wait_jobs(int(re.search(r"^SLURM_JOB_ID=(\d+)$", found, re.M)[1]))
+    (job_id,) = re.findall(r"^SLURM_JOB_ID=(\d+)$", found, re.M)
+    cluster.wait_jobs(int(job_id))
     assert read_job_environment(found) == USERS_OWN
 
 

@@ -211,9 +211,9 @@ def test_required_is_not_inherited(cluster: LocalCluster) -> None:
 
 
 @pytest.fixture(scope="module")
-def login_node(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Mapping[str, str]]:
+def login_node(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> "Hosts":
     """Environments of submit hosts that see the source: policy -> SLURM_CONF."""
-    hosts = {}
+    hosts: Hosts = {}
     for policy in ("refuse", "warn", "ignore", "empty"):
         directory = cluster.directory / f"login-{policy}"
         directory.mkdir()

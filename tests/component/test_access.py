@@ -8,6 +8,7 @@ import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import pytest
@@ -35,6 +36,8 @@ from tests.kit.daemon import RunningDaemon
 from tests.kit.datasets import make_version
 from tests.kit.images import clean_up, in_child, opened
 from tests.kit.people import reachable_directory
+
+T = TypeVar("T")
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
@@ -77,7 +80,7 @@ def as_user(account: pwd.struct_passwd, function, *arguments):
     return in_child(become_and_call)
 
 
-def ask(daemon: RunningDaemon, method: str, path: str, request: msgspec.Struct | None, kind):
+def ask(daemon: RunningDaemon, method: str, path: str, request: msgspec.Struct | None, kind: type[T]) -> T:
     body = None if request is None else msgspec.json.encode(request)
     answer = daemon_client.request(daemon.run_dir / "daemon.sock", method, path, body, 30.0)
     return msgspec.json.decode(answer, type=kind)
@@ -108,8 +111,8 @@ def test_a_private_image_is_for_its_group_from_file_to_mount_and_cache(folder) -
         image = build_private(daemon, "secret")
         daemon.until(lambda: daemon.is_mounted("secret"))
         for each in (image, daemon.source_dir / "secret.json"):
-            status = each.stat()
-            assert (stat.S_IMODE(status.st_mode), status.st_gid) == (0o640, GROUP.gr_gid)
+            found = each.stat()
+            assert (stat.S_IMODE(found.st_mode), found.st_gid) == (0o640, GROUP.gr_gid)
         root = daemon.path("secret").parent.stat()
         assert (stat.S_IMODE(root.st_mode), root.st_uid, root.st_gid) == (0o750, 0, GROUP.gr_gid)
         data = daemon.read("secret")

@@ -88,8 +88,14 @@ def switch(name, path):
         loopdev.retarget(name, fd)
 
 
+def backing_path(name: str) -> str:
+    device = loopsysfs.read_loop_device(name)
+    assert device is not None
+    return device.backing_path
+
+
 def look_without_blocking(name, mount_point):
-    assert loopsysfs.read_loop_device(name).backing_path == loopsysfs.read_backings()[name].path
+    assert backing_path(name) == loopsysfs.read_backings()[name].path
     assert name in diskstats.read_diskstats()
     assert name in [mount.device for mount in mountinfo.read_mounts()]
     mounts.ensure_mount_point(mount_point)
@@ -111,10 +117,10 @@ def test_a_switch_away_blocks_without_a_read_in_flight_but_can_be_killed(folder,
         pass
     child.join(10)
     assert child.exitcode == -signal.SIGKILL
-    assert loopsysfs.read_loop_device(name).backing_path == str(source[0])
+    assert backing_path(name) == str(source[0])
     source[1].send_signal(signal.SIGCONT)
     switch(name, copy)
-    assert loopsysfs.read_loop_device(name).backing_path == str(copy)
+    assert backing_path(name) == str(copy)
 
 
 def rescue(copy, mount_point):
@@ -147,5 +153,6 @@ def test_direct_io_only_where_the_source_takes_single_sectors(folder, source, di
             assert Path(device.path).read_bytes() == copy.read_bytes()
         with opened(copy) as copy_fd, loopdev.attach(copy_fd, tag="test", direct_io=True) as device:
             loopdev.retarget(device.name, fd, direct_io=True)
-            assert loopsysfs.read_loop_device(device.name).direct_io is direct_io
+            switched = loopsysfs.read_loop_device(device.name)
+            assert switched is not None and switched.direct_io is direct_io
             assert Path(device.path).read_bytes() == copy.read_bytes()

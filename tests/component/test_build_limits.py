@@ -24,14 +24,14 @@ GROUP_BYTES = 256 * MIB
 
 
 @pytest.fixture
-def where(tmp_path) -> Path:
+def where(tmp_path: Path) -> Path:
     path = tmp_path / "source"
     path.mkdir()
     return path
 
 
 @pytest.fixture
-def tree(tmp_path) -> Path:
+def tree(tmp_path: Path) -> Path:
     path = tmp_path / "tree"
     path.mkdir()
     (path / "f").write_bytes(b"x" * 1000)
@@ -150,7 +150,7 @@ HINTS = [(-9, 512, "kills"), (-6, 512, "may have been short"), (1, 16, "may have
 @pytest.mark.parametrize(("code", "mib", "expected"), HINTS)
 def test_choose_hint(code, mib, expected) -> None:
     hint = mksquashfs.choose_hint(code, Resources(mib * MIB, 1, "a group"))
-    assert (hint is None) if expected is None else (expected in hint and "bounded by a group" in hint)
+    assert hint is None if expected is None else hint and expected in hint and "bounded by a group" in hint
 
 
 def test_mksquashfs_that_cannot_be_started_is_no_bug(tmp_path, tree, where, monkeypatch, capsys) -> None:

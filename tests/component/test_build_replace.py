@@ -30,7 +30,7 @@ OLD, NEW = b"o" * 300_000, os.urandom(200_000)
 
 
 @pytest.fixture
-def where(tmp_path) -> Path:
+def where(tmp_path: Path) -> Path:
     path = tmp_path / "source"
     path.mkdir()
     return path

@@ -42,7 +42,7 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def tree(folder) -> Path:
+def tree(folder: Path) -> Path:
     """A tree of USER's, closed to everybody else."""
     path = folder / "raw"
     (path / "sub").mkdir(parents=True)

@@ -68,7 +68,7 @@ def test_prepare_refuses_what_others_may_write_in(tmp_path, mode) -> None:
     folder.chmod(mode)
     with pytest.raises(ConfigError, match="nobody else may write in") as caught:
         Cache(folder).prepare()
-    assert "chmod 0700" in caught.value.hint
+    assert "chmod 0700" in (caught.value.hint or "")
     assert folder.stat().st_mode & 0o7777 == mode
     assert names(folder) == []
 

@@ -1,6 +1,7 @@
 """A thread of its own for what may hang: nobody waits for it without a limit, and nothing else does."""
 
 import asyncio
+import functools
 import threading
 
 import pytest
@@ -17,8 +18,14 @@ def make(patience_s=SOON_S):
 
 def test_calls_are_answered_in_order_and_their_errors_are_the_callers() -> None:
     async def scenario():
-        calls, seen = make(20), []
-        results = await asyncio.gather(*(calls.run(lambda n=n: seen.append(n) or n) for n in range(50)))
+        calls = make(20)
+        seen: list[int] = []
+
+        def see(number: int) -> int:
+            seen.append(number)
+            return number
+
+        results = await asyncio.gather(*(calls.run(functools.partial(see, n)) for n in range(50)))
         assert results == seen == list(range(50))
         with pytest.raises(ZeroDivisionError):
             await calls.run(lambda: 1 // 0)

@@ -215,7 +215,7 @@ def test_what_takes_a_file_s_place_between_stat_and_open_is_skipped(source, squa
             return status
 
         # The race, lost on purpose: the only change is in this child.
-        Path.lstat = lstat
+        Path.lstat = lstat  # type: ignore[assignment,method-assign]
         return list(catalog.read_entries(source, [squashfs.name], {}))
 
     (entry,) = in_child(look_and_swap)
@@ -311,6 +311,7 @@ def test_a_manifest_of_a_trusted_owner_counts(source, squashfs) -> None:
     os.chown(manifest, 4711, 0)
     trust = catalog.Trust(Permissions(4711, 0, 0o755), (4711,))
     (entry,) = in_child(lambda: list(catalog.read_entries(source, [squashfs.name], {}, trust)))
+    assert entry is not None and entry.image is not None
     assert entry.image.generation.digest == blake3(squashfs.read_bytes()).hexdigest()
 
 

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -227,7 +229,9 @@ def test_reading_makes_no_ledger(node, capsys) -> None:
 
 @root
 def test_preheat_pins_and_waits_until_cached(node, daemon, capsys) -> None:
-    steps = iter([{}, {"state": DatasetState.STAGING, "staged_bytes": GB}, {}, {"state": DatasetState.CACHED}])
+    steps: Iterator[dict[str, Any]] = iter(
+        [{}, {"state": DatasetState.STAGING, "staged_bytes": GB}, {}, {"state": DatasetState.CACHED}]
+    )
     daemon.on_wait = lambda _request: daemon.set("coco", **next(steps, {}))
     assert node.run("preheat", "coco") == 0
     assert node.pinned() == [("coco", ADMINISTRATOR)]

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import blake3
 import pytest
@@ -67,8 +68,9 @@ def published(where: Path) -> list[str]:
     return sorted(entry.name for entry in where.iterdir())
 
 
-def read_manifest(where: Path, name: str) -> dict:
-    return json.loads((where / f"{name}.json").read_text())
+def read_manifest(where: Path, name: str) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((where / f"{name}.json").read_text())
+    return manifest
 
 
 def test_an_image_and_its_manifest_agree(content, where, capsys) -> None:
@@ -88,6 +90,7 @@ def test_an_image_and_its_manifest_agree(content, where, capsys) -> None:
 def test_the_nodes_catalog_takes_image_and_digest(content, where) -> None:
     assert build(content, "coco", "--to", where) == 0
     (entry,) = catalog.read_entries(where, catalog.list_source(where), {})
+    assert entry is not None and entry.image is not None
     assert entry.image.generation.digest == read_manifest(where, "coco")["blake3"]
 
 

@@ -57,7 +57,7 @@ def test_bytes_that_are_no_text(file) -> None:
 def test_a_missing_file_says_how_to_name_another(tmp_path) -> None:
     with pytest.raises(ConfigError, match="no such file") as caught:
         load_config(tmp_path / "nothing")
-    assert "SCRATCH_SLURM_CONFIG" in caught.value.hint
+    assert "SCRATCH_SLURM_CONFIG" in (caught.value.hint or "")
 
 
 def test_neither_a_directory_nor_a_fifo_is_read(file) -> None:

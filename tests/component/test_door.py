@@ -120,12 +120,12 @@ class Desk:
         return make
 
 
-def told(story: Callable[[Path, Desk, Door], Coroutine[Any, Any, None]], **limits: float) -> None:
+def told(story: Callable[[Path, Desk, Door], Coroutine[Any, Any, None]], **limits: Any) -> None:
     """Let a story happen at an open door."""
 
     async def tell(path: Path) -> None:
         desk = Desk()
-        door = Door(desk.handle, Limits(**{"all": 64, "each": 3, "ask_s": 60.0, "take_s": 60.0, **limits}))
+        door = Door(desk.handle, Limits(**{"all": 64, "each": 3, "ask_s": 60.0, "take_s": 60.0} | limits))
         door.open(path, mode=0o666)
         try:
             async with asyncio.timeout(3 * PATIENCE_S):

@@ -5,11 +5,14 @@ import os
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
+from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import ConfigError
 from scratch_slurm.node import hookconfig
+from scratch_slurm.node.configfile import parse_config
 from scratch_slurm.node.hookconfig import HookConfig, load_hook_config, save_hook_config
 
 pytestmark = pytest.mark.root
@@ -35,9 +38,13 @@ def configure(folder, wait="7s", extra=""):
 @pytest.fixture
 def parses(monkeypatch):
     """Counts how often the configuration itself was parsed."""
-    calls = []
-    parse = hookconfig.parse_config
-    monkeypatch.setattr(hookconfig, "parse_config", lambda *what: calls.append(what) or parse(*what))
+    calls: list[object] = []
+
+    def parse(*what: Any) -> Config:
+        calls.append(what)
+        return parse_config(*what)
+
+    monkeypatch.setattr(hookconfig, "parse_config", parse)
     return calls
 
 

@@ -1,6 +1,7 @@
 """The faults of the program that this one replaces, each a test that the real daemon passes."""
 
 import fcntl
+import functools
 import os
 import time
 from pathlib import Path
@@ -100,7 +101,7 @@ def test_drops_and_copies_at_once_exceeding_the_capacity__never_while_sets_are_s
         for job_id, names in enumerate([*sets, *sets]):
             daemon.pin(job_id, *names)
             daemon.release(job_id - 1)
-            daemon.until(lambda names=names: daemon.is_cached(*names), f"{names} are cached")
+            daemon.until(functools.partial(daemon.is_cached, *names), f"{names} are cached")
             assert all(daemon.read(name) == versions[name].data for name in names)
     assert 2_700_000 < watch.most_bytes <= capacity_bytes
     assert watch.samples > 50

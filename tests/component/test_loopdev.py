@@ -51,6 +51,18 @@ def mounted(folder, image):
     return device.name, mount_point
 
 
+def seen(name: str) -> loopsysfs.LoopDevice:
+    device = loopsysfs.read_loop_device(name)
+    assert device is not None
+    return device
+
+
+def tag_of(name: str) -> str:
+    status = loopdev.read_status(name)
+    assert status is not None
+    return status.tag
+
+
 def attach(path, **options):
     with opened(path) as fd:
         return loopdev.attach(fd, **{"tag": TAG, "direct_io": False, **options})
@@ -88,26 +100,26 @@ def test_an_attached_device_is_read_only_clears_itself_and_carries_its_tag(image
 
 def test_a_device_is_read_only_although_the_image_is_open_for_writing(image) -> None:
     with opened(image, os.O_RDWR) as fd, loopdev.attach(fd, tag=TAG, direct_io=False) as device:
-        assert loopsysfs.read_loop_device(device.name).read_only
+        assert seen(device.name).read_only
 
 
 def test_the_longest_tag_comes_back_whole(image) -> None:
     with attach(image, tag="t" * loopdev.MAX_TAG_BYTES) as device:
-        assert loopdev.read_status(device.name).tag == "t" * loopdev.MAX_TAG_BYTES
+        assert tag_of(device.name) == "t" * loopdev.MAX_TAG_BYTES
 
 
 def test_odd_and_deleted_backing_names(folder, image) -> None:
     odd = copy_image(image, folder / "two\nlines\n")
     with attach(odd) as device:
-        assert loopsysfs.read_loop_device(device.name).backing_path == str(odd)
+        assert seen(device.name).backing_path == str(odd)
         odd.unlink()
-        found = loopsysfs.read_loop_device(device.name)
+        found = seen(device.name)
         assert (found.backing_path, found.deleted) == (str(odd), True)
 
 
 def test_files_kept_open_show_every_switch_and_binding(folder, image) -> None:
     copy = copy_image(image, folder / "cached.squashfs")
-    kept = {}
+    kept: dict[str, int] = {}
     with attach(image) as device:
         assert loopsysfs.read_backings(kept=kept)[device.name].path == str(image)
         file = kept[device.name]
@@ -148,7 +160,7 @@ def test_racing_callers_get_devices_of_their_own(image) -> None:
         devices = list(pool.map(lambda _: attach(image), range(24)))
     try:
         assert len({device.name for device in devices}) == 24
-        assert all(loopdev.read_status(device.name).tag == TAG for device in devices)
+        assert all(tag_of(device.name) == TAG for device in devices)
     finally:
         for device in devices:
             device.close()
@@ -157,13 +169,13 @@ def test_racing_callers_get_devices_of_their_own(image) -> None:
 def attach_while_refused(image, code, pauses):
     seccomp.refuse(seccomp.IOCTL, code, argument=1, equals=LOOP_CONFIGURE)
     with attach(image, direct_io=True, sleep=pauses.append) as device:
-        return loopsysfs.read_loop_device(device.name), loopdev.read_status(device.name)
+        return seen(device.name), loopdev.read_status(device.name)
 
 
 @pytest.mark.parametrize("code", [errno.ENOTTY, errno.EINVAL], ids=["ENOTTY", "EINVAL"])
 def test_without_loop_configure_the_device_is_the_same(image, code) -> None:
     with attach(image, direct_io=True) as device:
-        expected = loopsysfs.read_loop_device(device.name), loopdev.read_status(device.name)
+        expected = seen(device.name), loopdev.read_status(device.name)
     device, status = in_child(attach_while_refused, image, code, [])
     assert (device.read_only, device.auto_clear, device.direct_io) == (True, True, expected[0].direct_io)
     assert (device.backing_path, device.size_bytes, status) == (str(image), expected[0].size_bytes, expected[1])
@@ -171,7 +183,7 @@ def test_without_loop_configure_the_device_is_the_same(image, code) -> None:
 
 
 def count_pauses(image):
-    pauses = []
+    pauses: list[float] = []
     try:
         attach_while_refused(image, errno.EBUSY, pauses)
     except DeviceError as exc:
@@ -192,7 +204,7 @@ def attach_with_own_dev(image, prepare):
         prepare(Path(f"/dev/loop{number}"))
     with attach(image) as device:
         node = Path(device.path).stat()
-        return stat.S_ISBLK(node.st_mode), oct(stat.S_IMODE(node.st_mode)), loopdev.read_status(device.name).tag
+        return stat.S_ISBLK(node.st_mode), oct(stat.S_IMODE(node.st_mode)), tag_of(device.name)
 
 
 def test_a_missing_device_node_is_made_for_root_only(image) -> None:
@@ -230,11 +242,11 @@ def test_direct_io_follows_the_wish_through_switches(folder, image) -> None:
     with attach(image, direct_io=True) as device:
         if not device.direct_io:
             pytest.skip(f"the file system of {folder} has no direct I/O")
-        seen = []
+        switched = []
         for path, direct_io in [(copy, False), (image, True), (copy, True), (image, False)]:
             retarget(device.name, path, direct_io=direct_io)
-            seen.append(loopsysfs.read_loop_device(device.name).direct_io)
-    assert seen == [False, True, True, False]
+            switched.append(seen(device.name).direct_io)
+    assert switched == [False, True, True, False]
 
 
 @pytest.fixture
@@ -254,7 +266,7 @@ def test_where_direct_io_is_refused_the_device_is_buffered(image, buffered_only)
         assert Path(device.path).read_bytes() == image.read_bytes()
     with attach(image, direct_io=True) as device:
         retarget(device.name, buffered_only, direct_io=True)
-        assert not loopsysfs.read_loop_device(device.name).direct_io
+        assert not seen(device.name).direct_io
         assert Path(device.path).read_bytes() == image.read_bytes()
 
 
@@ -265,7 +277,7 @@ def test_a_switch_changes_the_backing_and_keeps_the_tag(folder, image) -> None:
     copy = copy_image(image, folder / "copy")
     with attach(image) as device:
         retarget(device.name, copy)
-        found = loopsysfs.read_loop_device(device.name)
+        found = seen(device.name)
         assert (found.backing_path, found.auto_clear, found.read_only) == (str(copy), True, True)
         assert loopdev.read_status(device.name) == loopdev.LoopStatus(
             tag=TAG, inode=copy.stat().st_ino, device=copy.stat().st_dev
@@ -320,7 +332,7 @@ def test_another_size_is_refused_with_both_sizes(folder, image, mounted) -> None
         retarget(name, larger)
     size = image.stat().st_size
     assert f"the device has {size} bytes, the new image {size + 4096}" in caught.value.message
-    assert loopsysfs.read_loop_device(name).backing_path == str(image)
+    assert seen(name).backing_path == str(image)
     assert read_cold(mount_point / "d0/f0").startswith(MARK)
 
 
@@ -329,7 +341,7 @@ def test_a_refused_switch_keeps_direct_io(folder, image) -> None:
     with attach(image, direct_io=True) as device:
         with pytest.raises(RetargetError):
             retarget(device.name, folder / "short")
-        assert loopsysfs.read_loop_device(device.name).direct_io == device.direct_io
+        assert seen(device.name).direct_io == device.direct_io
 
 
 def test_an_old_backing_that_changed_refuses_with_a_way_out(folder, image) -> None:
@@ -338,7 +350,7 @@ def test_an_old_backing_that_changed_refuses_with_a_way_out(folder, image) -> No
         os.truncate(image, 4096)
         with pytest.raises(RetargetError, match="although the size is right") as caught:
             retarget(device.name, copy)
-    assert "mount the dataset anew" in caught.value.hint
+    assert "mount the dataset anew" in (caught.value.hint or "")
 
 
 def test_a_writable_device_is_refused(folder, image) -> None:
@@ -415,6 +427,7 @@ def test_kill_9_between_attach_and_mount_leaves_nothing(folder, image, moment) -
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parents[2],
     )
+    assert child.stdout is not None
     try:
         assert child.stdout.readline() == b"ready\n"
         assert list(backings_below(folder).values()) == [str(image)]

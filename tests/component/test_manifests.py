@@ -1,5 +1,6 @@
 """What lies beside an image, on a node that serves it: manifests, and what is none."""
 
+import functools
 import json
 import os
 import subprocess
@@ -123,7 +124,7 @@ def test_a_source_that_invents_inode_numbers_keeps_what_has_a_manifest_cached(fo
             for shift in (1, 2, 3):
                 source.set(inode_shift=shift)
                 make_version(real, f"next{shift}")
-                daemon.until(lambda shift=shift: daemon.is_mounted(f"next{shift}"), "a listing has seen the numbers")
+                daemon.until(functools.partial(daemon.is_mounted, f"next{shift}"), "a listing has seen the numbers")
             daemon.pin(2, "coco")
             daemon.until(lambda: daemon.is_cached("coco"))
             assert daemon.read("coco") == version.data

@@ -140,7 +140,7 @@ def test_a_missing_device_is_no_fault_of_the_image(mount_point) -> None:
 
 def test_an_unknown_file_system_is_named(mount_point) -> None:
     with pytest.raises(DeviceError, match="this kernel has no squashfs9"):
-        mounts.mount_image("/dev/loop0", mount_point, "squashfs9")
+        mounts.mount_image("/dev/loop0", mount_point, "squashfs9")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("fs_type", ["squashfs"], indirect=True)
@@ -314,6 +314,7 @@ def test_shared_mounts_are_replaced_in_every_namespace(folder, image, fs_type, p
     copy = copy_image(image, folder / "copy", changed=True)
     command = [*NAMESPACE, propagation, "sh", "-c", "echo ready; exec cat"]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout is not None
     try:
         assert other.stdout.readline() == b"ready\n"
         old = mount(image, mount_point, fs_type)
@@ -336,6 +337,7 @@ def test_a_stranger_with_a_private_copy_keeps_the_old_mount(folder, image, fs_ty
     copy = copy_image(image, folder / "copy", changed=True)
     command = [*NAMESPACE, "private", "sh", "-c", "echo ready; exec cat"]
     stranger = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert stranger.stdout is not None
     try:
         assert stranger.stdout.readline() == b"ready\n"
         replace(copy, mount_point, fs_type)
@@ -355,7 +357,7 @@ def test_a_busy_mount_goes_only_lazily(image, fs_type, mount_point) -> None:
     with opened(mount_point / "d0/f0") as fd:
         with pytest.raises(DeviceError, match="busy") as caught:
             mounts.unmount(mount_point, lazy=False)
-        assert "fuser" in caught.value.hint
+        assert "fuser" in (caught.value.hint or "")
         mounts.unmount(mount_point)
         assert mounted_at(mount_point) == []
         assert os.pread(fd, len(MARK), 0) == MARK
@@ -494,7 +496,7 @@ def test_a_poisoned_squashfs_fails_until_it_is_replaced(folder, image, fs_type, 
     assert image.stat().st_size == size
     with pytest.raises(ImageError) as caught:
         mounts.probe_mount(mount_point)
-    assert "mounted anew" in caught.value.hint
+    assert "mounted anew" in (caught.value.hint or "")
     replace(copy, mount_point, fs_type)
     mounts.probe_mount(mount_point)
     assert read_cold(mount_point / "d0/f0").startswith(MARK)

@@ -117,7 +117,9 @@ def test_an_eviction_and_a_pin_never_cross(folder) -> None:
         daemon.until(lambda: daemon.is_cached("coco"))
         (path,) = daemon.cached_files()
         daemon.release(1)
-        over, evicted, kept = threading.Event(), [], []
+        over = threading.Event()
+        evicted: list[bool] = []
+        kept: list[bool] = []
         rng, pauses = random.Random(7), random.Random(8)
 
         def administrator():

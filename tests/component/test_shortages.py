@@ -1,6 +1,7 @@
 """No processes, no memory, no descriptors for a moment: the daemon says so, and goes on by itself afterwards."""
 
 import contextlib
+import functools
 import os
 import resource
 import signal
@@ -64,7 +65,7 @@ def test_no_process_can_be_started_for_a_moment__that_is_told_and_the_source_is_
                 daemon.until(lambda: "no processes" in daemon.status().problem, "it is told")
             (pids / "pids.max").write_text("max")
             publish(daemon, f"after{spare}")
-            daemon.until(lambda spare=spare: daemon.is_mounted(f"after{spare}"))
+            daemon.until(functools.partial(daemon.is_mounted, f"after{spare}"))
         daemon.until(lambda: daemon.status().problem == "")
 
 

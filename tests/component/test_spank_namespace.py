@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -93,8 +93,8 @@ class Job:
 
 
 @pytest.fixture
-def job(library) -> Iterator:
-    started = []
+def job(library: Path) -> Iterator[Callable[[Path, str], Job]]:
+    started: list[Job] = []
 
     def start(mount_dir: Path, propagation: str) -> Job:
         started.append(Job(library, mount_dir, propagation))

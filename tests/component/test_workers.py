@@ -75,7 +75,7 @@ def speak(monkeypatch, script):
 
 def test_lines_come_one_by_one_and_done_ends_them(source_dir) -> None:
     async def story():
-        lines = []
+        lines: list[op.Line] = []
         async with pool() as workers:
             await workers.run(scan_of(source_dir), silence_s=LONG_S, on_line=lines.append)
         return lines
@@ -195,7 +195,7 @@ def test_a_worker_s_hint_comes_along(monkeypatch) -> None:
     speak(monkeypatch, TALK_THEN_DIE)
 
     async def story():
-        lines = []
+        lines: list[op.Line] = []
         async with pool() as workers:
             with pytest.raises(ScratchError, match="full") as caught:
                 await workers.run(op.ReadTag("loop0"), silence_s=LONG_S, on_line=lines.append)
@@ -241,7 +241,7 @@ def test_what_a_library_prints_is_no_answer(monkeypatch, source_dir) -> None:
     )
 
     async def story():
-        lines = []
+        lines: list[op.Line] = []
         async with pool() as workers:
             await workers.run(scan_of(source_dir), silence_s=LONG_S, on_line=lines.append)
         return lines
@@ -321,7 +321,8 @@ def test_close_ends_idle_and_working_processes(monkeypatch, source_dir) -> None:
     speak(monkeypatch, BEGIN_AND_HANG)
 
     async def story():
-        before, begun, workers = children(), asyncio.Queue(), Workers()
+        before, workers = children(), Workers()
+        begun: asyncio.Queue[op.Line] = asyncio.Queue()
         tasks = [
             asyncio.create_task(workers.run(op.ReadTag("loop0"), silence_s=LONG_S, on_line=begun.put_nowait))
             for _ in range(2)
@@ -477,6 +478,7 @@ def test_workers_die_with_the_daemon(tmp_path, slow) -> None:
     daemon = subprocess.Popen(
         [sys.executable, "-c", DAEMON, str(slow.path), str(slow.path)], stdout=subprocess.PIPE, text=True
     )
+    assert daemon.stdout is not None
     try:
         pids = [int(pid) for pid in daemon.stdout.readline().split()]
         wait_until(lambda: slow.blocked() > 0)

@@ -13,9 +13,9 @@ def small_disk(folder: Path, mount_point: Path, size_bytes: int) -> Iterator[Non
     image = folder / f"{mount_point.name}.ext4"
     image.touch()
     os.truncate(image, size_bytes)
-    subprocess.run(["mkfs.ext4", "-q", "-b", "4096", "-O", "^has_journal", "-m", "0", image], check=True)
+    subprocess.run(["mkfs.ext4", "-q", "-b", "4096", "-O", "^has_journal", "-m", "0", str(image)], check=True)
     mount_point.mkdir(mode=0o700)
-    command = ["losetup", "--find", "--show", image]
+    command = ["losetup", "--find", "--show", str(image)]
     device = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     try:
         subprocess.run(["mount", device, mount_point], check=True)

@@ -5,10 +5,12 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-Answer = Callable[[dict], bytes | None]
+Request = dict[str, Any]
+Answer = Callable[[Request], bytes | None]
 """From a request ({"method", "path", "body"}) to the bytes to send; None: hang."""
 
 
@@ -21,10 +23,10 @@ def http(value: object, status: int = 200) -> bytes:
     )
 
 
-def states(*datasets: dict, settled: bool = True) -> Answer:
+def states(*datasets: Mapping[str, object], settled: bool = True) -> Answer:
     """Answer every /v1/wait with these datasets; after the time asked for, unless they are settled."""
 
-    def answer(request):
+    def answer(request: Request) -> bytes:
         if not settled:
             time.sleep(request["body"]["timeout_s"])
         return http({"datasets": datasets if request["body"]["datasets"] else [], "settled": settled})
@@ -35,7 +37,7 @@ def states(*datasets: dict, settled: bool = True) -> Answer:
 class FakeDaemon:
     def __init__(self, path: Path, answer: Answer) -> None:
         self.answer = answer
-        self.requests: list[dict] = []
+        self.requests: list[Request] = []
         self._over = threading.Event()
         self._listener = socket.socket(socket.AF_UNIX)
         path.parent.mkdir(mode=0o755, exist_ok=True)

@@ -7,7 +7,12 @@ import os
 import random
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MARK = b"original"
 CHANGED = b"replaced"
@@ -28,15 +33,15 @@ def make_tree(root: Path, *, seed: int = 0, files: int = 6, file_bytes: int = 20
     return content
 
 
-def make_image(path: Path, fs_type: str = "squashfs", **tree) -> dict[str, bytes]:
+def make_image(path: Path, fs_type: str = "squashfs", **tree: int) -> dict[str, bytes]:
     """Pack a tree uncompressed (so that MARK can be found in the image); returns path -> bytes."""
     root = path.with_suffix(".tree")
     content = make_tree(root, **tree)
     if fs_type == "squashfs":
         command = [
             "mksquashfs",
-            root,
-            path,
+            str(root),
+            str(path),
             "-noappend",
             "-quiet",
             "-no-progress",
@@ -46,7 +51,7 @@ def make_image(path: Path, fs_type: str = "squashfs", **tree) -> dict[str, bytes
             "-noX",
         ]
     else:
-        command = ["mkfs.erofs", path, root]
+        command = ["mkfs.erofs", str(path), str(root)]
     subprocess.run(command, check=True, capture_output=True)
     return content
 
@@ -59,7 +64,7 @@ def copy_image(image: Path, copy: Path, *, changed: bool = False) -> Path:
 
 
 @contextlib.contextmanager
-def opened(path: Path, flags: int = os.O_RDONLY):
+def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
     fd = os.open(path, flags | os.O_CLOEXEC)
     try:
         yield fd
@@ -74,7 +79,7 @@ def read_cold(path: Path) -> bytes:
         return os.pread(fd, os.fstat(fd).st_size, 0)
 
 
-def wait_until(condition, *, timeout_s: float = 10) -> None:
+def wait_until(condition: Callable[[], object], *, timeout_s: float = 10) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "not within the time"
@@ -103,14 +108,14 @@ def clean_up(folder: Path) -> None:
     wait_until(lambda: not backings_below(folder))
 
 
-def in_child(function, *arguments):
+def in_child(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
     """Call a function in a forked child, for what cannot be undone; returns or raises what it does."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
 
-    def run():
+    def run() -> None:
         try:
-            theirs.send((function(*arguments), None))
+            theirs.send((function(*arguments, **options), None))
         except BaseException as error:
             theirs.send((None, error))
 
@@ -119,13 +124,13 @@ def in_child(function, *arguments):
     theirs.close()
     try:
         assert ours.poll(30), "the child hangs"
-        result, error = ours.recv()
+        answer: tuple[T, None] | tuple[None, BaseException] = ours.recv()
         child.join(30)
     finally:
         child.kill()
-    if error is not None:
-        raise error
-    return result
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
 
 
 def own_mount_namespace() -> None:
@@ -136,7 +141,7 @@ def own_mount_namespace() -> None:
 
 
 @contextlib.contextmanager
-def apart():
+def apart() -> Iterator[None]:
     """Mount where no stranger's new namespace copies it: a copy would keep its loop device bound."""
     here = Path.cwd()
     with opened(Path("/proc/self/ns/mnt")) as machine:

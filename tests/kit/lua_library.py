@@ -4,9 +4,10 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SCRIPT = Path(__file__).parents[2] / "spank" / "scratch_slurm.lua"
 
@@ -110,7 +111,8 @@ class Script:
         return self.run(f"job = {table(job)}\nshow(slurm_job_modify({words}), job)")
 
 
-Table = Mapping[str, "str | int | Sequence[str] | Table"]
+Table = Mapping[str, Any]
+"""Of words, numbers, lists of words, and tables."""
 
 
 def table(values: Table) -> str:

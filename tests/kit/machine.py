@@ -164,8 +164,13 @@ class Machine:
 
     def popen(self, *words: str) -> "subprocess.Popen[str]":
         """Start a command with pipes."""
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        return subprocess.Popen([*self._enter(), *words], **pipes, text=True, env={"PATH": "/usr/bin:/bin"})
+        return subprocess.Popen(
+            [*self._enter(), *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"PATH": "/usr/bin:/bin"},
+        )
 
     def unit(self, name: str, unit: str = "scratch-slurmd") -> str:
         """One property of a unit, as `systemctl show` tells it."""

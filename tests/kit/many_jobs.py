@@ -3,10 +3,11 @@
 The jobs are a user's. So sdiag's counts for root are of slurmd, of our daemons and of our hooks alone.
 """
 
+import functools
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -126,8 +127,12 @@ def make_datasets(cluster: LocalCluster) -> dict[str, Dataset]:
     }
     for node in cluster.nodes:
         view = NodeView(cluster, node.name)
-        until(lambda view=view: all(view.mounted(name)[1] for name in made), f"all are mounted on {view.name}")
+        until(functools.partial(_has_mounted, view, made), f"all are mounted on {view.name}")
     return made
+
+
+def _has_mounted(view: NodeView, names: Iterable[str]) -> bool:
+    return all(view.mounted(name)[1] for name in names)
 
 
 @dataclass

@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 
-def children():
+def children() -> set[int]:
     """Read the process ids of this process's children, zombies included."""
     found = set()
     for file in Path("/proc/self/task").glob("*/children"):
@@ -15,7 +15,7 @@ def children():
     return found
 
 
-def state(pid):
+def state(pid: int) -> str:
     """Read the state letter of a process; empty when there is none, `Z` is a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -23,11 +23,11 @@ def state(pid):
         return ""
 
 
-def is_running(pid):
+def is_running(pid: int) -> bool:
     return state(pid) not in ("", "Z")
 
 
-def is_killed(pid):
+def is_killed(pid: int) -> bool:
     """Whether a process is gone, or goes as soon as the kernel lets it: SIGKILL is pending."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -37,7 +37,7 @@ def is_killed(pid):
     return not is_running(pid) or any(mask & 1 << signal.SIGKILL - 1 for mask in pending)
 
 
-def children_of(pid):
+def children_of(pid: int) -> set[int]:
     """Read the process ids of a process's children, whichever of its threads started them, zombies included."""
     found = set()
     for file in Path(f"/proc/{pid}/task").glob("*/children"):

@@ -14,8 +14,11 @@ _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _FILTER_MODE = 22, 38, 2
 
 
-def refuse(number, code, *, argument=None, equals=None, has_bits=None):
+def refuse(
+    number: int, code: int, *, argument: int | None = None, equals: int | None = None, has_bits: int | None = None
+) -> None:
     """Answer `code` to system call `number`, if `argument` (0 to 5) equals a value or has a bit, when given."""
+    program: list[tuple[int, int, int, int | None]]
     refusal = (_RETURN, 0, 0, _ERRNO | code)
     program = [(_LOAD_WORD, 0, 0, 0)]
     if argument is None:

@@ -4,6 +4,7 @@ The node is looked at past the code under test: mounts and devices in /proc and 
 """
 
 import contextlib
+import functools
 import os
 import random
 import re
@@ -298,7 +299,7 @@ class World:
         self.must_stay.clear()
         self.daemon.until(self._is_settled, "all is well in the end", _PATIENCE_S)
         for name in self.published:
-            self.daemon.until(lambda name=name: self._serves_newest(name), f"the newest {name}", _PATIENCE_S)
+            self.daemon.until(functools.partial(self._serves_newest, name), f"the newest {name}", _PATIENCE_S)
         try:
             self.daemon.until(lambda: len(self._devices()) == len(self.published), "no device too many", _PATIENCE_S)
         except AssertionError as exc:
@@ -331,12 +332,15 @@ class World:
             assert path.exists(), f"{name}: the cached image of a pinned dataset is gone"
             if path not in backings and self.running and not self.hanging:
                 # Its eviction had begun when it was pinned: it is switched back.
-                self.daemon.until(lambda path=path: path in self._cached_backings(), f"{path} is read", _PATIENCE_S)
+                self.daemon.until(functools.partial(self._is_read, path), f"{path} is read", _PATIENCE_S)
         for name in NAMES:
             if self._pinned(name) and name not in self.must_stay and self._is_cached(name):
                 mine = [path for path in backings if path.name.startswith(f"{name}@") and path.exists()]
                 if len(mine) == 1:
                     self.must_stay[name] = mine[0]
+
+    def _is_read(self, path: Path) -> bool:
+        return path in self._cached_backings()
 
     def _check_daemon(self) -> None:
         status_lines = Path(f"/proc/{self.daemon.pid}/status").read_text()

@@ -8,6 +8,7 @@ import contextlib
 import os
 import random
 import time
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def folder(tmp_path):
 
 
 def run(folder, seed, duration_s):
-    config = {
+    config: dict[str, Any] = {
         "capacity": str(CAPACITY_BYTES),
         "reserve": str(RESERVE_BYTES),
         "copy": {"datasets": 3, "bandwidth": 6_000_000},

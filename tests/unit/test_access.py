@@ -117,7 +117,7 @@ TRUST = [
 @pytest.mark.parametrize(("permissions", "directory", "owners", "wanted"), TRUST)
 def test_distrust_file(permissions, directory, owners, wanted) -> None:
     reason = access.distrust_file(permissions, directory, owners)
-    assert (reason is None) if wanted is None else wanted in reason
+    assert reason is None if wanted is None else wanted in (reason or "")
 
 
 DIRECTORIES = [
@@ -133,7 +133,7 @@ DIRECTORIES = [
 @pytest.mark.parametrize(("directory", "owners", "wanted"), DIRECTORIES)
 def test_distrust_directory(directory, owners, wanted) -> None:
     reason = access.distrust_directory(directory, owners)
-    assert (reason is None) if wanted is None else wanted in reason
+    assert reason is None if wanted is None else wanted in (reason or "")
 
 
 def private_image(dataset="a", version=1, mode=0o640):

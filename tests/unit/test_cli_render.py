@@ -5,7 +5,7 @@ import io
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from scratch_slurm.cli import render
 from scratch_slurm.cli.views import (
@@ -64,10 +64,10 @@ def node(*datasets, **changes):
     return NodeStatus(**{**values, **changes})
 
 
-def drawn(renderable, width=140):
-    console = Console(file=io.StringIO(), width=width, highlight=False, markup=False, emoji=False)
-    console.print(renderable)
-    return console.file.getvalue()
+def drawn(renderable: RenderableType, width: int = 140) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width, highlight=False, markup=False, emoji=False).print(renderable)
+    return file.getvalue()
 
 
 def row(text, name):

@@ -76,9 +76,9 @@ def test_what_does_not_match_is_an_error_with_the_nearest_names() -> None:
 
 
 def draw(cluster: ClusterDatasets) -> str:
-    console = Console(file=io.StringIO(), width=80, highlight=False)
-    console.print(render(cluster))
-    return console.file.getvalue()
+    file = io.StringIO()
+    Console(file=file, width=80, highlight=False).print(render(cluster))
+    return file.getvalue()
 
 
 def test_render() -> None:

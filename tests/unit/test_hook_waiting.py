@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 
 from scratch_slurm.domain.errors import DaemonError, NotFoundError, UsageError
@@ -186,6 +184,6 @@ def test_a_value_of_a_megabyte_is_bounded() -> None:
     request = parse_request({"SLURM_JOB_ID": "7", "SPANK_DATASETS_WAIT": "9" * 2**20, "SLURM_JOB_UID": "9" * 2**20})
     assert request.uid == 0
     assert len(choose_wait(request, CONFIG)[1]) < 200
-    report = format_report(Report(Path("/datasets"), messages=("x" * 2**20, "", "a\u2028b\u0085c")))
+    report = format_report(Report("/datasets", messages=("x" * 2**20, "", "a\u2028b\u0085c")))
     assert len(report) < 600
     assert report.splitlines()[-1] == "message=a?b?c"

@@ -1,5 +1,6 @@
 """The knapsack: tables, then what must hold for any items, against brute force and against greedy."""
 
+import functools
 import itertools
 import random
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from scratch_slurm.domain.knapsack import TOLERANCE, Item, choose
 
-EXACT = {"tolerance": 0.0, "work": 10**9}
+EXACT = functools.partial(choose, tolerance=0.0, work=10**9)
 TIB = 2**40
 
 
@@ -136,7 +137,7 @@ def test_never_over_the_capacity_and_only_what_is_worth_something(instance) -> N
 @given(instances())
 def test_without_a_tolerance_it_is_the_optimum(instance) -> None:
     items, capacity, present = instance
-    choice = choose(items, capacity, present=present, **EXACT)
+    choice = EXACT(items, capacity, present=present)
     assert choice.value_bytes == pytest.approx(best_value(items, capacity))
     assert choice.gap == pytest.approx(0, abs=1e-9)
 
@@ -186,8 +187,8 @@ def test_choosing_again_changes_nothing(instance) -> None:
 @given(instances(), st.integers(0, 20))
 def test_more_capacity_is_never_worth_less(instance, more) -> None:
     items, capacity, _ = instance
-    less = choose(items, capacity, **EXACT).value_bytes
-    assert choose(items, capacity + more, **EXACT).value_bytes >= less * (1 - 1e-9)
+    less = EXACT(items, capacity).value_bytes
+    assert EXACT(items, capacity + more).value_bytes >= less * (1 - 1e-9)
 
 
 # Many items: the sizes that a site may have, and the ones that are hard to choose from.
@@ -225,7 +226,7 @@ def test_many_items_are_chosen_close_to_the_bound(make, count, within) -> None:
 def test_what_the_tolerance_hides_is_in_the_gap() -> None:
     """The best two are worth 10.5; 9 is within a fifth of it, so the search stops, and says how far it may be."""
     items = items_of((6, 9.0), (5, 5.25), (5, 5.25))
-    rough, exact = choose(items, 10, tolerance=0.2), choose(items, 10, **EXACT)
+    rough, exact = choose(items, 10, tolerance=0.2), EXACT(items, 10)
     assert (rough.value_bytes, exact.value_bytes, exact.gap) == (9.0, 10.5, 0.0)
     assert rough.bound_bytes >= 10.5
 

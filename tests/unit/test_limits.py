@@ -168,8 +168,8 @@ def test_many_files_take_memory_besides() -> None:
 def test_what_is_chosen_is_never_more_than_half_of_what_is_left(
     memory, addresses, processors, entries, total_bytes
 ) -> None:
-    bounds = [None if amount is None else Bound(amount, "x") for amount in (memory, addresses)]
-    chosen = choose_resources(Limits(*bounds, processors), entries=entries, total_bytes=total_bytes)
+    first, second = (None if amount is None else Bound(amount, "x") for amount in (memory, addresses))
+    chosen = choose_resources(Limits(first, second, processors), entries=entries, total_bytes=total_bytes)
     assert chosen.processors >= 1
     assert chosen.memory_bytes >= 16 * MIB
     for amount in (memory, addresses, total_bytes // 2):

@@ -56,6 +56,7 @@ ODD_PATHS = [
 def test_odd_backing_paths(sys_block, shown, path, deleted) -> None:
     root = sys_block("loop3", **{"loop/backing_file": shown})
     device = read_loop_device("loop3", root)
+    assert device is not None
     assert (device.backing_path, device.deleted) == (path, deleted)
     assert read_backings(root) == {"loop3": LoopBacking(path, deleted)}
 

@@ -210,7 +210,7 @@ def test_a_path_lies_on_the_deepest_mount_above_it_and_there_on_the_top_one() ->
     )
     mounts = parse_mountinfo(text)
     found = {path: find_mount(path, mounts) for path in ("/shared/data/a.squashfs", "/shared/data", "/shared/x", "/")}
-    assert [(mount.source, mount.number) for mount in found.values()] == [
+    assert [(mount.source, mount.number) for mount in found.values() if mount] == [
         ("two", 52),
         ("two", 52),
         ("/dev/sda1", 8 << 20 | 1),

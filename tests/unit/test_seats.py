@@ -56,7 +56,8 @@ def test_a_user_has_one_turn_at_a_time_and_others_have_theirs_meanwhile() -> Non
 
 def test_many_callers_at_once_share_what_begins_after_they_asked() -> None:
     async def story():
-        begun, ends = [], asyncio.Event()
+        begun: list[int] = []
+        ends = asyncio.Event()
 
         async def do():
             begun.append(len(begun))

@@ -70,7 +70,7 @@ PINS = st.lists(
 @given(PINS, st.sampled_from((0, 10, 40, 70, 120)))
 def test_no_user_has_more_than_the_share(pins, limit_bytes) -> None:
     beyond = find_beyond(pins, SIZES, limit_bytes)
-    first = {}
+    first: dict[str, list[Pin]] = {}
     for each in pins:
         if each.dataset not in beyond:
             first.setdefault(each.dataset, []).append(each)
@@ -187,6 +187,7 @@ def test_a_dataset_that_waits_for_its_own_holders(pins, dataset, hopeless) -> No
 def test_the_job_is_told_with_both_figures() -> None:
     sizes = {"a": 4 * 10**9, "b": 3 * 10**9}
     problem = word_own_room("b", [pin("a"), pin("b")], sizes, Space(5 * 10**9, 0, 0, PLENTY))
+    assert problem is not None
     assert (
         problem.text == "does not fit beside what else is asked for with it: 7.0 GB together, 5.0 GB can be cached here"
     )

@@ -48,7 +48,8 @@ ENDS = [
 
 @pytest.mark.parametrize(("error", "words"), ENDS)
 def test_whatever_ends_a_task_it_is_begun_anew_and_told(error, words) -> None:
-    clock, runs, told = Clock(), [], []
+    clock, told = Clock(), list[str]()
+    runs: list[float] = []
 
     async def run():
         told.append(supervised[0].problem if supervised else "")
@@ -60,7 +61,7 @@ def test_whatever_ends_a_task_it_is_begun_anew_and_told(error, words) -> None:
         clock.at += 11
         await asyncio.Event().wait()
 
-    supervised = []
+    supervised: list[Supervisor] = []
 
     def until(supervisor):
         supervised[:] = [supervisor]

@@ -26,10 +26,14 @@ FORBIDDEN = (
 )  # fmt: skip
 
 
+class CaseMatters(configparser.ConfigParser):
+    def optionxform(self, optionstr: str) -> str:
+        return optionstr
+
+
 @pytest.fixture(scope="module")
-def unit():
-    parser = configparser.ConfigParser(interpolation=None, strict=True)
-    parser.optionxform = str
+def unit() -> configparser.ConfigParser:
+    parser = CaseMatters(interpolation=None, strict=True)
     parser.read_string(UNIT.read_text())
     return parser
 
