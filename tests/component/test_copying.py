@@ -21,7 +21,7 @@ from blake3 import blake3
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from scratch_slurm.domain.errors import DiskError, ImageError, NoSpaceError, ScratchError, SourceError
+from scratch_slurm.domain.errors import DigestError, DiskError, ImageError, NoSpaceError, ScratchError, SourceError
 from scratch_slurm.domain.model import Generation
 from scratch_slurm.domain.sizes import format_bytes
 from scratch_slurm.node.staging import chunks
@@ -71,7 +71,12 @@ class Copy:
         self.progress: list[CopyProgress] = []
 
     def run(
-        self, report: Report | None = None, *, digest: str | None = None, options: CopyOptions = SMALL
+        self,
+        report: Report | None = None,
+        *,
+        digest: str | None = None,
+        chunks: bytes = b"",
+        options: CopyOptions = SMALL,
     ) -> CopyResult:
         self.progress = []
 
@@ -85,6 +90,7 @@ class Copy:
             self.staging,
             expected=self.expected,
             promised=digest,
+            promised_chunks=chunks,
             options=options,
             report=note,
             now=every_range(),
@@ -212,9 +218,8 @@ def test_killed_at_any_report_the_next_run_is_right(size: int, kills: list[int])
             copy.run_killed(reports)
         journaled = 0
         if copy.journal.exists():
-            header = chunks.CopyHeader(copy.expected.inode, copy.expected.size_bytes, copy.expected.mtime_ns, CHUNK)
-            contents = chunks.read_journal(copy.journal, header)
-            journaled = contents.chunks[-1].end_bytes if contents and contents.chunks else 0
+            contents = chunks.read_journal(copy.journal, chunks.CopyHeader(copy.expected.id, size, CHUNK))
+            journaled = sum(min(CHUNK, size - index * CHUNK) for index in contents.chunks) if contents else 0
         result = copy.run()
         copy.check_right(result)
         assert result.bytes_resumed == journaled
@@ -296,9 +301,61 @@ def damage_third_line(copy: Copy) -> None:
     copy.journal.write_bytes(b"".join([*lines[:3], b'{"type":"chunk","end_bytes":7}\n', *lines[4:]]))
 
 
-def repeat_second_line(copy: Copy) -> None:
+def keep_lines(copy: Copy, *numbers: int) -> None:
     lines = copy.journal.read_bytes().splitlines(keepends=True)
-    copy.journal.write_bytes(b"".join([*lines[:2], *lines[1:]]))
+    copy.journal.write_bytes(b"".join(lines[number] for number in (0, *numbers)))
+
+
+def repeat_lines(copy: Copy) -> None:
+    keep_lines(copy, 1, 2, 2, 3, 1)
+
+
+def some_lines_backwards(copy: Copy) -> None:
+    keep_lines(copy, 6, 4, 2)
+
+
+def line_of_no_chunk(copy: Copy) -> None:
+    keep_lines(copy, 1, 2)
+    with copy.journal.open("ab") as file:
+        file.write(b'{"type":"chunk","index":6,"digest":"' + b"0" * 64 + b'"}\n')
+
+
+def damage_and_record(copy: Copy) -> None:
+    """As if a chunk that was wrong had been recorded: a later line for it counts, and only what is read is believed."""
+    damage_staged(copy)
+    bad = copy.staging.read_bytes()[2 * CHUNK : 3 * CHUNK]
+    with copy.journal.open("ab") as file:
+        file.write(f'{{"type":"chunk","index":2,"digest":"{digest_of(bytes(CHUNK))}"}}\n'.encode())
+    assert digest_of(bad) != digest_of(bytes(CHUNK))
+
+
+def write_version_1(copy: Copy, staged: bytes) -> None:
+    """Leave what the release before left: each digest is of everything up to the chunk's end."""
+    copy.staging.write_bytes(staged.ljust(len(copy.data), b"\0"))
+    lines = [
+        f'{{"type":"copy","inode":{copy.expected.inode},"size_bytes":{len(copy.data)},'
+        f'"mtime_ns":{copy.expected.mtime_ns},"chunk_bytes":{CHUNK},"version":1}}'
+    ]
+    for end in range(CHUNK, 4 * CHUNK + 1, CHUNK):
+        lines.append(f'{{"type":"chunk","end_bytes":{end},"digest":"{digest_of(copy.data[:end])}"}}')
+    copy.journal.write_text("".join(f"{line}\n" for line in lines))
+
+
+def of_the_release_before(copy: Copy) -> None:
+    write_version_1(copy, copy.data[: 4 * CHUNK])
+
+
+def of_the_release_before_with_a_wrong_chunk(copy: Copy) -> None:
+    write_version_1(copy, copy.data[:CHUNK] + bytes(CHUNK) + copy.data[2 * CHUNK : 4 * CHUNK])
+
+
+def of_the_release_before_and_another_size(copy: Copy) -> None:
+    of_the_release_before(copy)
+    copy.journal.write_bytes(copy.journal.read_bytes().replace(b'"size_bytes":', b'"size_bytes":1'))
+
+
+def of_the_release_to_come(copy: Copy) -> None:
+    copy.journal.write_bytes(copy.journal.read_bytes().replace(b'"version":2', b'"version":3'))
 
 
 def forge_later_chunks(copy: Copy) -> None:
@@ -316,7 +373,7 @@ def garbage_journal(copy: Copy) -> None:
 
 
 def other_generation(copy: Copy) -> None:
-    copy.journal.write_bytes(copy.journal.read_bytes().replace(b'"mtime_ns":', b'"mtime_ns":1'))
+    copy.journal.write_bytes(copy.journal.read_bytes().replace(copy.expected.id.encode(), b"f" * 16))
 
 
 def no_journal(copy: Copy) -> None:
@@ -338,10 +395,19 @@ def symlinked_staged_file(copy: Copy) -> None:
 
 
 LEFT_BEHIND = [
-    pytest.param(damage_staged, 2 * CHUNK, id="damaged-chunk-is-copied-again"),
+    pytest.param(damage_staged, 4 * CHUNK + 123, id="only-the-damaged-chunk-is-copied-again"),
     pytest.param(damage_last_line, 5 * CHUNK, id="torn-last-line-is-left-out"),
     pytest.param(damage_third_line, 2 * CHUNK, id="garbage-line-ends-the-journal"),
-    pytest.param(repeat_second_line, CHUNK, id="line-out-of-order-ends-the-journal"),
+    pytest.param(repeat_lines, 3 * CHUNK, id="a-line-twice-is-one-chunk"),
+    pytest.param(some_lines_backwards, 2 * CHUNK + 123, id="chunks-come-in-any-order"),
+    pytest.param(line_of_no_chunk, 2 * CHUNK, id="a-chunk-beyond-the-end-is-none"),
+    pytest.param(damage_and_record, 4 * CHUNK + 123, id="of-two-lines-the-later-one-counts"),
+    pytest.param(of_the_release_before, 4 * CHUNK, id="journal-of-the-release-before"),
+    pytest.param(
+        of_the_release_before_with_a_wrong_chunk, 3 * CHUNK, id="journal-of-the-release-before-is-not-believed"
+    ),
+    pytest.param(of_the_release_before_and_another_size, 0, id="journal-of-the-release-before-and-of-another-image"),
+    pytest.param(of_the_release_to_come, 0, id="journal-of-a-release-to-come"),
     pytest.param(forge_later_chunks, CHUNK, id="wrong-digest-is-not-believed"),
     pytest.param(empty_journal, 0, id="empty-journal"),
     pytest.param(garbage_journal, 0, id="garbage-journal"),
@@ -363,6 +429,67 @@ def test_only_what_is_proven_is_resumed(copy: Copy, damage: Callable[[Copy], Non
     assert not copy.staging.is_symlink()
     # And what it wrote into the journal holds as well.
     assert copy.run().bytes_copied == 0
+
+
+# Chunks that a manifest promises
+
+
+def digests_of_chunks(data: bytes) -> bytes:
+    return b"".join(blake3(data[at : at + CHUNK]).digest() for at in range(0, len(data), CHUNK))
+
+
+def test_a_copy_whose_chunks_are_promised(copy: Copy) -> None:
+    copy.check_right(copy.run(digest=digest_of(copy.data), chunks=digests_of_chunks(copy.data)))
+
+
+def spoil_source(copy: Copy) -> None:
+    with copy.source.open("r+b") as file:
+        file.seek(2 * CHUNK + 5)
+        file.write(b"not this")
+    copy.expected = expect(copy.source)
+
+
+def test_a_chunk_that_the_source_gave_wrong_once_is_read_again_and_only_it(copy: Copy) -> None:
+    spoil_source(copy)
+    counts = [0]
+
+    def mend(progress: CopyProgress) -> None:
+        if progress.bytes_done < counts[-1] and progress.phase is CopyPhase.COPYING:  # it begins again
+            counts.append(progress.bytes_done)
+            copy.source.write_bytes(copy.data)
+            os.utime(copy.source, ns=(copy.expected.mtime_ns, copy.expected.mtime_ns))
+        else:
+            counts[-1] = progress.bytes_done
+
+    copy.check_right(copy.run(mend, digest=digest_of(copy.data), chunks=digests_of_chunks(copy.data)))
+    assert len(counts) == 2, "once"
+
+
+def test_a_chunk_that_is_wrong_for_good_ends_the_copy_at_once(copy: Copy) -> None:
+    spoil_source(copy)
+    with pytest.raises(DigestError, match="16384 bytes from 32768") as caught:
+        copy.run(digest=digest_of(copy.data), chunks=digests_of_chunks(copy.data))
+    assert caught.value.hint is not None
+    assert max(progress.bytes_done for progress in copy.progress) < len(copy.data), "not all of it was read"
+    copy.check_nothing_left()
+
+
+def test_a_staged_chunk_is_measured_by_the_manifest_and_not_by_the_journal(copy: Copy) -> None:
+    good = copy.source.stat()
+    spoil_source(copy)
+    copy.run()
+    copy.source.write_bytes(copy.data)
+    os.utime(copy.source, ns=(copy.expected.mtime_ns, copy.expected.mtime_ns))
+    assert copy.source.stat().st_ino == good.st_ino
+    result = copy.run(digest=digest_of(copy.data), chunks=digests_of_chunks(copy.data))
+    copy.check_right(result)
+    assert result.bytes_copied == CHUNK
+    assert copy.run().bytes_copied == 0, "and the journal has the right one now"
+
+
+def test_digests_of_too_few_chunks_are_a_bug(copy: Copy) -> None:
+    with pytest.raises(ValueError, match="160 bytes"):
+        copy.run(chunks=digests_of_chunks(copy.data)[32:])
 
 
 # Sources that lie, change, fail

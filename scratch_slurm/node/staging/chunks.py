@@ -1,48 +1,80 @@
 """The journal of a copy: which chunks of the staged file are on the disk, so that a killed copy can be resumed.
 
-    {"type":"copy","version":1,"inode":7,"size_bytes":150000000,"mtime_ns":1,"chunk_bytes":67108864}
-    {"type":"chunk","end_bytes":67108864,"digest":"<BLAKE3>"}
-    {"type":"chunk","end_bytes":134217728,"digest":"<BLAKE3>"}
+    {"type":"copy","generation_id":"0123456789abcdef","size_bytes":150000000,"chunk_bytes":67108864,"version":2}
+    {"type":"chunk","index":0,"digest":"<BLAKE3>"}
+    {"type":"chunk","index":2,"digest":"<BLAKE3>"}
 
-A line is appended when the data before `end_bytes` is durable; its digest is that of the image from its first byte to
-`end_bytes`, which the one hash of the whole image yields in passing. The journal itself is never synced: a line
-too few copies a chunk again, and a line too many does not match the data, for nothing in here is believed unread.
+Chunk `index` is the `chunk_bytes` bytes from `index * chunk_bytes` on, or what there is of them; its digest is of these
+bytes alone. So chunks may come in any order, from anywhere, and each can be checked without the others. A line is
+appended when the chunk is durable; of two lines for one chunk the later one counts. The journal itself is never synced:
+a line too few copies a chunk again, and a line too many does not match the data, for nothing in here is believed
+unread.
+
+Version 1 had a digest of everything up to a chunk's end in place of the chunk's own:
+
+    {"type":"copy","inode":7,"size_bytes":150000000,"mtime_ns":1,"chunk_bytes":67108864,"version":1}
+    {"type":"chunk","end_bytes":67108864,"digest":"<BLAKE3>"}
 """
 
 import errno
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self, TypeVar
 
 import msgspec
 
-_MAX_BYTES = 16 << 20  # 100,000 chunks: 6 TB of the default size
+_MAX_BYTES = 16 << 20  # 140,000 chunks: 9 TB of the default size
+
+_Record = TypeVar("_Record")
+Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class CopyHeader(msgspec.Struct, frozen=True, tag_field="type", tag="copy", forbid_unknown_fields=True):
     """What is copied, and how it is cut."""
 
+    generation_id: str
+    size_bytes: int
+    chunk_bytes: int
+    version: int = 2
+
+
+class Chunk(msgspec.Struct, frozen=True, tag_field="type", tag="chunk", forbid_unknown_fields=True):
+    """A durable chunk, and the digest of its bytes alone."""
+
+    index: int
+    digest: Digest
+
+
+class _Header1(msgspec.Struct, tag_field="type", tag="copy", forbid_unknown_fields=True):
     inode: int
     size_bytes: int
     mtime_ns: int
     chunk_bytes: int
-    version: int = 1
+    version: int
 
 
-class Chunk(msgspec.Struct, frozen=True, tag_field="type", tag="chunk", forbid_unknown_fields=True):
-    """A durable chunk, and the digest of the image up to its end."""
-
+class _Chunk1(msgspec.Struct, tag_field="type", tag="chunk", forbid_unknown_fields=True):
     end_bytes: int
-    digest: str
+    digest: Digest
 
 
 @dataclass(frozen=True)
 class JournalContents:
-    """The chunks from the image's start, and where in the journal the line of each ends."""
+    """What a journal says of the staged file."""
 
-    chunks: tuple[Chunk, ...]
-    line_ends: tuple[int, ...]
+    digests: Mapping[int, str] = field(default_factory=dict)
+    """Chunk -> its own digest."""
+    digests_up_to: Mapping[int, str] = field(default_factory=dict)
+    """Chunk -> the digest of everything up to its end, from a journal of version 1: all from the first one on."""
+    end: int = 0
+    """Where the last whole line of version 2 ends in the journal; 0: there is none to go on with."""
+
+    @property
+    def chunks(self) -> frozenset[int]:
+        """The chunks that are said to be there."""
+        return frozenset(self.digests or self.digests_up_to)
 
 
 def journal_path(staging: Path) -> Path:
@@ -51,7 +83,7 @@ def journal_path(staging: Path) -> Path:
 
 
 def read_journal(path: Path, header: CopyHeader) -> JournalContents | None:
-    """Read what a copy left behind, up to the first line that is torn or out of order.
+    """Read what a copy left behind, up to the first line that is torn or none.
 
     Returns: None when there is no journal, or it is not one of this very copy.
     Raises: OSError: it cannot be read.
@@ -62,23 +94,46 @@ def read_journal(path: Path, header: CopyHeader) -> JournalContents | None:
         return None
     with open(descriptor, "rb") as file:
         lines = file.read(_MAX_BYTES).splitlines(keepends=True)
-    if not lines or lines[0] != _line(header):
+    if not lines:
         return None
-    chunks: list[Chunk] = []
-    line_ends = [len(lines[0])]
-    for line in lines[1:]:
-        start = chunks[-1].end_bytes if chunks else 0
+    if lines[0] != _line(header):
+        return _read_version_1(lines, header)
+    digests: dict[int, str] = {}
+    end = len(lines[0])
+    for line, chunk in _decode(lines[1:], Chunk):
+        if not 0 <= chunk.index * header.chunk_bytes < header.size_bytes:
+            break
+        digests[chunk.index] = chunk.digest
+        end += len(line)
+    return JournalContents(digests, end=end)
+
+
+def _read_version_1(lines: list[bytes], header: CopyHeader) -> JournalContents | None:
+    """Read a journal of the release before. The file's name tells the generation, so inode and mtime need not."""
+    try:
+        former = msgspec.json.decode(lines[0], type=_Header1)
+    except msgspec.DecodeError:
+        return None
+    if (former.version, former.size_bytes, former.chunk_bytes) != (1, header.size_bytes, header.chunk_bytes):
+        return None
+    digests_up_to: dict[int, str] = {}
+    for index, (_, chunk) in enumerate(_decode(lines[1:], _Chunk1)):
+        start = index * header.chunk_bytes
+        if start >= header.size_bytes or chunk.end_bytes != min(start + header.chunk_bytes, header.size_bytes):
+            break
+        digests_up_to[index] = chunk.digest
+    return JournalContents(digests_up_to=digests_up_to)
+
+
+def _decode(lines: list[bytes], kind: type[_Record]) -> Iterator[tuple[bytes, _Record]]:
+    for line in lines:
         try:
-            chunk = msgspec.json.decode(line, type=Chunk)
+            record = msgspec.json.decode(line, type=kind)
         except msgspec.DecodeError:
-            break
-        if line[-1:] != b"\n" or chunk.end_bytes != min(start + header.chunk_bytes, header.size_bytes):
-            break
-        if chunk.end_bytes == start:
-            break
-        chunks.append(chunk)
-        line_ends.append(line_ends[-1] + len(line))
-    return JournalContents(tuple(chunks), tuple(line_ends))
+            return
+        if line[-1:] != b"\n":
+            return
+        yield line, record
 
 
 class Journal:
@@ -89,21 +144,22 @@ class Journal:
 
     @classmethod
     def create(cls, path: Path, header: CopyHeader) -> Self:
-        """Begin anew. Raises: OSError: also when there is one already."""
+        """Begin anew. Raises: OSError."""
+        path.unlink(missing_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         journal = cls(os.open(path, flags, 0o600))
         journal._write(_line(header))
         return journal
 
     @classmethod
-    def resume(cls, path: Path, contents: JournalContents, kept_chunks: int) -> Self:
-        """Go on after the first `kept_chunks`; the lines of the others are cut off."""
+    def resume(cls, path: Path, contents: JournalContents) -> Self:
+        """Go on behind the last whole line. Raises: OSError."""
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
-        os.ftruncate(descriptor, contents.line_ends[kept_chunks])
+        os.ftruncate(descriptor, contents.end)
         return cls(descriptor)
 
     def append(self, chunk: Chunk) -> None:
-        """Record a chunk whose data, and all data before it, is durable."""
+        """Record a chunk whose data is durable."""
         self._write(_line(chunk))
 
     def close(self) -> None:

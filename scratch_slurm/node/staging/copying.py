@@ -15,7 +15,7 @@ import os
 import stat
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +25,13 @@ from blake3 import blake3
 from scratch_slurm.domain.errors import DigestError, DiskError, ImageError, NoSpaceError, SourceError
 from scratch_slurm.domain.model import Generation
 from scratch_slurm.node.staging.chunks import Chunk, CopyHeader
+from scratch_slurm.node.staging.digests import ImageHash, PromisedChunks
 from scratch_slurm.node.staging.progress import CopyPhase, CopyProgress, Reporter
 from scratch_slurm.node.staging.ranges import PieceSize, Ranges, RateLimit
 from scratch_slurm.node.staging.rawio import BLOCK_BYTES, ColdReader
 from scratch_slurm.node.staging.staged import StagedFile
+
+_WRITE_ANEW = "the image or its manifest is damaged, or of another version: write both anew"
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def copy_image(
     *,
     expected: Generation,
     promised: str | None,
+    promised_chunks: bytes = b"",
     options: CopyOptions,
     report: Callable[[CopyProgress], None],
     now: Callable[[], float],
@@ -85,6 +89,8 @@ def copy_image(
         source: the image; it may hang, and then so does this call.
         expected: the generation to copy.
         promised: its digest, from the manifest: BLAKE3 of the whole image in hexadecimal; None without one.
+        promised_chunks: the digests of its chunks of `options.chunk_bytes`, 32 bytes each; empty: none are promised.
+            With them a chunk that is wrong is known at once, and only it is read again.
         staging: `<name>.part` in a directory that only the owner of this process may write in.
         report: called at each phase's start and end and every 0.25 s at most in between, when bytes have come; by
             any thread, one at a time. Only a source that answers no read at all keeps it from being called.
@@ -101,19 +107,21 @@ def copy_image(
     with contextlib.ExitStack() as stack:
         opened = _open_source(source, expected)
         stack.callback(os.close, opened)
-        header = CopyHeader(expected.inode, expected.size_bytes, expected.mtime_ns, options.chunk_bytes)
+        chunks = PromisedChunks(promised_chunks, expected.size_bytes, options.chunk_bytes)
+        header = CopyHeader(expected.id, expected.size_bytes, options.chunk_bytes)
         staged = stack.enter_context(StagedFile.open(staging, header))
         try:
             limit = RateLimit(options.bandwidth_bytes_per_s, now=now, sleep=sleep)
-            copy = _Copy(source, opened, staged, expected, options, Reporter(expected.size_bytes, report, now))
-            hasher, resumed_bytes = copy.resume()
-            digest = copy.transfer(hasher, resumed_bytes, limit, PieceSize(now=now))
+            reporter = Reporter(expected.size_bytes, report, now)
+            copy = _Copy(source, opened, staged, expected, chunks, options, reporter)
+            digest = copy.transfer(limit, PieceSize(now=now))
             _check_unchanged(source, opened, expected)
             staged.sync()
             copy.verify(digest, promised)
         except (ImageError, DiskError, NoSpaceError):
             staged.discard()
             raise
+    resumed_bytes = copy.kept_bytes
     return CopyResult(digest, expected.size_bytes - resumed_bytes, resumed_bytes, now() - began_at)
 
 
@@ -154,110 +162,167 @@ def _check_generation(source: Path, status: os.stat_result, expected: Generation
         raise ImageError(f"{source}: {otherwise}: {', '.join(told) or 'not a regular file'}")
 
 
-@dataclass(frozen=True)
 class _Copy:
-    """One copy under way, and its three passes over the image."""
+    """One copy under way, and its two passes over the image."""
 
-    source: Path
-    opened: int
-    staged: StagedFile
-    expected: Generation
-    options: CopyOptions
-    report: Reporter
+    def __init__(
+        self,
+        source: Path,
+        opened: int,
+        staged: StagedFile,
+        expected: Generation,
+        promised_chunks: PromisedChunks,
+        options: CopyOptions,
+        report: Reporter,
+    ) -> None:
+        self.source, self.opened, self.staged, self.expected = source, opened, staged, expected
+        self.promised_chunks, self.options, self.report = promised_chunks, options, report
+        self.kept = set(staged.found.chunks)
+        """Chunks that are staged, as far as is known: those that were not read yet are believed by nobody."""
+        self._read_again: set[int] = set()
 
-    def resume(self) -> tuple[blake3, int]:
-        """Read what is staged and believe the chunks that match the journal, up to the first that does not.
+    @property
+    def kept_bytes(self) -> int:
+        """How much of the image was not read from the source."""
+        cut, size_bytes = self.options.chunk_bytes, self.expected.size_bytes
+        return sum(min(size_bytes, (index + 1) * cut) - index * cut for index in self.kept)
 
-        Returns: the hash of those chunks, and their bytes.
-        """
-        hasher, kept = blake3(), 0
-        if self.staged.found:
-            kept_hasher, chunks = hasher.copy(), deque(self.staged.found)
-            with contextlib.closing(self._hash_staged(hasher, chunks[-1].end_bytes, CopyPhase.RESUMING)) as passes:
-                for done_bytes in passes:
-                    if done_bytes == chunks[0].end_bytes:
-                        if hasher.hexdigest() != chunks.popleft().digest:
-                            break
-                        kept_hasher, kept = hasher.copy(), kept + 1
-            hasher = kept_hasher
-        self.staged.start_journal(kept)
-        return hasher, self.staged.found[kept - 1].end_bytes if kept else 0
+    def transfer(self, limit: RateLimit, pieces: PieceSize) -> str:
+        """Go through the image once, in order: chunks that are staged are read back, and all others copied.
 
-    def transfer(self, hasher: blake3, start: int, limit: RateLimit, pieces: PieceSize) -> str:
-        """Copy from `start` to the end.
+        A chunk that is not what it should be is taken back and read from the source: a staged one as if it were not
+        there, one from the source once more.
 
         Returns: the digest of the whole image as it was read.
         """
-        reader = ColdReader(self.opened, direct=self.options.direct)
+        self.report.begin(CopyPhase.RESUMING if self.kept else CopyPhase.COPYING, 0)
+        self.staged.start_journal()
+        hasher = ImageHash(self.expected.size_bytes, self.options.chunk_bytes)
+        descriptor, staged_reader = self.staged.reader()
+        try:
+            source_reader = ColdReader(self.opened, direct=self.options.direct)
+            while not self._transfer_on(hasher, source_reader, staged_reader, limit, pieces):
+                self.report.go_back(hasher.done_bytes)
+        finally:
+            os.close(descriptor)
+        self.report.end()
+        return hasher.digest_up_to_here()
+
+    def _transfer_on(
+        self,
+        hasher: ImageHash,
+        source_reader: ColdReader,
+        staged_reader: ColdReader,
+        limit: RateLimit,
+        pieces: PieceSize,
+    ) -> bool:
+        """Go on from where the hash is, to the end or to the first chunk that has to come again.
+
+        Returns: whether the end was reached.
+        """
+        kept = frozenset(self.kept)
+
+        def is_kept(offset: int) -> bool:
+            return offset // self.options.chunk_bytes in kept
 
         def fill(view: memoryview, offset: int, length: int) -> None:
+            if is_kept(offset):
+                self.staged.read(staged_reader, view, offset, length)
+                self.report.add(length)
+                return
+            self.report.change(CopyPhase.COPYING)
             done = 0
             while done < length:
                 with pieces.next(length - done) as piece_bytes:
                     limit.take(piece_bytes, lambda: ranges.stopped)
-                    if ranges.stopped:  # by an error, which is the one to be raised
+                    if ranges.stopped:  # by an error, which is the one to be raised, or to begin anew
                         raise SourceError(f"{self.source}: the copy is given up")
-                    self._read_source(reader, view[done:], offset + done, piece_bytes)
+                    self._read_source(source_reader, view[done:], offset + done, piece_bytes)
                 done += piece_bytes
                 self.report.add(piece_bytes)
 
-        total_bytes = self.expected.size_bytes
-        self.report.begin(CopyPhase.COPYING, start)
-        ranges = self._ranges(fill, self.staged.write, start, total_bytes)
+        def write(view: memoryview, offset: int) -> None:
+            if not is_kept(offset):
+                self.staged.write(view, offset)
+
+        ranges = self._ranges(fill, write, hasher.done_bytes, self.expected.size_bytes)
         # Syncing takes a while: a thread of its own does it, and the ranges go on.
         with ThreadPoolExecutor(1) as committer, ranges:
             commits: deque[Future[None]] = deque()
-            done_bytes = start
             for view in ranges:
-                hasher.update(view)
-                done_bytes += len(view)
-                if done_bytes % self.options.chunk_bytes == 0 or done_bytes == total_bytes:
-                    commits.append(committer.submit(self._commit, ranges, Chunk(done_bytes, hasher.hexdigest())))
+                digest = hasher.update(view)
+                if digest is not None:
+                    chunk = Chunk((hasher.done_bytes - 1) // self.options.chunk_bytes, digest)
+                    if not self._is_right(chunk, hasher):
+                        hasher.take_back()
+                        break
+                    if self.staged.found.digests.get(chunk.index) != digest:
+                        commits.append(committer.submit(self._commit, ranges, hasher.done_bytes, chunk))
                 while commits and commits[0].done():
                     commits.popleft().result()
-            ranges.finish()
+            else:
+                ranges.finish()
             for commit in commits:
                 commit.result()
-        self.report.end()
-        return hasher.hexdigest()
+        return hasher.done_bytes == self.expected.size_bytes
+
+    def _is_right(self, chunk: Chunk, hasher: ImageHash) -> bool:
+        """Whether a chunk is what it should be; False: it has to be read from the source, once more or at last.
+
+        Raises: DigestError: it was read from the source twice, and is not what the manifest promises.
+        """
+        index, found, promised = chunk.index, self.staged.found, self.promised_chunks.get(chunk.index)
+        if index in self.kept:
+            told = found.digests.get(index)
+            so_far = found.digests_up_to.get(index)
+            right = chunk.digest == told if so_far is None else hasher.digest_up_to_here() == so_far
+            if not right or promised not in (None, chunk.digest):
+                self.kept.remove(index)
+                return False
+        elif promised not in (None, chunk.digest):
+            if index not in self._read_again:
+                self._read_again.add(index)
+                return False
+            _check_unchanged(self.source, self.opened, self.expected)
+            raise DigestError(
+                f"{self.source}: BLAKE3 of {self.options.chunk_bytes} bytes from {index * self.options.chunk_bytes} is"
+                f" {chunk.digest[:16]}..., the manifest's list of chunks says {promised[:16] if promised else ''}...",
+                hint=_WRITE_ANEW,
+            )
+        return True
 
     def verify(self, digest: str, promised: str | None) -> None:
         """Compare with the manifest; without one, compare what the disk holds."""
         if promised is not None:
             if digest != promised.lower():
                 raise DigestError(
-                    f"{self.source}: BLAKE3 is {digest[:16]}..., the manifest says {promised[:16]}...",
-                    hint="the image or its manifest is damaged, or of another version: write both anew",
+                    f"{self.source}: BLAKE3 is {digest[:16]}..., the manifest says {promised[:16]}...", hint=_WRITE_ANEW
                 )
             return
-        hasher = blake3()
-        for _ in self._hash_staged(hasher, self.expected.size_bytes, CopyPhase.VERIFYING):
-            pass
-        if hasher.hexdigest() != digest:
+        on_disk = self._hash_staged()
+        if on_disk != digest:
             raise DiskError(
-                f"{self.staged.path}: BLAKE3 is {hasher.hexdigest()[:16]}... on the disk, {digest[:16]}... when read",
+                f"{self.staged.path}: BLAKE3 is {on_disk[:16]}... on the disk, {digest[:16]}... when read",
                 hint="check the cache's disk and the kernel log",
             )
 
-    def _hash_staged(self, hasher: blake3, end: int, phase: CopyPhase) -> Generator[int, None, None]:
-        """Hash the staged file up to `end`; yields the bytes done after each range."""
+    def _hash_staged(self) -> str:
         descriptor, reader = self.staged.reader()
-        self.report.begin(phase, 0)
+        self.report.begin(CopyPhase.VERIFYING, 0)
+        hasher = blake3()
         try:
 
             def fill(view: memoryview, offset: int, length: int) -> None:
                 self.staged.read(reader, view, offset, length)
                 self.report.add(length)
 
-            with self._ranges(fill, None, 0, end) as ranges:
-                done_bytes = 0
+            with self._ranges(fill, None, 0, self.expected.size_bytes) as ranges:
                 for view in ranges:
                     hasher.update(view)
-                    done_bytes += len(view)
-                    yield done_bytes
             self.report.end()
         finally:
             os.close(descriptor)
+        return hasher.hexdigest()
 
     def _ranges(
         self,
@@ -279,6 +344,6 @@ class _Copy:
                 f" was {self.expected.size_bytes}"
             )
 
-    def _commit(self, ranges: Ranges, chunk: Chunk) -> None:
-        if ranges.wait_written(chunk.end_bytes):
+    def _commit(self, ranges: Ranges, end: int, chunk: Chunk) -> None:
+        if ranges.wait_written(end):
             self.staged.commit(chunk)

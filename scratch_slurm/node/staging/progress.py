@@ -46,6 +46,19 @@ class Reporter:
             self._phase, self._done_bytes = phase, done_bytes
             self._tell()
 
+    def change(self, phase: CopyPhase) -> None:
+        """Go over to a phase, if it is not that one already; the count goes on."""
+        if phase is not self._phase:
+            with self._lock:
+                self._phase = phase
+                self._tell()
+
+    def go_back(self, done_bytes: int) -> None:
+        """Count anew from here, and tell: what was read beyond it comes again."""
+        with self._lock:
+            self._done_bytes = done_bytes
+            self._tell()
+
     def add(self, count_bytes: int) -> None:
         """Count bytes that have come; tell when it is time."""
         with self._lock:

@@ -28,9 +28,8 @@ class StagedFile:
 
     def __init__(self, path: Path, descriptor: int, header: CopyHeader, found: JournalContents | None) -> None:
         self.path = path
-        self.found = found.chunks if found else ()
-        """Chunks that the journal says are there; to be read before they are believed."""
-        self._contents = found
+        self.found = found or JournalContents()
+        """What the journal says is there; to be read before it is believed."""
         self._descriptor = descriptor
         self._header = header
         self._journal: Journal | None = None
@@ -109,12 +108,12 @@ class StagedFile:
             if len(self._behind) > _RANGES_BEHIND:
                 drop_written(self._descriptor, *self._behind.popleft())
 
-    def start_journal(self, kept_chunks: int) -> None:
-        """Begin the journal, or go on with it after the first `kept_chunks`, which are there indeed."""
+    def start_journal(self) -> None:
+        """Begin the journal, or go on with the one that was found."""
         with _cache_errors(self.path, "write the journal of"):
             path = journal_path(self.path)
-            if self._contents is not None:
-                self._journal = Journal.resume(path, self._contents, kept_chunks)
+            if self.found.end:
+                self._journal = Journal.resume(path, self.found)
             else:
                 self._journal = Journal.create(path, self._header)
 
