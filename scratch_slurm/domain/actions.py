@@ -22,6 +22,11 @@ class StagedImage:
     """The cache directory that it lies in; empty: the only one."""
 
 
+Despite = frozenset[str] | None
+"""Holders whose pins do not keep a dataset from what is done: they do not stand, or are beyond their users' share.
+None: it is done whoever pins. See `claims.find_keepers`."""
+
+
 class ActionKind(enum.StrEnum):
     """What an action does; failures are remembered by dataset and kind."""
 
@@ -56,6 +61,8 @@ class Replace(Mount):
 
     kind: ClassVar = ActionKind.REPLACE
 
+    despite: Despite = frozenset()
+
 
 @dataclass(frozen=True)
 class Mend(Replace):
@@ -72,8 +79,8 @@ class Uncover:
     device: str
     """Of the mount beneath."""
     reason: str
-    even_pinned: bool
-    """Both mounts are of one generation."""
+    despite: Despite
+    """None where both mounts are of one generation."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ class Unmount:
 
     dataset: str
     reason: str
-    even_pinned: bool = False
+    despite: Despite = frozenset()
 
 
 @dataclass(frozen=True)
@@ -128,11 +135,9 @@ class Evict:
     """The loop device that reads the image now; None: nothing does."""
     source: SourceImage | None
     """What that device is switched back to."""
-    outdated: bool
-    """Its generation is served to nobody, and no pin can mean it."""
     reason: str
-    discounted: frozenset[str] = frozenset()
-    """Holders whose pins do not keep it: it is beyond their users' share."""
+    despite: Despite = frozenset()
+    """None where its generation is served to nobody, and no pin can mean it."""
     needed_by: str = ""
     """The dataset whose room it makes, and which `reason` names; empty: none."""
     reason_unnamed: str = ""

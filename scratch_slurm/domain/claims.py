@@ -1,13 +1,12 @@
 """Claims on a dataset, and the one judge of them. Pure.
 
-A pin in the ledger is what somebody asked for. Whether it counts is decided here, once: plan, doing and answers read it.
+A pin in the ledger is what somebody asked for. Whether it counts is decided here, once; plan, doing, answers read it.
 """
 
 import enum
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from scratch_slurm.domain.access import Person, may_read
-from scratch_slurm.domain.model import Permissions
 from scratch_slurm.domain.pins import ADMINISTRATOR, job_holder
 
 
@@ -78,21 +77,25 @@ def parse_holder(text: str) -> Holder:
     raise ValueError(f"{text!r}: no holder of pins")
 
 
-def judge(person: Person, permissions: Permissions | None, *, is_here: bool) -> Standing:
-    """Tell what the claim of a person is worth.
+def judge(may_read: bool | None, *, is_here: bool) -> Standing:
+    """Tell what a claim is worth. Nothing else in the program decides that.
 
     Args:
-        person: the user with the groups that the name service tells.
-        permissions: of the dataset's image; None: not known (yet), and so for root alone.
+        may_read: whether its user may read the dataset, by `access.may_read`; None: it depends on what is not known.
         is_here: whether this node has anything of the dataset. A claim on the name of nothing has nothing to read.
     """
-    if not is_here:
-        return Standing.COUNTS
-    return standing_of(may_read(person, permissions))
-
-
-def standing_of(verdict: bool | None) -> Standing:
-    """Tell what a claim is worth whose user may read the dataset, may not, or of whom it is not known (None)."""
-    if verdict is None:
+    if may_read is None and is_here:
         return Standing.WAITS
-    return Standing.COUNTS if verdict else Standing.REFUSED
+    return Standing.COUNTS if may_read or not is_here else Standing.REFUSED
+
+
+def find_keepers(holders: Iterable[str], despite: Collection[str] | None) -> list[str]:
+    """Find the holders whose pins keep a dataset as it is, at the moment of the doing.
+
+    A pin that was made since the plan was is kept, whatever it turns out to be worth: nobody has judged it yet.
+
+    Args:
+        holders: who pins it now.
+        despite: those whose pins were judged, and keep nothing; None: it is done whoever pins.
+    """
+    return [] if despite is None else [holder for holder in holders if holder not in despite]

@@ -45,6 +45,8 @@ class Observation:
     """Why the cache directory cannot be used, and so holds nothing; empty when it can."""
     undecided: frozenset[str] = frozenset()
     """Datasets with a pin of which it is not known (yet) whether it counts: they are left as they are."""
+    refused: Sequence[Pin] = ()
+    """Pins that do not count, and keep nothing."""
     cache_unknown: bool = False
     """It gives no answer, or could not be asked: what is read from it may well be there; nothing is tried with it."""
     pins_problem: str = ""

@@ -73,6 +73,8 @@ def plan_eviction(seen: Observation, dataset: str, reason: str) -> Evict:
         raise NotFoundError(f"{dataset}: is not cached on this node")
     if seen.pins_problem:
         raise DaemonError(f"{dataset}: whether somebody pins it is not known: {seen.pins_problem}")
+    if dataset in seen.undecided:
+        raise PinnedError(f"{dataset}: is pinned, and it is not known whether by somebody that may read it")
     if holders:
         raise PinnedError(f"{dataset}: is pinned by {', '.join(holders)}", hint="it can go when its jobs have ended")
     if dataset in seen.busy:
@@ -175,7 +177,7 @@ class _Planner:
             if mounted and dataset in self.seen.catalog.revoked:
                 # Pinned or not: no right of a job's goes before the owner's word on who may read it.
                 if self.may(dataset, ActionKind.UNMOUNT):
-                    actions.append(Unmount(dataset, self.seen.catalog.revoked[dataset], even_pinned=True))
+                    actions.append(Unmount(dataset, self.seen.catalog.revoked[dataset], despite=None))
             elif (
                 mounted
                 and dataset in self.seen.covered
@@ -192,19 +194,20 @@ class _Planner:
                         "the source has a newer image; it is mounted when nobody pins the old one", waiting_helps=False
                     )
                 elif self.may(dataset, ActionKind.REPLACE):
-                    actions.append(Replace(image, self._best_path(image), "the source has a newer image"))
+                    reason = "the source has a newer image"
+                    actions.append(Replace(image, self._best_path(image), reason, self._refused(dataset)))
             elif image and dataset in self.seen.unwell:
                 reason = f"cannot be read and is mounted anew: {self.seen.unwell[dataset]}"
                 self.problems[dataset] = Problem(reason, waiting_helps=True)
                 if self.may(dataset, ActionKind.REPLACE):
-                    actions.append(Mend(image, self._best_path(image), reason))
+                    actions.append(Mend(image, self._best_path(image), reason, despite=None))
             elif mounted and not image and self._is_gone(dataset):
                 if self._may_be_pinned(dataset):
                     self.problems[dataset] = Problem(
                         "removed from the source; it stays while it is pinned", waiting_helps=False
                     )
                 elif self.may(dataset, ActionKind.UNMOUNT):
-                    actions.append(Unmount(dataset, "removed from the source"))
+                    actions.append(Unmount(dataset, "removed from the source", self._refused(dataset)))
         return actions
 
     def _is_same_beneath(self, dataset: str) -> bool:
@@ -222,10 +225,12 @@ class _Planner:
         same = self._is_same_beneath(dataset)
         wanted = image is not None and beneath.generation_id == image.generation.id
         if (same or wanted) and (dataset, ActionKind.UNCOVER) not in self.seen.backing_off:
-            return [Uncover(dataset, beneath.device, "a change of its mount was cut short", same)]
+            despite = None if same else self._refused(dataset)
+            return [Uncover(dataset, beneath.device, "a change of its mount was cut short", despite)]
         known = self.seen.catalog.complete and (image is not None or self._is_gone(dataset))
         if not self._may_be_pinned(dataset) and known and self.may(dataset, ActionKind.UNMOUNT):
-            return [Unmount(dataset, "a change of its mount was cut short, and is begun anew")]
+            reason = "a change of its mount was cut short, and is begun anew"
+            return [Unmount(dataset, reason, self._refused(dataset))]
         return []
 
     def _mount_recalled(self, dataset: str) -> list[Action]:
@@ -290,7 +295,7 @@ class _Planner:
             if kept or not self.may(copy.dataset, ActionKind.EVICT):
                 continue
             reason = self.seen.bad_copies[copy.path] if bad else "no dataset has this generation any more"
-            evictions.append(Evict(copy, None, None, True, reason))
+            evictions.append(Evict(copy, None, None, reason, despite=None))
         return evictions
 
     def _plan_switches(self) -> list[Retarget]:
@@ -382,7 +387,11 @@ class _Planner:
         reading = mounted is not None and mounted.backing_path == copy.path
         device = mounted.device if mounted and reading else None
         beyond = self.seen.holders(copy.dataset) if copy.dataset in self.beyond else ()
-        return Evict(copy, device, image if reading else None, False, reason, frozenset(beyond))
+        return Evict(copy, device, image if reading else None, reason, self._refused(copy.dataset) | frozenset(beyond))
+
+    def _refused(self, dataset: str) -> frozenset[str]:
+        """Who pins it and may not read it."""
+        return frozenset(pin.holder for pin in self.seen.refused if pin.dataset == dataset)
 
 
 def _find_wanted(seen: Observation) -> dict[str, SourceImage]:

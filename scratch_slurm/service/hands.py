@@ -7,6 +7,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+from scratch_slurm.domain.actions import Despite
 from scratch_slurm.domain.model import CachedImage, Generation, Permissions, Pin, SourceImage
 from scratch_slurm.service.cache_side import CacheReading
 from scratch_slurm.service.events import Event
@@ -61,12 +62,12 @@ class Hands(Protocol):
 
     # Mounts.
 
-    async def show(self, image: SourceImage, backing_path: str, *, replace: bool, unless_pinned: bool = False) -> None:
+    async def show(self, image: SourceImage, backing_path: str, *, replace: bool, despite: Despite = None) -> None:
         """Mount an image, or put it in the place of what is mounted; tells its `Gate` before anybody sees it.
 
         Args:
             backing_path: its file in the source, or a copy.
-            unless_pinned: what is mounted stays if somebody pins the dataset by then.
+            despite: what is mounted stays if anybody else than these pins the dataset by then; None: it is replaced.
         Raises: DeniedError: people would get in who may not read the image, or its file was changed. PinnedError.
             ImageError: it cannot be mounted, or is not readable.
         """
@@ -79,11 +80,16 @@ class Hands(Protocol):
         Raises: RetargetError: the kernel refuses. SourceError: the file is another one.
         """
 
-    async def uncover(self, dataset: str, device: str, *, unless_pinned: bool) -> None:
-        """Take the mount on top away, so that the one on `device` beneath it is seen. Raises: PinnedError."""
+    async def uncover(self, dataset: str, device: str, *, despite: Despite) -> None:
+        """Take the mount on top away, so that the one on `device` beneath it is seen.
 
-    async def unmount(self, dataset: str, *, unless_pinned: bool) -> None:
-        """Take all mounts of ours off a dataset's mount point. Raises: PinnedError."""
+        Args:
+            despite: as of `show`.
+        Raises: PinnedError.
+        """
+
+    async def unmount(self, dataset: str, *, despite: Despite) -> None:
+        """Take all mounts of ours off a dataset's mount point; `despite` as of `show`. Raises: PinnedError."""
 
     # The cache.
 

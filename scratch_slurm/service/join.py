@@ -110,6 +110,7 @@ def join(
     covered: Mapping[str, MountedImage],
     pins: tuple[Pin, ...],
     undecided: Set[str],
+    refused: tuple[Pin, ...] = (),
     busy: Set[str],
     now: float,
 ) -> Observation:
@@ -120,6 +121,7 @@ def join(
         covered: as `find_covered` gives it.
         pins: those that count, in the order of asking.
         undecided: datasets with other pins, of which it is not known whether they count.
+        refused: pins that do not count, and are taken back.
         busy: datasets with something under way.
         now: monotonic seconds, as the samples of `memory.counters` have them.
     """
@@ -132,6 +134,7 @@ def join(
         staged=_staged(reading, memory),
         pins=pins,
         undecided=frozenset(undecided),
+        refused=refused,
         space=_space(reading, memory, config),
         last_used_at=dict(memory.last_used_at),
         busy=frozenset(busy),

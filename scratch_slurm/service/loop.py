@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from scratch_slurm.domain import actions, planner
 from scratch_slurm.domain.actions import ActionKind
+from scratch_slurm.domain.claims import Standing, judge
 from scratch_slurm.domain.config import Config, resolve_size
 from scratch_slurm.domain.errors import (
     DaemonError,
@@ -96,8 +97,6 @@ class Loop:
         self.people = People(hands, on_news=self.nudge)
         self._refused: tuple[Pin, ...] = ()
         """Pins of users who may not read the dataset, seen in this round."""
-        self._kept: set[str] = set()
-        """Datasets whose latest eviction came after a pin."""
         self._nudged = asyncio.Event()
         source.on_news = self.nudge
         self._former = former
@@ -181,15 +180,14 @@ class Loop:
         """
         seen = await self._observe_at_rest(dataset)
         action = planner.plan_eviction(seen, dataset, "asked by the administrator")
-        self._kept.discard(dataset)
         self._start(action)
         await asyncio.wait([self._tasks[dataset]])
         failure = self.memory.failures.get((dataset, ActionKind.EVICT))
+        # Not what the next round sees: a dataset that is read a lot may be copied again by then.
+        if failure and failure.kept:
+            raise PinnedError(failure.message)
         if failure:
             raise DeviceError(f"{dataset}: {failure.message}")
-        # Not what the next round sees: a dataset that is read a lot may be copied again by then.
-        if dataset in self._kept:
-            raise PinnedError(f"{dataset}: was pinned while its eviction began")
         self.memory.held_off[dataset] = time.monotonic() + self.config.period_s
         return action.image.size_bytes
 
@@ -387,7 +385,8 @@ class Loop:
             await self._performer.perform(action)
             memory.succeed(dataset, action.kind)
         except PinnedError as exc:
-            self._kept.add(dataset)
+            # The next round knows of that pin. Should it not, this is no reason to try at once, and again and again.
+            memory.keep(dataset, action.kind, exc.message, time.monotonic() + self.config.interval_s)
             log.info("kept dataset=%s reason=%r", dataset, exc.message)
         except (ScratchError, OSError) as exc:
             about = action.image.generation.id if isinstance(action, actions.Mount | actions.Stage) else None
@@ -448,8 +447,8 @@ class Loop:
         memory.forget_other_uses(here)
         return join(
             reading, catalog, ours, memory, self.config,
-            covered=find_covered(reading, memory, former), pins=pins, undecided=undecided, busy=self._tasks.keys(),
-            now=now,
+            covered=find_covered(reading, memory, former), pins=pins, undecided=undecided,
+            refused=self._refused, busy=self._tasks.keys(), now=now,
         )  # fmt: skip
 
     def _admit(self, pins: tuple[Pin, ...], here: Set[str]) -> tuple[tuple[Pin, ...], set[str]]:
@@ -459,11 +458,14 @@ class Loop:
             here: datasets that this node has something of; a pin of another name has nothing to read.
         Returns: the pins that count, and the datasets with a pin that waits.
         """
-        readers = self.memory.readers
-        verdicts = {pin: self.people.judge(pin.uid, readers.get(pin.dataset)) for pin in pins if pin.dataset in here}
-        self._refused = tuple(pin for pin, verdict in verdicts.items() if verdict is False)
-        undecided = {pin.dataset for pin, verdict in verdicts.items() if verdict is None}
-        return tuple(pin for pin in pins if verdicts.get(pin, True)), undecided
+
+        def may_read(pin: Pin) -> bool | None:
+            return self.people.judge(pin.uid, self.memory.readers.get(pin.dataset))
+
+        standings = {pin: judge(may_read(pin), is_here=pin.dataset in here) for pin in pins}
+        self._refused = tuple(pin for pin in pins if standings[pin] is Standing.REFUSED)
+        undecided = {pin.dataset for pin in pins if standings[pin] is Standing.WAITS}
+        return tuple(pin for pin in pins if standings[pin] is Standing.COUNTS), undecided
 
     async def _take_back(self, pins: tuple[Pin, ...]) -> None:
         for pin in pins:

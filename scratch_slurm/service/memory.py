@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from scratch_slurm.domain import backoff
 from scratch_slurm.domain.actions import Action, ActionKind
+from scratch_slurm.domain.dataset import Failure
 from scratch_slurm.domain.model import MountedImage, Permissions, SourceImage
 from scratch_slurm.domain.throughput import ReadCounter
 
@@ -39,23 +40,6 @@ class Copy:
         if self.started_at is None or self.bytes_at_start is None or now <= self.started_at or self.phase != "copying":
             return 0.0
         return max(0, self.bytes_done - self.bytes_at_start) / (now - self.started_at)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """The latest failure of one kind of action on one dataset."""
-
-    message: str
-    attempts: int
-    retry_at: float
-    """Monotonic seconds; infinite: not before another image or manifest is in the source."""
-    generation_id: str | None = None
-    """Of the source's image that it was about; None when it was about none."""
-
-    @property
-    def is_for_good(self) -> bool:
-        """Whether no other try with this generation can succeed."""
-        return math.isinf(self.retry_at)
 
 
 @dataclass
@@ -110,6 +94,18 @@ class Memory:
         self.failures[dataset, kind] = failure
         return failure
 
+    def keep(self, dataset: str, kind: ActionKind, message: str, retry_at: float) -> None:
+        """Remember that a pin kept a dataset as it is: nothing is wrong, and it is tried again at that time.
+
+        Args:
+            retry_at: monotonic seconds.
+        """
+        self.failures[dataset, kind] = Failure(message, 0, retry_at, kept=True)
+
+    def failed(self, dataset: str) -> bool:
+        """Whether something has failed with a dataset; that a pin kept it is none."""
+        return any(name == dataset and not failure.kept for (name, _), failure in self.failures.items())
+
     def forget_mount(self, dataset: str) -> None:
         """Forget whose a dataset's mount is; the kernel gives mount ids and devices out again at once."""
         for key in [key for key in self.generations if key[0] == dataset]:
@@ -157,7 +153,7 @@ class Memory:
         """
         texts = []
         for (name, kind), failure in self.failures.items():
-            if name == dataset:
+            if name == dataset and not failure.kept:
                 wait_s = max(0.0, failure.retry_at - now)
                 again = f"next try in {wait_s:.0f} s"
                 if failure.is_for_good:

@@ -42,23 +42,27 @@ class MountImage(Request, frozen=True):
     tag: str
     replace: bool
     ledger_path: str = ""
-    """What is mounted is replaced only if nobody pins it by then; empty: pinned or not."""
+    """What is mounted is replaced only if nobody pins it by then; empty: whoever pins."""
+    despite: tuple[str, ...] = ()
+    """Holders whose pins do not keep it."""
 
 
 class UncoverMount(Request, frozen=True):
-    """Take the mount on top away, so that the one beneath it, which must be well, is seen; `ledger_path` as above."""
+    """Take the mount on top away, so that the one beneath it, which must be well, is seen; pins as above."""
 
     mount_point: str
     device: str
     """That of the mount beneath."""
     ledger_path: str = ""
+    despite: tuple[str, ...] = ()
 
 
 class UnmountImage(Request, frozen=True):
-    """Take all mounts of ours off a mount point, and remove it; `ledger_path` as above."""
+    """Take all mounts of ours off a mount point, and remove it; pins as above."""
 
     mount_point: str
     ledger_path: str = ""
+    despite: tuple[str, ...] = ()
 
 
 class SwitchBacking(Request, frozen=True):

@@ -5,6 +5,7 @@ import time
 
 from scratch_slurm.domain import actions
 from scratch_slurm.domain.access import too_open
+from scratch_slurm.domain.claims import find_keepers
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import (
     DeniedError,
@@ -63,9 +64,9 @@ class Performer:
     async def _mount(self, action: actions.Mount) -> None:
         replace = isinstance(action, actions.Replace)
         mend = isinstance(action, actions.Mend)
-        unless_pinned = replace and not mend
+        despite = action.despite if isinstance(action, actions.Replace) else None
         try:
-            await self._hands.show(action.image, action.backing_path, replace=replace, unless_pinned=unless_pinned)
+            await self._hands.show(action.image, action.backing_path, replace=replace, despite=despite)
         except DeniedError as exc:
             root = self._memory.roots.get(action.image.generation.id)
             if root is None or not too_open(root, action.image.permissions):
@@ -81,11 +82,11 @@ class Performer:
         await self._record(event, action.dataset, action.reason)
 
     async def _uncover(self, action: actions.Uncover) -> None:
-        await self._hands.uncover(action.dataset, action.device, unless_pinned=not action.even_pinned)
+        await self._hands.uncover(action.dataset, action.device, despite=action.despite)
         await self._record("uncovered", action.dataset, action.reason)
 
     async def _unmount(self, action: actions.Unmount) -> None:
-        await self._hands.unmount(action.dataset, unless_pinned=not action.even_pinned)
+        await self._hands.unmount(action.dataset, despite=action.despite)
         await self._record("unmounted", action.dataset, action.reason)
 
     async def _retarget(self, action: actions.Retarget) -> None:
@@ -115,6 +116,7 @@ class Performer:
         )
 
     async def _evict(self, action: actions.Evict) -> None:
+        await self._keep_pinned(action)
         if action.device is not None:
             assert action.source is not None, "a device is switched back before its cached image goes"
             source = action.source
@@ -124,7 +126,7 @@ class Performer:
         await self._record("evicted", action.dataset, action.reason, freed_bytes=action.image.size_bytes)
 
     async def _delete(self, action: actions.Evict) -> None:
-        """Take the image out of service, see whether a pin came meanwhile, and only then delete it.
+        """Take the image out of service, see whether a pin came since the first look, and only then delete it.
 
         Nobody holds the ledger while the disk is written: it may hang. A pin that was there before the second look
         finds its image restored; one that comes after it finds none any more. Its prolog is not told to start before
@@ -133,19 +135,19 @@ class Performer:
         Raises: PinnedError: a pin came first. The next plan switches back to the cache.
         """
         image = action.image
-        if not action.outdated:
-            await self._refuse_evicting_pinned(action)
         try:
             await self._hands.retire(image)
-            if not action.outdated:
-                await self._refuse_evicting_pinned(action)
+            await self._keep_pinned(action)
             await self._hands.discard(image)
         except ScratchError:
             # Whichever step failed, or was done all the same by a process that was killed while it hung.
             await self._hands.restore(image)
             raise
 
-    async def _refuse_evicting_pinned(self, action: actions.Evict) -> None:
-        pins = await self._ledger.pins()
-        if any(pin.dataset == action.dataset and pin.holder not in action.discounted for pin in pins):
-            raise PinnedError(f"{action.dataset}: was pinned while its eviction began")
+    async def _keep_pinned(self, action: actions.Evict) -> None:
+        if action.despite is None:
+            return
+        holders = [pin.holder for pin in await self._ledger.pins() if pin.dataset == action.dataset]
+        keepers = find_keepers(holders, action.despite)
+        if keepers:
+            raise PinnedError(f"{action.dataset}: was pinned by {', '.join(keepers)} while its eviction began")

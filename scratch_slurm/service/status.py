@@ -161,7 +161,7 @@ class StatusView:
             return not self._seen.catalog.awaited and name not in self._to_mount
         if self._state(name) in (DatasetState.CACHED, DatasetState.UNKNOWN):
             return True
-        failed = any(dataset == name for dataset, _ in self._memory.failures)
+        failed = self._memory.failed(name)
         if name in self._plan.problems and self._exceed_all_room(asked):
             return True
         return failed or self._is_hopeless(name) or name in self._seen.catalog.skipped or name in self._seen.foreign

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from scratch_slurm.domain.access import too_open, word_refusal
+from scratch_slurm.domain.claims import find_keepers
 from scratch_slurm.domain.errors import DeniedError, DiskError, PinnedError, ScratchError
 from scratch_slurm.domain.model import Generation, Permissions
 from scratch_slurm.domain.names import parse_device_tag
@@ -70,9 +71,9 @@ def _serve(request: op.Request, say: Say) -> None:
             _mount(request, say)
         case op.UncoverMount():
             mount_point = Path(request.mount_point)
-            mounts.uncover(mount_point, request.device, before=_keep_pinned(mount_point, request.ledger_path))
+            mounts.uncover(mount_point, request.device, before=_keep_pinned(request))
         case op.UnmountImage():
-            _unmount(Path(request.mount_point), request.ledger_path)
+            _unmount(request)
         case op.SwitchBacking():
             _switch(request)
         case op.ReadTag():
@@ -198,8 +199,7 @@ def _mount(request: op.MountImage, say: Say) -> None:
         # data once. The cached image is read through the page cache: direct I/O costs squashfs a fifth of its speed.
         with loopdev.attach(descriptor, tag=request.tag, direct_io=from_source) as device:
             if request.replace:
-                before = _keep_pinned(mount_point, request.ledger_path)
-                mounts.replace_image(device.path, mount_point, fs_type, probe=probe, before=before)
+                mounts.replace_image(device.path, mount_point, fs_type, probe=probe, before=_keep_pinned(request))
             else:
                 mounts.mount_image(device.path, mount_point, fs_type, probe=probe)
     finally:
@@ -214,7 +214,7 @@ def _check_gate(root: Permissions, image: Permissions, say: Say) -> None:
         raise DeniedError("the image " + word_refusal(image, root, who))
 
 
-def _keep_pinned(mount_point: Path, ledger_path: str) -> Callable[[], None]:
+def _keep_pinned(request: op.MountImage | op.UncoverMount | op.UnmountImage) -> Callable[[], None]:
     """Make what is called directly before a mount goes.
 
     It raises PinnedError: somebody pins the dataset now. LedgerError: that cannot be told, so it might be.
@@ -224,15 +224,19 @@ def _keep_pinned(mount_point: Path, ledger_path: str) -> Callable[[], None]:
         # Only changes of mounts need it, and it takes SQLite along.
         from scratch_slurm.node.ledger.ledger import read_holders
 
-        if ledger_path and read_holders(ledger_path, mount_point.name):
-            raise PinnedError(f"{mount_point.name}: was pinned before its mount could be changed")
+        if request.ledger_path:
+            dataset = Path(request.mount_point).name
+            keepers = find_keepers(read_holders(request.ledger_path, dataset), request.despite)
+            if keepers:
+                raise PinnedError(f"{dataset}: was pinned by {', '.join(keepers)} before its mount could be changed")
 
     return check
 
 
-def _unmount(mount_point: Path, ledger_path: str) -> None:
+def _unmount(request: op.UnmountImage) -> None:
     """Take down what is on top, whose tag the daemon has read, and what of ours lies beneath."""
-    _keep_pinned(mount_point, ledger_path)()
+    mount_point = Path(request.mount_point)
+    _keep_pinned(request)()
     mounts.unmount(mount_point)
     while beneath := read_stacks(mount_point.parent).get(mount_point.name):
         status = loopdev.read_status(beneath[-1].device) if beneath[-1].device else None

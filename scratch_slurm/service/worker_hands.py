@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from scratch_slurm.domain.actions import Despite
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import DaemonError
 from scratch_slurm.domain.model import CachedImage, Generation, SourceImage
@@ -93,7 +94,7 @@ class WorkerHands:
         await self._workers.run(op.ReadGroups(uid), silence_s=silence_s, on_line=on_line, takes_slot=False)
         return frozenset(told[-1].gids)
 
-    async def show(self, image: SourceImage, backing_path: str, *, replace: bool, unless_pinned: bool = False) -> None:
+    async def show(self, image: SourceImage, backing_path: str, *, replace: bool, despite: Despite = None) -> None:
         generation_id = image.generation.id
 
         def on_line(line: op.Line) -> None:
@@ -106,19 +107,21 @@ class WorkerHands:
             mount_point=self._mount_point(image.dataset),
             tag=device_tag(generation_id),
             replace=replace,
-            ledger_path=self._ledger_path(unless_pinned),
+            ledger_path=self._ledger_path(despite),
+            despite=tuple(despite or ()),
         )
         await self._run(image.dataset, request, on_line=on_line)
 
     async def switch(self, dataset: str, device: str, backing_path: str, expected: Generation | None) -> None:
         await self._run(dataset, op.SwitchBacking(device, backing_path, expected))
 
-    async def uncover(self, dataset: str, device: str, *, unless_pinned: bool) -> None:
-        request = op.UncoverMount(self._mount_point(dataset), device, self._ledger_path(unless_pinned))
-        await self._run(dataset, request)
+    async def uncover(self, dataset: str, device: str, *, despite: Despite) -> None:
+        ledger_path, holders = self._ledger_path(despite), tuple(despite or ())
+        await self._run(dataset, op.UncoverMount(self._mount_point(dataset), device, ledger_path, holders))
 
-    async def unmount(self, dataset: str, *, unless_pinned: bool) -> None:
-        await self._run(dataset, op.UnmountImage(self._mount_point(dataset), self._ledger_path(unless_pinned)))
+    async def unmount(self, dataset: str, *, despite: Despite) -> None:
+        ledger_path, holders = self._ledger_path(despite), tuple(despite or ())
+        await self._run(dataset, op.UnmountImage(self._mount_point(dataset), ledger_path, holders))
 
     async def copy(self, image: SourceImage, cache_dir: str) -> None:
         dataset = image.dataset
@@ -156,13 +159,13 @@ class WorkerHands:
     def _mount_point(self, dataset: str) -> str:
         return str(self._config.mount_dir / dataset)
 
-    def _ledger_path(self, unless_pinned: bool) -> str:
+    def _ledger_path(self, despite: Despite) -> str:
         """Where the worker looks for pins, directly before a mount goes; empty: it need not.
 
         A job that pinned by then keeps what it found. One that pins in the very moment of the change is not told to
         start before it is over: its prolog's question is answered after (`StatusView.is_changing_hands`).
         """
-        return str(self._config.ledger_path) if unless_pinned else ""
+        return "" if despite is None else str(self._config.ledger_path)
 
     async def _change_cache(self, dataset: str, request: op.OnCache, *, silence_s: float | None = None) -> None:
         """Write in the cache directory, in one of a few processes: its disk may hang."""

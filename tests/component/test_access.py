@@ -330,6 +330,49 @@ def test_a_user_whom_the_name_service_does_not_know_pins_nothing_private_and_is_
         assert held(daemon) == {("job:1", "secret")}, "it may be a fault of the name service: nothing is taken back"
 
 
+def cached_secret(daemon: RunningDaemon) -> None:
+    """Have `secret` cached, and pinned by a user whom the name service does not know."""
+    image = build_private(daemon, "secret")
+    daemon.pin(1, "secret")
+    daemon.until(lambda: daemon.is_cached("secret"))
+    pin(daemon, 2, NOBODY_AT_ALL, "secret")
+    daemon.release(1)
+    assert image.exists()
+
+
+def run_rounds(daemon: RunningDaemon) -> list[str]:
+    """Run many rounds within an interval; returns what was logged meanwhile."""
+    before = len(daemon.log())
+    for _ in range(40):
+        daemon.wait("secret")
+    return [line for line in daemon.log()[before:] if "dataset=" in line]
+
+
+def test_a_newer_image_of_what_somebody_unknown_pins_is_waited_for_at_rest(folder: Path) -> None:
+    with RunningDaemon(folder) as daemon:
+        cached_secret(daemon)
+        daemon.stop()
+        (daemon.folder / "tree-secret").rename(daemon.folder / "old-tree")
+        build(daemon, "secret", "--group", GROUP.gr_name, "--mode", "0640", "--replace")
+        daemon.start(interval="600")
+        daemon.until(lambda: daemon.dataset("secret").update_waiting)
+        assert run_rounds(daemon) == []
+        assert "when nobody pins the old one" in daemon.dataset("secret").problem
+
+
+def test_the_room_of_what_somebody_unknown_pins_is_waited_for_at_rest(folder: Path) -> None:
+    with RunningDaemon(folder, capacity="500 KB") as daemon:
+        cached_secret(daemon)
+        daemon.stop()
+        make_version(daemon.source_dir, "coco", 1, file_bytes=300_000)
+        daemon.start(interval="600")
+        daemon.pin(3, "coco")
+        daemon.until(lambda: daemon.is_mounted("coco", "secret"))
+        daemon.until(lambda: "waits for room" in daemon.dataset("coco").problem)
+        assert run_rounds(daemon) == []
+        assert daemon.is_cached("secret")
+
+
 def release(daemon: RunningDaemon, job_id: int, *names: str) -> tuple[str, ...]:
     return ask(daemon, "POST", "/v1/release", ReleaseRequest(job_id, names), ReleaseAnswer).released
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scratch_slurm.domain.access import Person
+from scratch_slurm.domain.access import Person, may_read
 from scratch_slurm.domain.actions import ActionKind
 from scratch_slurm.domain.claims import Administrator, Claim, Job, Standing, judge, parse_holder
 from scratch_slurm.domain.dataset import Card, Failure
@@ -26,7 +26,7 @@ STANDINGS = [
 def test_what_a_claim_is_worth(
     uid: int, gids: frozenset[int] | None, permissions: Permissions | None, is_here: bool, expected: Standing
 ) -> None:
-    assert judge(Person(uid, gids), permissions, is_here=is_here) is expected
+    assert judge(may_read(Person(uid, gids), permissions), is_here=is_here) is expected
 
 
 @pytest.mark.parametrize("holder", [Job(7), Administrator()])

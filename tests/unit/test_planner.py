@@ -20,7 +20,8 @@ from scratch_slurm.domain.actions import (
     Unmount,
 )
 from scratch_slurm.domain.errors import DaemonError, NotFoundError, PinnedError
-from scratch_slurm.domain.model import Backing, Space
+from scratch_slurm.domain.model import Backing, Pin, Space
+from scratch_slurm.domain.observation import Observation
 from scratch_slurm.domain.planner import plan as make_plan
 from scratch_slurm.domain.planner import plan_eviction
 from tests.kit.strategies import (
@@ -412,13 +413,13 @@ def test_a_switch_to_the_cache_expects_no_generation() -> None:
 
 def test_an_eviction_switches_its_reader_back_first() -> None:
     (evict,) = make_plan(with_pinned("a", "b", space=room(0))).actions
-    assert (evict.image, evict.device, evict.source, evict.outdated) == (cached("b"), "loop-b", image("b"), False)
+    assert (evict.image, evict.device, evict.source, evict.despite) == (cached("b"), "loop-b", image("b"), frozenset())
     assert evict.reason == "nobody reads it, its room is needed by a, pinned by job:1"
 
 
 def test_an_outdated_image_has_no_reader() -> None:
     (evict,) = make_plan(observation(cached=(cached("a"),))).actions
-    assert (evict.device, evict.source, evict.outdated) == (None, None, True)
+    assert (evict.device, evict.source, evict.despite) == (None, None, None)
 
 
 def test_the_larger_goes_first_of_two_that_were_used_together() -> None:
@@ -479,9 +480,9 @@ def test_a_change_that_was_cut_short(seen, expected) -> None:
     assert words(seen) == expected
     for action in make_plan(seen).actions:
         if isinstance(action, Uncover):
-            assert action.even_pinned == (seen.covered["a"].generation_id == seen.mounted["a"].generation_id)
+            assert (action.despite is None) == (seen.covered["a"].generation_id == seen.mounted["a"].generation_id)
         if isinstance(action, Unmount):
-            assert not action.even_pinned
+            assert action.despite == frozenset()
 
 
 PROBLEMS = [
@@ -559,10 +560,55 @@ def test_an_asked_for_eviction_refuses(seen, error, match) -> None:
         plan_eviction(seen, "a", "asked")
 
 
+def test_an_asked_for_eviction_is_not_begun_under_a_pin_that_may_count() -> None:
+    seen = observation(*on_cache("a")[:2], cached=(cached("a"),), undecided=frozenset("a"))
+    with pytest.raises(PinnedError, match="not known"):
+        plan_eviction(seen, "a", "asked")
+
+
+def refused(dataset: str) -> dict[str, tuple[Pin, ...]]:
+    return {"refused": (pin(dataset, 7), pin("z", 8))}
+
+
+DESPITE = [
+    pytest.param(
+        observation([image("a", version=2)], [mounted("a")], **refused("a")),
+        frozenset({"job:7"}),
+        id="a-newer-image",
+    ),
+    pytest.param(observation([], [mounted("a")], **refused("a")), frozenset({"job:7"}), id="a-removed-one"),
+    pytest.param(
+        observation([image("a")], [mounted("a")], unwell={"a": "EIO"}, **refused("a")), None, id="a-mend-asks-nobody"
+    ),
+    pytest.param(
+        observation(*on_cache("a")[:2], cached=(cached("a"),), space=room(-1, used=10), **refused("a")),
+        frozenset({"job:7"}),
+        id="an-eviction",
+    ),
+    pytest.param(
+        observation(
+            [image("a", version=2)],
+            [mounted("a")],
+            covered={"a": mounted("a", version=2)},
+            **refused("a"),
+        ),
+        frozenset({"job:7"}),
+        id="what-was-cut-short",
+    ),
+]
+
+
+@pytest.mark.parametrize(("seen", "expected"), DESPITE)
+def test_what_is_done_is_told_whose_pins_do_not_count(seen: Observation, expected: frozenset[str] | None) -> None:
+    (action,) = make_plan(seen).actions
+    assert isinstance(action, Replace | Unmount | Uncover | Evict)
+    assert action.despite == expected
+
+
 def test_an_asked_for_eviction_switches_back_first() -> None:
     images, mounts, copies = on_cache("a")
     evict = plan_eviction(observation(images, mounts, cached=copies), "a", "asked")
-    assert evict == Evict(copies[0], "loop-a", images[0], False, "asked")
+    assert evict == Evict(copies[0], "loop-a", images[0], "asked")
 
 
 def test_an_asked_for_eviction_takes_the_copy_that_is_read() -> None:
@@ -585,7 +631,7 @@ def of(kind, actions):
 def unwanted_bytes(decided, seen):
     """What is leaving, or starts to leave, without being a victim."""
     drops = sum(drop.staged.reserved_bytes for drop in of(DropStaged, decided.actions))
-    return drops + sum(evict.image.size_bytes for evict in of(Evict, decided.actions) if evict.outdated)
+    return drops + sum(evict.image.size_bytes for evict in of(Evict, decided.actions) if evict.despite is None)
 
 
 def needs(seen, stage):
@@ -611,7 +657,7 @@ def test_no_victim_is_pinned_or_read_without_its_source(seen) -> None:
     pinned = {each.dataset for each in seen.pins}
     for evict in of(Evict, make_plan(seen).actions):
         mount = seen.mounted.get(evict.dataset)
-        if evict.outdated:
+        if evict.despite is None:
             same = mount is not None and evict.image.generation_id == mount.generation_id
             assert not same or evict.image.path in seen.bad_copies
             assert mount is None or evict.image.path != mount.backing_path
@@ -629,7 +675,7 @@ def test_no_victim_is_pinned_or_read_without_its_source(seen) -> None:
 def test_every_victim_is_needed(seen) -> None:
     """Without the last victim, some wanted dataset would have gone short; with none needed there is none."""
     decided = make_plan(seen)
-    victims = [evict for evict in of(Evict, decided.actions) if not evict.outdated]
+    victims = [evict for evict in of(Evict, decided.actions) if evict.despite is not None]
     if not victims:
         return
     have = {(copy.dataset, copy.generation_id) for copy in seen.cached if copy.path not in seen.bad_copies}
@@ -651,7 +697,7 @@ def test_at_most_one_action_a_dataset_beside_drops_and_evictions(seen) -> None:
 @given(observations())
 def test_a_victim_has_no_other_action(seen) -> None:
     actions = make_plan(seen).actions
-    victims = {action.dataset for action in of(Evict, actions) if not action.outdated}
+    victims = {action.dataset for action in of(Evict, actions) if action.despite is not None}
     others = [action for action in actions if not isinstance(action, DropStaged | Evict)]
     assert victims.isdisjoint(action.dataset for action in others)
 
@@ -701,7 +747,7 @@ def test_an_incomplete_listing_destroys_nothing(seen) -> None:
     seen = dataclasses.replace(seen, catalog=dataclasses.replace(seen.catalog, complete=False))
     for action in make_plan(seen).actions:
         assert not isinstance(action, Unmount | DropStaged)
-        if isinstance(action, Evict) and action.outdated:
+        if isinstance(action, Evict) and action.despite is None:
             # Proof enough without a listing: the source is known to hold another generation.
             assert action.dataset in seen.catalog.images
 
@@ -733,7 +779,7 @@ def test_nothing_is_taken_from_a_dataset_with_a_pin_that_may_count(seen, undecid
             assert not isinstance(action, DropStaged), action
             assert not isinstance(action, Unmount), action
             assert not isinstance(action, Replace) or isinstance(action, Mend), action
-            assert not isinstance(action, Evict) or action.outdated, action
+            assert not isinstance(action, Evict) or action.despite is None, action
 
 
 @given(observations())
@@ -742,7 +788,7 @@ def test_nothing_is_replaced_or_unmounted_under_a_pin(seen) -> None:
     for action in make_plan(seen).actions:
         if isinstance(action, Mend):
             assert action.image.generation.id == seen.mounted[action.dataset].generation_id
-        elif isinstance(action, Uncover) and action.even_pinned:
+        elif isinstance(action, Uncover) and action.despite is None:
             assert seen.covered[action.dataset].generation_id == seen.mounted[action.dataset].generation_id
         elif isinstance(action, Replace | Uncover | Unmount):
             assert action.dataset not in pinned

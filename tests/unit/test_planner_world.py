@@ -136,7 +136,7 @@ class PlannerInAWorld(RuleBasedStateMachine):
         pinned = {each.dataset for each in world.pins}
         started = []
         for action in plan(seen).actions:
-            if isinstance(action, Evict) and not action.outdated:
+            if isinstance(action, Evict) and action.despite is not None:
                 assert action.dataset not in pinned
             if isinstance(action, Replace | Unmount):
                 assert action.dataset not in pinned
@@ -229,7 +229,7 @@ class PlannerInAWorld(RuleBasedStateMachine):
         if action.device is not None and not self.switch(name, Backing.SOURCE):
             return
         # The ledger decides in one transaction whether a pin came first.
-        if action.outdated or name not in {each.dataset for each in world.pins}:
+        if action.despite is None or name not in {each.dataset for each in world.pins}:
             assert world.mounts.get(name) != (version[1], Backing.CACHE), "deleted while it is read"
             world.cached.discard(version)
 

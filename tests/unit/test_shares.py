@@ -137,7 +137,7 @@ def test_what_is_beyond_and_cached_makes_room_for_another_users_pin() -> None:
     (evict,) = plan(seen).actions
     assert isinstance(evict, Evict)
     assert evict.dataset == "b"
-    assert evict.discounted == {"job:1"}
+    assert evict.despite == frozenset({"job:1"})
 
 
 def test_without_a_limit_it_does_not() -> None:

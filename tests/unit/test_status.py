@@ -267,7 +267,7 @@ HANDS = [
     pytest.param(Replace(image("a"), "/x", "newer"), True, id="replace"),
     pytest.param(Unmount("a", "gone"), True, id="unmount"),
     pytest.param(Stage(image("a"), "pinned", True), False, id="stage"),
-    pytest.param(Evict(cached("a"), None, None, False, "room"), True, id="evict"),
+    pytest.param(Evict(cached("a"), None, None, "room"), True, id="evict"),
 ]
 
 
