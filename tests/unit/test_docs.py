@@ -59,6 +59,14 @@ def test_readme_is_short() -> None:
 
 
 @pytest.mark.parametrize("page", _PAGES)
+def test_every_file_that_a_page_names_is_there(page: str) -> None:
+    """Below scratch_slurm/ a page may leave the package's name out: `service/door.py`."""
+    named = re.findall(r"`((?:\w+/)+[\w-]+\.(?:py|c|h|lua|sh|yaml|1))`", (_ROOT / page).read_text())
+    missing = [name for name in named if not ((_ROOT / name).is_file() or (_ROOT / "scratch_slurm" / name).is_file())]
+    assert not missing, f"{page} names {missing}"
+
+
+@pytest.mark.parametrize("page", _PAGES)
 def test_no_line_of_prose_is_wide(page: str) -> None:
     wide = [number for number, line in _prose(page) if len(line) > _WIDTH and len(line.split()) > 2]
     assert not wide, f"{page}: more than {_WIDTH} columns in lines {wide}"
