@@ -13,7 +13,7 @@ from scratch_slurm.cli.views import OfflineStatus
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import ScratchError
 from scratch_slurm.domain.messages import DatasetState, DatasetStatus
-from scratch_slurm.domain.model import Pin
+from scratch_slurm.domain.model import CachedImage, Pin
 from scratch_slurm.domain.names import DATASET_NAME
 from scratch_slurm.node.kernel.loopsysfs import LoopDevice, read_loop_device
 from scratch_slurm.node.kernel.mountinfo import read_stacks
@@ -30,21 +30,21 @@ def read_offline(config: Config) -> OfflineStatus:
                 mounted[name] = read_loop_device(stack[-1].device) if stack[-1].device else None
     except ScratchError as exc:
         untold.append(f"mounts: {exc.message}")
-    cache = _read_cache(config, untold)
+    caches = [cache for cache in (_read_cache(each, untold) for each in config.cache_dirs) if cache]
     try:
         pins: Sequence[Pin] = read_pins(config)
     except ScratchError as exc:
         pins = ()
         untold.append(f"pins: {exc.message}")
-    in_cache = f"{os.path.realpath(config.cache_dir)}/"
+    in_cache = tuple(f"{os.path.realpath(each)}/" for each in config.cache_dirs)
     cached = {name for name, device in mounted.items() if device and device.backing_path.startswith(in_cache)}
     return OfflineStatus(
         source_dir=str(config.source_dir),
-        cache_dir=str(config.cache_dir),
+        cache_dir=", ".join(config.cache_dirs),
         mount_dir=str(config.mount_dir),
-        used_bytes=cache.used_bytes if cache else None,
-        free_bytes=cache.free_bytes if cache else None,
-        datasets=offline_datasets(config, mounted, cached, cache, pins),
+        used_bytes=sum(cache.used_bytes for cache in caches) if caches else None,
+        free_bytes=sum(cache.free_bytes for cache in caches) if caches else None,
+        datasets=offline_datasets(config, mounted, cached, [image for cache in caches for image in cache.images], pins),
         untold=tuple(untold),
     )
 
@@ -53,12 +53,12 @@ def offline_datasets(
     config: Config,
     mounted: dict[str, LoopDevice | None],
     cached: Set[str],
-    cache: CacheContents | None,
+    images: Sequence[CachedImage],
     pins: Sequence[Pin],
 ) -> tuple[DatasetStatus, ...]:
     """Put mounts, those of them that read the cache, cached images and pins together, by name. Pure."""
     copies: dict[str, int] = {}
-    for image in cache.images if cache else ():
+    for image in images:
         copies[image.dataset] = copies.get(image.dataset, 0) + image.size_bytes
     holders: dict[str, list[str]] = {}
     for pin in pins:
@@ -94,11 +94,11 @@ def _state(
     return DatasetState.UNKNOWN, "pinned, but neither mounted nor cached"
 
 
-def _read_cache(config: Config, untold: list[str]) -> CacheContents | None:
+def _read_cache(directory: str, untold: list[str]) -> CacheContents | None:
     try:
-        return Cache(Path(config.cache_dir)).read()
+        return Cache(Path(directory)).read()
     except FileNotFoundError:
-        untold.append(f"cache: {config.cache_dir} is not there yet")
+        untold.append(f"cache: {directory} is not there yet")
     except OSError as exc:
-        untold.append(f"cache: {config.cache_dir}: {exc.strerror}")
+        untold.append(f"cache: {directory}: {exc.strerror}")
     return None

@@ -1,7 +1,8 @@
 """The configuration: what may be said, what it means, and what is wrong with it."""
 
 import difflib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,25 @@ class SlurmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How often Slurm is asked whether features and pins are still right; thousands of nodes share it."""
 
 
+class DiskSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of `cache_dirs`, where it needs more than its path."""
+
+    dir: str
+    mount: str = ""
+    """As `cache_mount`, for this disk."""
+    capacity: str | int = ""
+    """Empty: as for all disks."""
+    reserve: str | int = ""
+
+
 class RawConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The file's keys, as written."""
 
     source_dir: str
-    cache_dir: str
+    cache_dir: str = ""
+    """The only one; this or `cache_dirs` is there."""
+    cache_dirs: list[str | DiskSettings] = []
+    """One on each disk."""
     mount_dir: str = "/datasets"
     cache_mount: str = ""
     """The mount point on which the cache's disk must be mounted; empty: what fstab and systemd's mount units say."""
@@ -75,22 +90,30 @@ class RawConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slurm: SlurmSettings = SlurmSettings()
 
 
+class CacheDisk(msgspec.Struct, frozen=True):
+    """A disk with a cache directory, as the site wants it."""
+
+    dir: Path
+    mount: str
+    """Where it must be mounted: an absolute path at or above `dir`; empty: none is named."""
+    capacity: str
+    """A size or a percentage of the disk's file system; `resolve_size` makes bytes of it."""
+    reserve: str
+
+
 class Config(msgspec.Struct, frozen=True):
     """The checked configuration, in plain units."""
 
     source_dir: Path
-    cache_dir: Path
+    disks: tuple[CacheDisk, ...]
+    """At least one."""
     mount_dir: Path
-    cache_mount: str
-    """An absolute path at or above `cache_dir`; empty: none is named."""
     cache_on_any_file_system: bool
     state_dir: Path
     run_dir: Path
-    capacity: str
-    """A size or a percentage of the cache's file system; `resolve_size` makes bytes of it."""
-    reserve: str
     max_pinned: str
-    """What the jobs of one user may pin together: a size, or a percentage of the capacity; empty: no limit."""
+    """What the jobs of one user may pin together: a size, or a percentage of the capacity of all disks; empty: no
+    limit."""
     period_s: float
     """The window over which read rates are taken."""
     horizon_s: float
@@ -154,8 +177,14 @@ class Config(msgspec.Struct, frozen=True):
         return self.run_dir / "jobs"
 
     @property
-    def staging_dir(self) -> Path:
-        return self.cache_dir / ".staging"
+    def cache_dir(self) -> Path:
+        """The first one."""
+        return self.disks[0].dir
+
+    @property
+    def cache_dirs(self) -> tuple[str, ...]:
+        """The cache directories, in the order of the file."""
+        return tuple(str(disk.dir) for disk in self.disks)
 
 
 def resolve_size(text: str, *, whole_bytes: int) -> int:
@@ -177,7 +206,7 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
     values, notes = _rename_keys(values, origin)
     _check_keys(values, RawConfig, origin, "")
     for key in ("source_dir", "cache_dir"):
-        if key not in values:
+        if key not in values and not (key == "cache_dir" and values.get("cache_dirs")):
             raise ConfigError(f"{origin}: {key}: missing", hint=f"say {key}: /an/absolute/path")
     raw = msgspec.convert(values, RawConfig)
     if raw.log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
@@ -194,14 +223,11 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
         _checked(origin, key, getattr(raw, key), lambda text: parse_size(text, whole_bytes=2**50))
     config = Config(
         source_dir=_directory(origin, "source_dir", raw.source_dir),
-        cache_dir=_directory(origin, "cache_dir", raw.cache_dir),
+        disks=_disks(origin, raw),
         mount_dir=_directory(origin, "mount_dir", raw.mount_dir),
-        cache_mount=_mount_of(origin, raw.cache_mount, raw.cache_dir),
         cache_on_any_file_system=raw.cache_on_any_file_system,
         state_dir=_directory(origin, "state_dir", raw.state_dir),
         run_dir=_directory(origin, "run_dir", raw.run_dir),
-        capacity=str(raw.capacity),
-        reserve=str(raw.reserve),
         max_pinned=str(raw.max_pinned),
         period_s=_positive(origin, "period", raw.period),
         horizon_s=_positive(origin, "horizon", raw.horizon),
@@ -228,6 +254,8 @@ def build_config(values: object, *, origin: str, host_name: str) -> Config:
     return config
 
 
+_MOST_DISKS = 32
+"""Each is looked at by a process in each round."""
 _FORMER_KEYS = {"copy": {"workers": "datasets"}}
 """Section -> the key of an earlier release -> what it is called now."""
 
@@ -258,6 +286,7 @@ _TYPE_WORDS: dict[Any, str] = {
     str | int: "text or a number",
     str | int | float: "text or a number",
     list[str | int]: "a list of names or numbers",
+    list[str | DiskSettings]: "a list of paths, or of dir, mount, capacity and reserve",
 }
 
 
@@ -273,6 +302,10 @@ def _check_keys(values: Mapping[Any, Any], shape: type[msgspec.Struct], origin: 
         if nested and isinstance(value, Mapping):
             _check_keys(value, field.type, origin, f"{prefix}{key}.")
             continue
+        if field.type == list[str | DiskSettings] and isinstance(value, list):
+            for number, disk in enumerate(value, start=1):
+                if isinstance(disk, Mapping):
+                    _check_keys(disk, DiskSettings, origin, f"{prefix}{key} {number}: ")
         try:
             msgspec.convert(value, field.type)
         except msgspec.ValidationError as exc:
@@ -306,17 +339,54 @@ def _directory(origin: str, key: str, value: str) -> Path:
     return path
 
 
-def _mount_of(origin: str, mount: str, cache_dir: str) -> str:
-    if mount and not Path(cache_dir).is_relative_to(_directory(origin, "cache_mount", mount)):
-        raise ConfigError(f"{origin}: cache_mount: {mount!r} is not on the way to cache_dir {cache_dir!r}")
-    return mount
+def _disks(origin: str, raw: RawConfig) -> tuple[CacheDisk, ...]:
+    """Make one list of `cache_dir` and `cache_dirs`, of which one is given."""
+    if not raw.cache_dirs:
+        return (_disk(origin, "cache_dir", "cache_mount", DiskSettings(raw.cache_dir, raw.cache_mount), raw),)
+    if raw.cache_dir:
+        raise ConfigError(f"{origin}: cache_dirs: goes without cache_dir", hint="list it there")
+    if raw.cache_mount:
+        raise ConfigError(
+            f"{origin}: cache_mount: goes with cache_dir",
+            hint="in cache_dirs write {dir: PATH, mount: PATH} for each disk",
+        )
+    if len(raw.cache_dirs) > _MOST_DISKS:
+        raise ConfigError(f"{origin}: cache_dirs: {len(raw.cache_dirs)} are more than {_MOST_DISKS}")
+    disks = []
+    for number, given in enumerate(raw.cache_dirs, start=1):
+        key = f"cache_dirs {number}"
+        each = DiskSettings(given) if isinstance(given, str) else given
+        disks.append(_disk(origin, f"{key}: dir", f"{key}: mount", each, raw))
+        for name in ("capacity", "reserve"):
+            if getattr(each, name) != "":
+                _checked(
+                    origin, f"{key}: {name}", getattr(each, name), lambda text: parse_size(text, whole_bytes=2**50)
+                )
+    return tuple(disks)
+
+
+def _disk(origin: str, key: str, mount_key: str, given: DiskSettings, raw: RawConfig) -> CacheDisk:
+    path = _directory(origin, key, given.dir)
+    if given.mount and not path.is_relative_to(_directory(origin, mount_key, given.mount)):
+        raise ConfigError(f"{origin}: {mount_key}: {given.mount!r} is not on the way to {key} {given.dir!r}")
+    capacity, reserve = (
+        str(own if own != "" else of_all)
+        for own, of_all in ((given.capacity, raw.capacity), (given.reserve, raw.reserve))
+    )
+    return CacheDisk(path, given.mount, capacity, reserve)
+
+
+def refuse_twins(disks: Iterable[CacheDisk]) -> None:
+    """Refuse cache directories, with their links resolved, of which two are one, or nested. Raises: ConfigError."""
+    for inner, outer in itertools.permutations(disks, 2):
+        if inner.dir.is_relative_to(outer.dir):
+            raise ConfigError(f"cache_dirs: {str(inner.dir)!r} lies in {str(outer.dir)!r}, with their links resolved")
 
 
 def _refuse_nested(origin: str, config: Config) -> None:
     """Refuse directories inside one another: a mount or a cached image would hide or delete the other's files."""
-    keys = ("source_dir", "cache_dir", "mount_dir", "state_dir")
-    for key in keys:
-        for other in keys:
-            inner, outer = getattr(config, key), getattr(config, other)
-            if key != other and inner.is_relative_to(outer):
-                raise ConfigError(f"{origin}: {key}: {str(inner)!r} lies in {other} {str(outer)!r}")
+    caches = [("cache_dir" if len(config.disks) == 1 else "cache_dirs", disk.dir) for disk in config.disks]
+    places = [(key, getattr(config, key)) for key in ("source_dir", "mount_dir", "state_dir")]
+    for (key, inner), (other, outer) in itertools.permutations([*places, *caches], 2):
+        if inner.is_relative_to(outer):
+            raise ConfigError(f"{origin}: {key}: {str(inner)!r} lies in {other} {str(outer)!r}")

@@ -62,7 +62,9 @@ def parse_config(content: bytes, origin: str, options: Mapping[str, str] | None 
     except yaml.YAMLError as exc:
         raise _yaml_error(origin, exc) from exc
     if options and isinstance(values, Mapping):
-        values = {**values, **options}
+        # The one that is named goes before all of the file's.
+        kept = {key: value for key, value in values.items() if key != "cache_dirs" or "cache_dir" not in options}
+        values = {**kept, **options}
     return build_config(values, origin=origin, host_name=os.uname().nodename)
 
 

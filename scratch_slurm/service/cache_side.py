@@ -57,7 +57,7 @@ class CacheSide:
         task = asyncio.create_task(
             self._workers.run(
                 op.LookAtCache(
-                    self._dir, self._prepared, self._config.cache_mount, self._config.cache_on_any_file_system
+                    self._dir, self._prepared, self._config.disks[0].mount, self._config.cache_on_any_file_system
                 ),
                 silence_s=_PATIENCE_S,
                 on_line=on_line,

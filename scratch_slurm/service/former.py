@@ -22,7 +22,7 @@ from scratch_slurm.service.workers import Workers
 
 log = logging.getLogger(__name__)
 
-_MOST = 16
+_MOST = 64
 """Directories of a kind that are remembered."""
 _PART_SUFFIXES = (".part", ".journal", ".evicted")
 
@@ -41,7 +41,7 @@ class Former:
         self._path = config.state_dir / "directories.json"
         known = self._load()
         self._mount_dirs = [path for path in known.mount_dirs if path != str(config.mount_dir)]
-        self._cache_dirs = [path for path in known.cache_dirs if path != str(config.cache_dir)]
+        self._cache_dirs = [path for path in known.cache_dirs if path not in config.cache_dirs]
         self._old_pins: set[tuple[str, str]] | None = None
         """Those that may be of jobs which were told the former paths."""
         self._told: set[str] = set()
@@ -117,7 +117,7 @@ class Former:
 
     def _save(self) -> None:
         mount_dirs = [*self._mount_dirs, str(self._config.mount_dir)][-_MOST:]
-        cache_dirs = [*self._cache_dirs, str(self._config.cache_dir)][-_MOST:]
+        cache_dirs = [*self._cache_dirs, *self._config.cache_dirs][-_MOST:]
         text = msgspec.json.encode(_Directories(mount_dirs, cache_dirs))
         new = self._path.with_name(self._path.name + ".new")
         try:

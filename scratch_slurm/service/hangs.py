@@ -78,10 +78,10 @@ class SourceAbort:
         """
         stacks = mountinfo.read_stacks(self._config.mount_dir)
         backings = loopsysfs.read_backings()
-        below_cache = f"{self._config.cache_dir}/"
+        below_caches = tuple(f"{each}/" for each in self._config.cache_dirs)
         mounts = {mount.device: (name, mount.mount_id) for name, stack in stacks.items() for mount in stack}
         paths = {device: backings[device].path for device in mounts if device in backings}
-        reading = {device: path for device, path in paths.items() if device and not path.startswith(below_cache)}
+        reading = {device: path for device, path in paths.items() if device and not path.startswith(below_caches)}
         reads = {name: each for name, each in diskstats.read_diskstats().items() if name in reading}
         stalled = {reading[name] for name in self._stalls.sample(reads, time.monotonic())}
         self._told &= stalled

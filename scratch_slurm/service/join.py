@@ -188,8 +188,8 @@ def _space(reading: Reading, memory: Memory, config: Config) -> Space:
         for dataset, copy in memory.copies.items()
     )
     return Space(
-        capacity_bytes=resolve_size(config.capacity, whole_bytes=contents.whole_bytes),
-        reserve_bytes=resolve_size(config.reserve, whole_bytes=contents.whole_bytes),
+        capacity_bytes=resolve_size(config.disks[0].capacity, whole_bytes=contents.whole_bytes),
+        reserve_bytes=resolve_size(config.disks[0].reserve, whole_bytes=contents.whole_bytes),
         used_bytes=contents.used_bytes + reading.held_bytes + coming_bytes,
         free_bytes=contents.free_bytes - coming_bytes,
         whole_bytes=contents.whole_bytes,
@@ -199,7 +199,7 @@ def _space(reading: Reading, memory: Memory, config: Config) -> Space:
 def _max_pinned_bytes(config: Config, reading: Reading) -> int | None:
     if not config.max_pinned:
         return None
-    capacity_bytes = resolve_size(config.capacity, whole_bytes=reading.cache.whole_bytes)
+    capacity_bytes = resolve_size(config.disks[0].capacity, whole_bytes=reading.cache.whole_bytes)
     return resolve_size(config.max_pinned, whole_bytes=capacity_bytes)
 
 

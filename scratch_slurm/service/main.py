@@ -18,7 +18,7 @@ import filelock
 import msgspec
 
 from scratch_slurm import __version__
-from scratch_slurm.domain.config import Config
+from scratch_slurm.domain.config import Config, refuse_twins
 from scratch_slurm.domain.errors import (
     ConfigError,
     DaemonError,
@@ -186,7 +186,9 @@ def _given(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _describe(config: Config) -> str:
-    values = {field: getattr(config, field) for field in config.__struct_fields__}
+    values = {field: getattr(config, field) for field in config.__struct_fields__ if field != "disks"}
+    for disk in config.disks:
+        values[f"disk {disk.dir}"] = f"capacity {disk.capacity}, reserve {disk.reserve}, mount {disk.mount or '-'}"
     width = max(len(name) for name in values)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in values.items())
 
@@ -204,9 +206,9 @@ def _prepare_directories(config: Config) -> Config:
         refuse_shared(config.state_dir)
     except OSError as exc:  # its disk fails: without it the source is served all the same
         log.error("no state state_dir=%s problem=%r", config.state_dir, exc.strerror)
-    return msgspec.structs.replace(
-        config, mount_dir=config.mount_dir.resolve(), cache_dir=_resolve_within(config.cache_dir, _RESOLVE_S)
-    )
+    disks = tuple(msgspec.structs.replace(each, dir=_resolve_within(each.dir, _RESOLVE_S)) for each in config.disks)
+    refuse_twins(disks)
+    return msgspec.structs.replace(config, mount_dir=config.mount_dir.resolve(), disks=disks)
 
 
 def _resolve_within(path: Path, limit_s: float) -> Path:

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +82,12 @@ def test_root_refuses_a_file_of_somebody_else(file) -> None:
     os.chown(file, 12345, 12345)
     with pytest.raises(ConfigError, match="uid 12345"):
         load_config(file)
+
+
+def test_a_cache_directory_on_the_command_line_goes_before_all_of_the_files(tmp_path: Path) -> None:
+    path = tmp_path / "several.yaml"
+    path.write_text("source_dir: /nfs/images\ncache_dirs: [/ssd0/cache, /ssd1/cache]\n")
+    path.chmod(0o644)
+    assert load_config(path).cache_dirs == ("/ssd0/cache", "/ssd1/cache")
+    assert load_config(path, {"cache_dir": "/tmp/cache"}).cache_dirs == ("/tmp/cache",)
+    assert load_config(path, {"capacity": "1 GB"}).disks[1].capacity == "1 GB"

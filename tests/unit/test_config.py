@@ -9,12 +9,14 @@ import pytest
 import yaml
 
 from scratch_slurm.domain.config import (
+    CacheDisk,
     Config,
     CopySettings,
     PreheatSettings,
     RawConfig,
     SlurmSettings,
     build_config,
+    refuse_twins,
     resolve_size,
 )
 from scratch_slurm.domain.errors import ConfigError
@@ -38,13 +40,14 @@ def refusal(**changed):
 
 def test_two_keys_are_enough() -> None:
     config = build()
-    assert (config.source_dir, config.cache_dir) == (Path("/nfs/datasets"), Path("/ssd/cache"))
+    assert config.source_dir == Path("/nfs/datasets")
+    assert config.disks == (CacheDisk(Path("/ssd/cache"), "", "80%", "5%"),)
     assert (config.mount_dir, config.state_dir, config.run_dir) == (
         Path("/datasets"),
         Path("/var/lib/scratch-slurm"),
         Path("/run/scratch-slurm"),
     )
-    assert (config.capacity, config.reserve, config.log_level) == ("80%", "5%", "INFO")
+    assert config.log_level == "INFO"
     assert config.max_pinned == "", "no limit"
     assert (config.period_s, config.horizon_s, config.interval_s) == (600, 1800, 30)
     assert (config.wait_s, config.wait_limit_s, config.bandwidth_bytes_per_s) == (10, 600, None)
@@ -56,6 +59,7 @@ def test_all_keys_are_taken() -> None:
         mount_dir="/data",
         state_dir="/var/lib/x",
         run_dir="/run/x",
+        cache_mount="/ssd",
         capacity="2 TiB",
         reserve="10 GB",
         max_pinned="50%",
@@ -68,7 +72,8 @@ def test_all_keys_are_taken() -> None:
         preheat={"wait": 0, "timeout": "2m"},
         slurm={"node_name": "n1.x"},
     )
-    assert (config.capacity, config.reserve, config.max_pinned) == ("2 TiB", "10 GB", "50%")
+    assert config.disks == (CacheDisk(Path("/ssd/cache"), "/ssd", "2 TiB", "10 GB"),)
+    assert config.max_pinned == "50%"
     assert (config.period_s, config.horizon_s, config.interval_s, config.source_timeout_s) == (300, 3600, 15, 60)
     assert (config.copies, config.readers, config.bandwidth_bytes_per_s) == (3, 8, 100_000_000)
     assert (config.wait_s, config.wait_limit_s) == (0, 120)
@@ -81,7 +86,7 @@ def test_files_lie_where_they_belong() -> None:
     assert config.root_socket_path == Path("/run/scratch-slurm/root.sock")
     assert config.lock_path.parent == config.jobs_dir.parent == config.run_dir
     assert config.ledger_path.parent == config.state_dir
-    assert config.staging_dir == Path("/ssd/cache/.staging")
+    assert config.cache_dirs == ("/ssd/cache",)
 
 
 @pytest.mark.parametrize("node", ["node7", "node7.cluster", "node7.a.b"])
@@ -206,10 +211,64 @@ def test_directories_side_by_side_may_begin_alike() -> None:
 
 def test_every_key_of_the_file_reaches_the_configuration() -> None:
     """A key that is read by nobody would be a promise that is not kept."""
-    keys = {field.name for field in msgspec.structs.fields(RawConfig)} - {"copy", "preheat", "slurm"}
+    of_disks = {"cache_dir", "cache_dirs", "cache_mount", "capacity", "reserve"}
+    keys = {field.name for field in msgspec.structs.fields(RawConfig)} - {"copy", "preheat", "slurm"} - of_disks
     inner = sum(len(msgspec.structs.fields(each)) for each in (CopySettings, PreheatSettings, SlurmSettings))
-    beside_the_keys = {"host_name", "node_name_given", "notes"}
+    beside_the_keys = {"disks", "host_name", "node_name_given", "notes"}
     assert len(msgspec.structs.fields(Config)) == len(keys) + inner + len(beside_the_keys)
+
+
+DISKS: dict[str, Any] = {"cache_dir": MISSING, "cache_dirs": ["/ssd0/cache", "/ssd1/cache"]}
+
+
+def test_each_disk_has_the_capacity_and_the_reserve_of_all_or_its_own() -> None:
+    own = {"dir": "/ssd1/cache", "capacity": "500 GB", "mount": "/ssd1"}
+    config = build(**DISKS | {"cache_dirs": ["/ssd0/cache", own]}, capacity="90%", reserve=0)
+    assert config.disks == (
+        CacheDisk(Path("/ssd0/cache"), "", "90%", "0"),
+        CacheDisk(Path("/ssd1/cache"), "/ssd1", "500 GB", "0"),
+    )
+    assert config.cache_dirs == ("/ssd0/cache", "/ssd1/cache")
+
+
+def test_the_short_form_is_a_list_of_one() -> None:
+    assert build(**DISKS | {"cache_dirs": ["/ssd/cache"]}) == build()
+
+
+WRONG_DISKS: list[tuple[dict[str, Any], str, str]] = [
+    ({"cache_dirs": []}, "cache_dir: missing", "say cache_dir: "),
+    ({"cache_dir": "/ssd"}, "cache_dirs: goes without cache_dir", "list it there"),
+    ({"cache_mount": "/ssd0"}, "cache_mount: goes with cache_dir", "in cache_dirs write {dir: PATH, mount: PATH}"),
+    ({"cache_dirs": ["/a/b", "/a/b"]}, "cache_dirs: '/a/b' lies in cache_dirs '/a/b'", ""),
+    ({"cache_dirs": ["/a", "/a/b"]}, "cache_dirs: '/a/b' lies in cache_dirs '/a'", ""),
+    ({"cache_dirs": ["/a", "/nfs/datasets/b"]}, "cache_dirs: '/nfs/datasets/b' lies in source_dir", ""),
+    ({"cache_dirs": ["/a", "b"]}, "cache_dirs 2: dir: 'b' is not an absolute directory path", ""),
+    ({"cache_dirs": ["/a", 5]}, "cache_dirs: ['/a', 5] is not a list of paths, or of dir, mount,", ""),
+    ({"cache_dirs": "/a"}, "cache_dirs: '/a' is not a list of paths", ""),
+    (
+        {"cache_dirs": [{"dir": "/a", "mnt": "/"}]},
+        "cache_dirs 1: mnt: unknown key",
+        "did you mean cache_dirs 1: mount?",
+    ),
+    ({"cache_dirs": [{"capacity": "1 GB"}]}, "cache_dirs: [{'capacity': '1 GB'}] is not a list of paths", ""),
+    ({"cache_dirs": [{"dir": "/a", "capacity": "x"}]}, "cache_dirs 1: capacity: size 'x' is not valid", ""),
+    ({"cache_dirs": [{"dir": "/a", "reserve": "101%"}]}, "cache_dirs 1: reserve: size '101%' is not valid", ""),
+    ({"cache_dirs": [{"dir": "/a/b", "mount": "/b"}]}, "cache_dirs 1: mount: '/b' is not on the way to", ""),
+    ({"cache_dirs": [f"/{number}" for number in range(33)]}, "cache_dirs: 33 are more than 32", ""),
+]
+
+
+@pytest.mark.parametrize(("changed", "message", "hint"), WRONG_DISKS, ids=[case[1][:50] for case in WRONG_DISKS])
+def test_disks_that_cannot_be(changed: dict[str, Any], message: str, hint: str) -> None:
+    error = refusal(**DISKS | changed)
+    assert error.message.startswith(f"config.yaml: {message}")
+    assert (error.hint or "").startswith(hint)
+
+
+def test_links_that_lead_to_one_directory_are_no_two_disks() -> None:
+    one, other = (CacheDisk(Path(path), "", "80%", "5%") for path in ("/a", "/a"))
+    with pytest.raises(ConfigError, match="'/a' lies in '/a', with their links resolved"):
+        refuse_twins((one, other))
 
 
 def test_a_key_of_an_earlier_release_is_taken_and_noted() -> None:
