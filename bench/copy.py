@@ -31,12 +31,13 @@ from blake3 import blake3
 
 from bench import _common as common
 from scratch_slurm.domain.errors import ScratchError, UsageError
-from scratch_slurm.domain.model import Generation
 from scratch_slurm.domain.sizes import format_bytes, parse_size
+from scratch_slurm.node.origins.filesupplier import FileSupplier
+from scratch_slurm.node.rawio import resident_map
 from scratch_slurm.node.staging.chunks import journal_path
 from scratch_slurm.node.staging.copying import CopyOptions, copy_image
-from scratch_slurm.node.staging.rawio import resident_map
 from tests.kit import sources
+from tests.kit.generations import generation_of
 
 LATENCY_S = 0.005
 PIECE_BYTES = 64 << 20
@@ -68,16 +69,16 @@ class Image:
 
 def stager(digest: str | None, **options: int) -> Method:
     def copy(source: Path, target: Path) -> None:
-        status = source.stat()
-        copy_image(
-            source,
-            target,
-            expected=Generation(status.st_ino, status.st_size, status.st_mtime_ns),
-            promised=digest,
-            options=CopyOptions(**options),  # type: ignore[arg-type]
-            report=lambda _: None,
-            now=time.monotonic,
-        )
+        expected = generation_of(source, digest)
+        with contextlib.closing(FileSupplier.open(source, expected)) as supplier:
+            copy_image(
+                supplier,
+                target,
+                expected=expected,
+                options=CopyOptions(**options),
+                report=lambda _: None,
+                now=time.monotonic,
+            )
 
     return copy
 

@@ -37,10 +37,10 @@ from scratch_slurm.node.origins.directory import (
     MANIFEST_LIMIT_BYTES,
     ManifestEntry,
     choose_entry,
-    digest_ends,
     is_manifest,
     parse_manifest,
 )
+from scratch_slurm.node.origins.imagefile import digest_ends
 from scratch_slurm.node.oswords import word_os_error
 
 _SUFFIX = ".squashfs"

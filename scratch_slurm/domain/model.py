@@ -1,10 +1,8 @@
 """The values that cross between modules: what is observed, and what is wanted."""
 
 import enum
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import msgspec
 
@@ -22,51 +20,16 @@ class Backing(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Generation:
-    """One version of an image file: its size, its mtime, and what its manifest says is in it, or else its inode.
+    """One version of an image, as its origin tells it: others see whether two are equal, and nothing more."""
 
-    Some file systems invent inode numbers, and invent others after a while (sshfs, mergerfs, object store gateways):
-    with a manifest the inode is not looked at. The device number is left out on purpose: network file systems get a
-    new one at each mount, and every cached image would be thought outdated after a reboot. docs/ARCHITECTURE.md,
-    "Where we left the design".
-    """
-
-    inode: int
-    """0 where `digest` is known."""
+    id: str
+    """Sixteen hexadecimal digits that stand for it in file names and device tags."""
     size_bytes: int
-    mtime_ns: int
-    digest: str | None = None
-    """BLAKE3 of the whole image in hexadecimal, from the manifest; None without one."""
-    former_inode: int = field(default=0, compare=False)
-    """The file's inode where `digest` is known: what the generation is without the manifest."""
-
-    @classmethod
-    def of(cls, inode: int, size_bytes: int, mtime_ns: int, digest: str | None = None) -> "Generation":
-        """Make the generation of a file with such a status and manifest."""
-        if digest is None:
-            return cls(inode, size_bytes, mtime_ns)
-        return cls(0, size_bytes, mtime_ns, digest, inode)
-
-    @cached_property
-    def id(self) -> str:
-        """Sixteen hexadecimal digits that stand for this generation in file names and device tags."""
-        return _short(self.inode, self.size_bytes, self.mtime_ns, *([self.digest] if self.digest else []))
-
-    @cached_property
-    def former_id(self) -> str | None:
-        """The id that the same file has without its manifest; None: it has none.
-
-        Copies and mounts have it that were made before the manifest was, or by a release that looked at inodes alone.
-        """
-        return _short(self.former_inode, self.size_bytes, self.mtime_ns) if self.digest else None
-
-    def is_of(self, inode: int, size_bytes: int, mtime_ns: int) -> bool:
-        """Tell whether a file with such a status can be this generation; its bytes are not looked at."""
-        same_file = self.digest is not None or inode == self.inode
-        return same_file and (size_bytes, mtime_ns) == (self.size_bytes, self.mtime_ns)
-
-
-def _short(*parts: int | str) -> str:
-    return hashlib.blake2b(":".join(str(part) for part in parts).encode(), digest_size=8).hexdigest()
+    content_id: str | None = None
+    """BLAKE3 of the whole image in hexadecimal, which its manifest promises; None without one."""
+    former_ids: tuple[str, ...] = field(default=(), compare=False)
+    """What the same bytes were called before they had a manifest, or by an earlier release: copies and mounts that were
+    made then are of this generation."""
 
 
 @dataclass(frozen=True)

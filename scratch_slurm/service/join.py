@@ -19,17 +19,17 @@ _OVERHEAD_BYTES = 3 * 4096
 
 
 FormerIds = Mapping[tuple[str, str], str]
-"""(dataset, the id that its image had before it had a manifest) -> the one that it has now."""
+"""(dataset, an id that its image had before: without a manifest, or for an earlier release) -> the one it has now."""
 
 
 def former_ids(catalog: Catalog) -> FormerIds:
-    """Find the images whose manifest may be younger than what was made of them."""
+    """Find what the images of the source may have been called when copies and mounts were made of them."""
     generations = {name: image.generation for name, image in {**catalog.recalled, **catalog.images}.items()}
-    return {(name, each.former_id): each.id for name, each in generations.items() if each.former_id}
+    return {(name, former): each.id for name, each in generations.items() for former in each.former_ids}
 
 
 def take_over(reading: Reading, former: FormerIds) -> Reading:
-    """Let the copies of images that have a manifest since count as copies of these images.
+    """Let copies that were made under a former id count as copies of their images.
 
     Args:
         former: as `former_ids` gives it.

@@ -5,6 +5,7 @@ who may read it. It is never proof of what the source holds: nothing is read fro
 """
 
 import contextlib
+import hashlib
 import logging
 import os
 import re
@@ -15,12 +16,13 @@ from pathlib import Path
 import msgspec
 
 from scratch_slurm.domain.config import Config
-from scratch_slurm.domain.model import SourceImage
+from scratch_slurm.domain.model import Generation, Permissions, SourceImage
 from scratch_slurm.domain.names import DATASET_NAME, parse_image_name
 
 log = logging.getLogger(__name__)
 
 _LIMIT_BYTES = 32 * 1024 * 1024
+_ID = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
@@ -29,6 +31,37 @@ class _Saved(msgspec.Struct, frozen=True):
     source_owners: tuple[str | int, ...]
     """Whose images were trusted."""
     images: dict[str, SourceImage]
+
+
+class _Generation01(msgspec.Struct, frozen=True):
+    """A generation as release 0.1.0 kept it, and called copies and mounts by it."""
+
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+    digest: str | None = None
+
+    def read(self) -> Generation:
+        parts = (self.inode, self.size_bytes, self.mtime_ns, *([self.digest] if self.digest else []))
+        id_ = hashlib.blake2b(":".join(map(str, parts)).encode(), digest_size=8).hexdigest()
+        return Generation(id_, self.size_bytes, self.digest)
+
+
+class _Image01(msgspec.Struct, frozen=True):
+    dataset: str
+    path: str
+    generation: _Generation01
+    fs_type: str
+    permissions: Permissions
+
+    def read(self) -> SourceImage:
+        return SourceImage(self.dataset, self.path, self.generation.read(), self.fs_type, self.permissions)
+
+
+class _Saved01(msgspec.Struct, frozen=True):
+    source_dir: str
+    source_owners: tuple[str | int, ...]
+    images: dict[str, _Image01]
 
 
 class Recall:
@@ -43,7 +76,7 @@ class Recall:
         path, config = self._config.catalog_path, self._config
         try:
             text = _read_own(path)
-            saved = msgspec.json.decode(text, type=_Saved)
+            saved = _decode(text)
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, msgspec.MsgspecError) as exc:
@@ -83,15 +116,29 @@ class Recall:
 
     def _is_sound(self, name: str, image: SourceImage) -> bool:
         parsed = parse_image_name(Path(image.path).name)
-        digest = image.generation.digest
+        generation = image.generation
         return (
             DATASET_NAME.fullmatch(name) is not None
             and image.dataset == name
             and parsed == (name, image.fs_type)
             and Path(image.path).parent == self._config.source_dir
-            and image.generation.size_bytes > 0
-            and (digest is None or _DIGEST.fullmatch(digest) is not None)
+            and generation.size_bytes > 0
+            and all(_ID.fullmatch(each) for each in (generation.id, *generation.former_ids))
+            and (generation.content_id is None or _DIGEST.fullmatch(generation.content_id) is not None)
         )
+
+
+def _decode(text: bytes) -> _Saved:
+    """Raises: msgspec.MsgspecError, ValueError: it is no listing of any release."""
+    try:
+        return msgspec.json.decode(text, type=_Saved)
+    except msgspec.ValidationError as exc:
+        try:
+            old = msgspec.json.decode(text, type=_Saved01)
+        except msgspec.ValidationError:
+            raise exc from None
+    images = {name: image.read() for name, image in old.images.items()}
+    return _Saved(old.source_dir, old.source_owners, images)
 
 
 def _read_own(path: Path) -> bytes:

@@ -24,7 +24,8 @@ from scratch_slurm.domain.model import Generation, Permissions
 from scratch_slurm.domain.names import parse_device_tag
 from scratch_slurm.node.kernel import loopdev, loopsysfs, mounts
 from scratch_slurm.node.kernel.mountinfo import read_stacks
-from scratch_slurm.node.origins import directory as catalog
+from scratch_slurm.node.origins.directory import DirectoryOrigin, open_file
+from scratch_slurm.node.origins.kinds import find_origin
 from scratch_slurm.node.oswords import word_os_error
 from scratch_slurm.node.staging.cache import Cache
 from scratch_slurm.service import operations as op
@@ -96,16 +97,16 @@ def _serve(request: op.Request, say: Say) -> None:
 
 
 def _scan(request: op.Scan, say: Say) -> None:
-    source_dir = Path(request.source_dir)
-    trust = catalog.read_trust(source_dir, _read_owners(request.owners))
+    origin = DirectoryOrigin(Path(request.source_dir), _read_owners(request.owners))
+    origin.reach()
     say(op.Reached())
     if request.file_names is None:
-        names = catalog.list_source(source_dir)
+        names = origin.list()
         say(op.Listed(tuple(names)))
     else:
         names = list(request.file_names)
     names = [name for name in names if name not in request.leave_out]
-    for name, entry in zip(names, catalog.read_entries(source_dir, names, request.stamps, trust), strict=True):
+    for name, entry in zip(names, origin.read(names, request.stamps), strict=True):
         if entry is None:
             say(op.Scanned(name, there=False))
         else:
@@ -144,7 +145,7 @@ def _probe_copy(path: str, device_bytes: int) -> None:
     Raises: DiskError: it cannot be read, or is cut short. FileNotFoundError: it is gone.
     """
     # Only this and copies need them.
-    from scratch_slurm.node.staging.rawio import BLOCK_BYTES, ColdReader
+    from scratch_slurm.node.rawio import BLOCK_BYTES, ColdReader
 
     try:
         with open(path, "rb", buffering=0) as file, mmap.mmap(-1, BLOCK_BYTES) as block, memoryview(block) as view:
@@ -163,20 +164,18 @@ def _probe_copy(path: str, device_bytes: int) -> None:
         raise DiskError(f"{path}: cannot be read: {exc.strerror}") from exc
 
 
-def _open_backing(path: str, expected: Generation | None) -> int:
-    """Open an image in the source, which must be the expected generation, or, with none expected, a cached copy."""
+def _open_backing(path: str, expected: Generation | None) -> tuple[int, Permissions | None]:
+    """Open an image in the source, which must be the expected generation, or, with none expected, a cached copy.
+
+    Returns: a descriptor; and who may read an image in the source, as it is now and not as it was listed.
+    """
+    if expected is not None:
+        opened = open_file(Path(path), expected)
+        return opened.descriptor, opened.permissions
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), None
     except OSError as exc:
-        kind = DiskError if expected is None else ScratchError
-        raise kind(f"{path}: cannot open: {exc.strerror}") from exc
-    try:
-        if expected is not None:
-            catalog.check_generation(descriptor, expected, path)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+        raise DiskError(f"{path}: cannot open: {exc.strerror}") from exc
 
 
 def _mount(request: op.MountImage, say: Say) -> None:
@@ -184,10 +183,8 @@ def _mount(request: op.MountImage, say: Say) -> None:
     from_source = request.backing_path == request.image.path
     if not request.replace:
         mounts.ensure_mount_point(mount_point)
-    descriptor = _open_backing(request.backing_path, request.image.generation if from_source else None)
-    permissions = request.image.permissions
-    if from_source:  # as they are now, not as they were listed
-        permissions = catalog.check_generation(descriptor, request.image.generation, request.backing_path)
+    descriptor, permissions = _open_backing(request.backing_path, request.image.generation if from_source else None)
+    permissions = permissions or request.image.permissions
 
     def probe(root: int) -> None:
         mounts.probe_root(root)
@@ -250,7 +247,7 @@ def _unmount(request: op.UnmountImage) -> None:
 
 
 def _switch(request: op.SwitchBacking) -> None:
-    descriptor = _open_backing(request.backing_path, request.expected)
+    descriptor, _permissions = _open_backing(request.backing_path, request.expected)
     try:
         loopdev.retarget(request.device, descriptor, direct_io=request.expected is not None)
     finally:
@@ -279,15 +276,15 @@ def _copy(request: op.CopyImage, say: Say) -> None:
     # Only copies need it, and it takes the hash library along.
     from scratch_slurm.node.staging import copying
 
-    copying.copy_image(
-        Path(request.image.path),
-        Path(request.staging_path),
-        expected=request.image.generation,
-        promised=request.image.generation.digest,
-        options=copying.CopyOptions(readers=request.readers, bandwidth_bytes_per_s=request.bandwidth_bytes_per_s),
-        report=lambda progress: say(op.Copied(progress.bytes_done, progress.phase)),
-        now=time.monotonic,
-    )
+    with contextlib.closing(find_origin(request.image).open_supplier(request.image)) as supplier:
+        copying.copy_image(
+            supplier,
+            Path(request.staging_path),
+            expected=request.image.generation,
+            options=copying.CopyOptions(readers=request.readers, bandwidth_bytes_per_s=request.bandwidth_bytes_per_s),
+            report=lambda progress: say(op.Copied(progress.bytes_done, progress.phase)),
+            now=time.monotonic,
+        )
 
 
 if __name__ == "__main__":

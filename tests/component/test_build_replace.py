@@ -19,7 +19,7 @@ from scratch_slurm.build.directory import open_directory
 from scratch_slurm.build.publish import FormerImage, Manifest, Publication
 from scratch_slurm.cli.main import run
 from scratch_slurm.domain.errors import ImageError
-from scratch_slurm.node.origins import directory as catalog
+from scratch_slurm.node.origins.directory import DirectoryOrigin, parse_manifest
 from tests.kit.tracing import run_killed_at, trace
 
 pytestmark = pytest.mark.skipif(shutil.which("mksquashfs") is None, reason="needs squashfs-tools")
@@ -64,10 +64,10 @@ def digest_of(where: Path) -> str:
 
 def served_digest(where: Path) -> str | None:
     """The digest that a node goes by; fails if it would not serve the image."""
-    (entry,) = catalog.read_entries(where, catalog.list_source(where), {})
+    (entry,) = DirectoryOrigin(where).read(DirectoryOrigin(where).list(), {})
     assert entry is not None
     assert entry.image is not None, entry.skipped
-    return entry.image.generation.digest
+    return entry.image.generation.content_id
 
 
 def test_a_new_version_takes_both_names_and_nothing_else_is_left(tmp_path, where, capsys) -> None:
@@ -204,11 +204,11 @@ def test_a_node_that_looks_all_the_time_never_meets_a_wrong_pair(tmp_path, where
     def look() -> None:
         while not ended.is_set():
             with contextlib.suppress(FileNotFoundError):
-                (entry,) = catalog.read_entries(where, ["coco.squashfs"], {})
+                (entry,) = DirectoryOrigin(where).read(["coco.squashfs"], {})
                 if entry is None or entry.image is None:
                     problems.append(entry)
                 else:
-                    seen.add(entry.image.generation.digest)
+                    seen.add(entry.image.generation.content_id)
 
     looker = threading.Thread(target=look)
     looker.start()
@@ -277,10 +277,10 @@ ENTRIES = [
 @pytest.mark.parametrize(("more", "expected"), ENTRIES)
 def test_the_former_entry_of_a_manifest_is_read_or_left_out(more, expected) -> None:
     text = json.dumps({"size_bytes": 7, "blake3": "a" * 64, **more}).encode()
-    assert len(catalog.parse_manifest(text, "x.json")) == expected
+    assert len(parse_manifest(text, "x.json")) == expected
 
 
 def test_the_entry_of_ones_own_image_must_be_right() -> None:
     with pytest.raises(ImageError):
-        catalog.parse_manifest(b'{"size_bytes": 7, "blake3": "no", "previous": null}', "x.json")
+        parse_manifest(b'{"size_bytes": 7, "blake3": "no", "previous": null}', "x.json")
     assert FormerImage(1, "a").ends_blake2b is None

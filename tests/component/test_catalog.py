@@ -12,8 +12,10 @@ import pytest
 from blake3 import blake3
 
 from scratch_slurm.domain.errors import ImageError, SourceError
-from scratch_slurm.domain.model import Generation, Permissions, SkippedImage
-from scratch_slurm.node.origins import directory as catalog
+from scratch_slurm.domain.model import Permissions, SkippedImage
+from scratch_slurm.node.origins.directory import DirectoryOrigin, Trust, open_file
+from scratch_slurm.node.origins.imagefile import digest_ends
+from tests.kit.generations import generation_of
 from tests.kit.images import in_child, make_image
 
 
@@ -44,7 +46,7 @@ def squashfs(source, made):
 
 def scan(source, *names, stamps=None):
     """Read the entries in a child with a deadline: whatever blocks is a failure, not a test that hangs."""
-    return in_child(lambda: list(catalog.read_entries(source, list(names), stamps or {})))
+    return in_child(lambda: list(DirectoryOrigin(source).read(list(names), stamps or {})))
 
 
 def scan_one(source, name, stamp=None):
@@ -73,17 +75,17 @@ def test_list_shows_image_files_sorted(source) -> None:
     (source / "e.squashfs").mkdir()
     (source / "sub").mkdir()
     (source / "sub" / "f.squashfs").write_text("")
-    assert catalog.list_source(source) == ["a.erofs", "b.squashfs", "c.sqsh", "d.sqfs", "e.squashfs"]
+    assert DirectoryOrigin(source).list() == ["a.erofs", "b.squashfs", "c.sqsh", "d.sqfs", "e.squashfs"]
 
 
 def test_list_shows_no_file_whose_name_is_no_text(source) -> None:
     Path(os.fsdecode(os.fsencode(source) + b"/caf\xe9.squashfs")).write_text("")
-    assert catalog.list_source(source) == []
+    assert DirectoryOrigin(source).list() == []
 
 
 def test_list_says_why_it_cannot(source) -> None:
     with pytest.raises(SourceError, match="cannot list the source: No such file or directory"):
-        catalog.list_source(source / "missing")
+        DirectoryOrigin(source / "missing").list()
 
 
 # Good images.
@@ -104,13 +106,13 @@ def test_a_real_image_is_taken(source, made, suffix, name, fs_type) -> None:
     entry = scan_one(source, name)
     assert entry.skipped is None
     assert (entry.image.dataset, entry.image.path, entry.image.fs_type) == ("coco", str(source / name), fs_type)
-    assert entry.image.generation == Generation(status.st_ino, status.st_size, status.st_mtime_ns)
-    assert (entry.image.generation.digest, entry.note) == (None, "")
+    assert entry.image.generation == generation_of(source / name)
+    assert (entry.image.size_bytes, entry.image.generation.content_id, entry.note) == (status.st_size, None, "")
 
 
 def test_a_manifest_gives_the_digest(source, squashfs) -> None:
     write_manifest(squashfs)
-    assert scan_one(source, squashfs.name).image.generation.digest == blake3(squashfs.read_bytes()).hexdigest()
+    assert scan_one(source, squashfs.name).image.generation.content_id == blake3(squashfs.read_bytes()).hexdigest()
 
 
 def test_a_file_that_is_not_there_is_no_entry(source, squashfs) -> None:
@@ -216,7 +218,7 @@ def test_what_takes_a_file_s_place_between_stat_and_open_is_skipped(source, squa
 
         # The race, lost on purpose: the only change is in this child.
         Path.lstat = lstat  # type: ignore[assignment,method-assign]
-        return list(catalog.read_entries(source, [squashfs.name], {}))
+        return list(DirectoryOrigin(source).read([squashfs.name], {}))
 
     (entry,) = in_child(look_and_swap)
     assert reason(entry) == message
@@ -270,7 +272,7 @@ FOREIGN = [
 def test_a_json_file_without_the_keys_of_a_manifest_is_none(source, squashfs, body) -> None:
     squashfs.with_suffix(".json").write_bytes(body)
     entry = scan_one(source, squashfs.name)
-    assert entry.image is not None and entry.image.generation.digest is None
+    assert entry.image is not None and entry.image.generation.content_id is None
     assert entry.note == "coco.json has not the keys of a manifest (size_bytes and blake3) and is taken for none"
 
 
@@ -301,7 +303,7 @@ def test_what_is_no_regular_file_is_no_manifest(source, squashfs, make, what) ->
 def test_a_manifest_that_others_may_have_written_is_not_obeyed(source, squashfs, change, why) -> None:
     change(write_manifest(squashfs, blake3="0" * 64))
     entry = scan_one(source, squashfs.name)
-    assert entry.image is not None and entry.image.generation.digest is None
+    assert entry.image is not None and entry.image.generation.content_id is None
     assert why in entry.note and entry.note.endswith("; it is taken for no manifest")
 
 
@@ -309,10 +311,10 @@ def test_a_manifest_that_others_may_have_written_is_not_obeyed(source, squashfs,
 def test_a_manifest_of_a_trusted_owner_counts(source, squashfs) -> None:
     manifest = write_manifest(squashfs)
     os.chown(manifest, 4711, 0)
-    trust = catalog.Trust(Permissions(4711, 0, 0o755), (4711,))
-    (entry,) = in_child(lambda: list(catalog.read_entries(source, [squashfs.name], {}, trust)))
+    trust = Trust(Permissions(4711, 0, 0o755), (4711,))
+    (entry,) = in_child(lambda: list(DirectoryOrigin(source, trust=trust).read([squashfs.name], {})))
     assert entry is not None and entry.image is not None
-    assert entry.image.generation.digest == blake3(squashfs.read_bytes()).hexdigest()
+    assert entry.image.generation.content_id == blake3(squashfs.read_bytes()).hexdigest()
 
 
 def test_a_manifest_with_the_digest_of_the_ends_is_taken_for_its_image_alone(source, squashfs) -> None:
@@ -332,7 +334,7 @@ def test_the_digest_of_the_ends_is_that_of_head_and_tail(tmp_path, size) -> None
     command = ["sh", "-c", '(head -c 65536 "$1"; tail -c 65536 "$1") | b2sum -l 256', "sh", path]
     expected = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0]
     with path.open("rb") as file:
-        assert catalog.digest_ends(file.fileno(), size) == expected
+        assert digest_ends(file.fileno(), size) == expected
 
 
 # Stamps.
@@ -347,7 +349,7 @@ def test_an_unchanged_file_is_not_opened(source, squashfs) -> None:
             raise AssertionError("opened")
 
         os.open = refuse
-        return list(catalog.read_entries(source, [squashfs.name], {squashfs.name: stamp}))
+        return list(DirectoryOrigin(source).read([squashfs.name], {squashfs.name: stamp}))
 
     (entry,) = in_child(look)
     assert (entry.stamp, entry.image, entry.skipped) == (stamp, None, None)
@@ -399,9 +401,9 @@ def test_a_changed_or_removed_manifest_is_noticed(source, squashfs) -> None:
     write_manifest(squashfs, blake3="0" * 64, size_bytes=squashfs.stat().st_size)
     os.utime(manifest, ns=(0, 1))
     changed = scan_one(source, squashfs.name, stamp)
-    assert changed.image.generation.digest == "0" * 64
+    assert changed.image.generation.content_id == "0" * 64
     manifest.unlink()
-    assert scan_one(source, squashfs.name, changed.stamp).image.generation.digest is None
+    assert scan_one(source, squashfs.name, changed.stamp).image.generation.content_id is None
 
 
 def test_a_mended_image_is_taken_at_the_next_scan(source, squashfs) -> None:
@@ -425,7 +427,7 @@ def test_what_this_node_may_not_read_is_skipped_and_tried_again(source, squashfs
     def look():
         os.setgroups([])
         os.setresuid(65534, 65534, 65534)
-        return list(catalog.read_entries(source, [squashfs.name], {}))
+        return list(DirectoryOrigin(source).read([squashfs.name], {}))
 
     (entry,) = in_child(look)
     assert entry.skipped == SkippedImage(squashfs.name, "cannot read: Permission denied")
@@ -435,39 +437,51 @@ def test_what_this_node_may_not_read_is_skipped_and_tried_again(source, squashfs
 # Generations.
 
 
+def open_planned(image):
+    os.close(open_file(Path(image.path), image.generation).descriptor)
+
+
+def replace_by_another(image):
+    """Another image of the same size and time, in the same place."""
+    status = image.stat()
+    fresh = image.with_name("fresh")
+    body = bytearray(image.read_bytes())
+    body[8] ^= 1  # when it was made
+    fresh.write_bytes(body)
+    os.utime(fresh, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    fresh.rename(image)
+
+
 def test_an_open_file_of_the_planned_generation_passes(source, squashfs) -> None:
-    image = scan_one(source, squashfs.name).image
-    with squashfs.open("rb") as file:
-        catalog.check_generation(file.fileno(), image.generation, image.path)
+    open_planned(scan_one(source, squashfs.name).image)
 
 
-@pytest.mark.parametrize("change", [replace, touch, lambda image: os.truncate(image, 512)])
+@pytest.mark.parametrize("change", [replace_by_another, touch, lambda image: os.truncate(image, 512)])
 def test_an_open_file_of_another_generation_does_not(source, squashfs, change) -> None:
     image = scan_one(source, squashfs.name).image
     change(squashfs)
-    with squashfs.open("rb") as file, pytest.raises(ImageError, match="is another image now"):
-        catalog.check_generation(file.fileno(), image.generation, image.path)
+    with pytest.raises(ImageError, match="is another image now"):
+        open_planned(image)
 
 
-def other_inode(image):
-    """The same bytes, size and time, as a file system shows them that invents its inode numbers."""
-    replace(image)
-
-
-def test_with_a_manifest_the_inode_makes_no_other_generation(source, squashfs) -> None:
-    write_manifest(squashfs)
+@pytest.mark.parametrize("with_manifest", [True, False], ids=["manifest", "no-manifest"])
+def test_another_inode_alone_is_no_other_generation(source, squashfs, with_manifest) -> None:
+    """As on file systems that invent inode numbers, and after the image was moved to another disk with its times."""
+    if with_manifest:
+        write_manifest(squashfs)
     first = scan_one(source, squashfs.name).image
-    other_inode(squashfs)
+    inode = squashfs.stat().st_ino
+    replace(squashfs)
+    assert squashfs.stat().st_ino != inode
     second = scan_one(source, squashfs.name).image
     assert (first.generation, first.generation.id) == (second.generation, second.generation.id)
-    with squashfs.open("rb") as file:
-        catalog.check_generation(file.fileno(), first.generation, first.path)
+    open_planned(first)
 
 
-def test_without_a_manifest_the_inode_makes_another_generation(source, squashfs) -> None:
+def test_without_a_manifest_another_image_of_the_same_size_and_time_is_another_generation(source, squashfs) -> None:
     first = scan_one(source, squashfs.name).image
-    other_inode(squashfs)
-    assert scan_one(source, squashfs.name).image.generation.id != first.generation.id
+    replace_by_another(squashfs)
+    assert scan_one(source, squashfs.name).image.generation != first.generation
 
 
 def test_another_digest_in_the_manifest_is_another_generation(source, squashfs) -> None:
@@ -481,8 +495,23 @@ def test_a_manifest_that_comes_later_tells_what_the_image_was_called_before(sour
     before = scan_one(source, squashfs.name).image.generation
     write_manifest(squashfs)
     after = scan_one(source, squashfs.name).image.generation
-    assert (before.former_id, after.former_id) == (None, before.id)
+    assert before.id in after.former_ids
     assert after.id != before.id
+
+
+def test_ids_of_the_releases_that_looked_at_inodes_are_known(source, squashfs) -> None:
+    """What 0.1.0 called an image: with a manifest its id is the same, without one a former id."""
+    status = squashfs.stat()
+    size, mtime = status.st_size, status.st_mtime_ns
+
+    def id_of_0_1_0(*parts):
+        return hashlib.blake2b(":".join(map(str, parts)).encode(), digest_size=8).hexdigest()
+
+    assert id_of_0_1_0(status.st_ino, size, mtime) in scan_one(source, squashfs.name).image.generation.former_ids
+    write_manifest(squashfs)
+    generation = scan_one(source, squashfs.name).image.generation
+    assert generation.id == id_of_0_1_0(0, size, mtime, blake3(squashfs.read_bytes()).hexdigest())
+    assert id_of_0_1_0(status.st_ino, size, mtime) in generation.former_ids
 
 
 @pytest.mark.parametrize("change", [touch, lambda image: os.truncate(image, 512)])
@@ -492,5 +521,5 @@ def test_an_open_file_of_another_time_or_size_is_another_image_whatever_the_mani
     write_manifest(squashfs)
     image = scan_one(source, squashfs.name).image
     change(squashfs)
-    with squashfs.open("rb") as file, pytest.raises(ImageError, match="is another image now"):
-        catalog.check_generation(file.fileno(), image.generation, image.path)
+    with pytest.raises(ImageError, match="is another image now"):
+        open_planned(image)

@@ -21,7 +21,7 @@ from scratch_slurm.build.directory import open_directory
 from scratch_slurm.cli.main import run
 from scratch_slurm.domain.errors import ImageError, NoSpaceError
 from scratch_slurm.node.kernel import loopdev, mounts
-from scratch_slurm.node.origins import directory as catalog
+from scratch_slurm.node.origins.directory import DirectoryOrigin
 from tests.kit.images import clean_up, opened
 from tests.kit.people import as_nobody, reachable_directory
 
@@ -89,9 +89,9 @@ def test_an_image_and_its_manifest_agree(content, where, capsys) -> None:
 
 def test_the_nodes_catalog_takes_image_and_digest(content, where) -> None:
     assert build(content, "coco", "--to", where) == 0
-    (entry,) = catalog.read_entries(where, catalog.list_source(where), {})
+    (entry,) = DirectoryOrigin(where).read(DirectoryOrigin(where).list(), {})
     assert entry is not None and entry.image is not None
-    assert entry.image.generation.digest == read_manifest(where, "coco")["blake3"]
+    assert entry.image.generation.content_id == read_manifest(where, "coco")["blake3"]
 
 
 def test_json_tells_the_manifest_and_the_paths(content, where, capsys) -> None:

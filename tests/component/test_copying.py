@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,12 +25,14 @@ from hypothesis import strategies as st
 from scratch_slurm.domain.errors import DigestError, DiskError, ImageError, NoSpaceError, ScratchError, SourceError
 from scratch_slurm.domain.model import Generation
 from scratch_slurm.domain.sizes import format_bytes
+from scratch_slurm.node.origins.filesupplier import FileSupplier
+from scratch_slurm.node.rawio import BLOCK_BYTES, ColdReader, resident_map
 from scratch_slurm.node.staging import chunks
 from scratch_slurm.node.staging.copying import CopyOptions, CopyResult, copy_image
 from scratch_slurm.node.staging.progress import CopyPhase, CopyProgress
 from scratch_slurm.node.staging.ranges import MEMORY_BYTES, MOST_PIECE_BYTES, PieceSize, Ranges, RateLimit
-from scratch_slurm.node.staging.rawio import BLOCK_BYTES, ColdReader, resident_map
 from tests.kit import sources
+from tests.kit.generations import generation_of
 
 KIB, MIB = 1 << 10, 1 << 20
 RANGE, CHUNK = 4 * KIB, 16 * KIB
@@ -41,11 +44,6 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace
 Report = Callable[[CopyProgress], None]
 
 
-def expect(path: Path) -> Generation:
-    status = path.stat()
-    return Generation(status.st_ino, status.st_size, status.st_mtime_ns)
-
-
 def digest_of(data: bytes) -> str:
     return str(blake3(data).hexdigest())
 
@@ -54,6 +52,26 @@ def every_range() -> Callable[[], float]:
     """A clock that jumps, so that every range is reported."""
     ticks = itertools.count()
     return lambda: float(next(ticks))
+
+
+def copy_file(
+    source: Path,
+    staging: Path,
+    expected: Generation,
+    options: CopyOptions,
+    report: Report,
+    now: Callable[[], float],
+    *,
+    digest: str | None = None,
+    chunks: bytes = b"",
+    direct: bool = True,
+) -> CopyResult:
+    """Copy a file; `digest` and `chunks` are what a manifest promises of it."""
+    with contextlib.closing(FileSupplier.open(source, expected, direct=direct)) as supplier:
+        promised = replace(expected, content_id=digest)
+        return copy_image(
+            supplier, staging, expected=promised, promised_chunks=chunks, options=options, report=report, now=now
+        )
 
 
 class Copy:
@@ -67,7 +85,8 @@ class Copy:
         self.directory.mkdir()
         self.staging = self.directory / "coco@0123456789abcdef.part"
         self.journal = chunks.journal_path(self.staging)
-        self.expected = expect(self.source)
+        self.mtime_ns = self.source.stat().st_mtime_ns
+        self.expected = generation_of(self.source)
         self.progress: list[CopyProgress] = []
 
     def run(
@@ -77,6 +96,7 @@ class Copy:
         digest: str | None = None,
         chunks: bytes = b"",
         options: CopyOptions = SMALL,
+        direct: bool = True,
     ) -> CopyResult:
         self.progress = []
 
@@ -85,15 +105,16 @@ class Copy:
             if report is not None:
                 report(progress)
 
-        return copy_image(
+        return copy_file(
             self.source,
             self.staging,
-            expected=self.expected,
-            promised=digest,
-            promised_chunks=chunks,
-            options=options,
-            report=note,
-            now=every_range(),
+            self.expected,
+            options,
+            note,
+            every_range(),
+            digest=digest,
+            chunks=chunks,
+            direct=direct,
         )
 
     def run_killed(self, reports: int) -> bool:
@@ -142,8 +163,8 @@ SIZES = [
 @pytest.mark.parametrize("size", SIZES)
 def test_copy_is_the_source(tmp_path: Path, size: int, direct: bool) -> None:
     copy = Copy(tmp_path, some_bytes(size))
-    options = CopyOptions(readers=3, range_bytes=RANGE, chunk_bytes=CHUNK, direct=direct)
-    result = copy.run(digest=digest_of(copy.data).upper(), options=options)
+    options = CopyOptions(readers=3, range_bytes=RANGE, chunk_bytes=CHUNK)
+    result = copy.run(digest=digest_of(copy.data), options=options, direct=direct)
     copy.check_right(result)
     assert result.bytes_resumed == 0
     assert copy.staging.stat().st_mode & 0o7777 == 0o600
@@ -181,15 +202,8 @@ def test_progress_has_every_phase_from_start_to_end(copy: Copy) -> None:
 
 def test_progress_is_reported_every_quarter_second_at_most(copy: Copy) -> None:
     told: list[CopyProgress] = []
-    copy_image(
-        copy.source,
-        copy.staging,
-        expected=expect(copy.source),
-        promised=digest_of(copy.data),
-        options=SMALL,
-        report=told.append,
-        now=lambda: 100.0,
-    )
+    digest = digest_of(copy.data)
+    copy_file(copy.source, copy.staging, copy.expected, SMALL, told.append, lambda: 100.0, digest=digest)
     assert [progress.bytes_done for progress in told] == [0, len(copy.data)]
 
 
@@ -247,15 +261,7 @@ def run_traced(copy: Copy, *inject: str) -> subprocess.CompletedProcess[str]:
 def main(source: Path, staging: Path) -> NoReturn:
     """The copy as a program, to be traced; exits with the error's own code."""
     try:
-        copy_image(
-            source,
-            staging,
-            expected=expect(source),
-            promised=None,
-            options=SMALL,
-            report=lambda _: None,
-            now=time.monotonic,
-        )
+        copy_file(source, staging, generation_of(source), SMALL, lambda _: None, time.monotonic)
     except ScratchError as exc:
         print(exc, file=sys.stderr)
         sys.exit(exc.exit_code)
@@ -333,8 +339,8 @@ def write_version_1(copy: Copy, staged: bytes) -> None:
     """Leave what the release before left: each digest is of everything up to the chunk's end."""
     copy.staging.write_bytes(staged.ljust(len(copy.data), b"\0"))
     lines = [
-        f'{{"type":"copy","inode":{copy.expected.inode},"size_bytes":{len(copy.data)},'
-        f'"mtime_ns":{copy.expected.mtime_ns},"chunk_bytes":{CHUNK},"version":1}}'
+        f'{{"type":"copy","inode":7,"size_bytes":{len(copy.data)},'
+        f'"mtime_ns":{copy.mtime_ns},"chunk_bytes":{CHUNK},"version":1}}'
     ]
     for end in range(CHUNK, 4 * CHUNK + 1, CHUNK):
         lines.append(f'{{"type":"chunk","end_bytes":{end},"digest":"{digest_of(copy.data[:end])}"}}')
@@ -446,7 +452,7 @@ def spoil_source(copy: Copy) -> None:
     with copy.source.open("r+b") as file:
         file.seek(2 * CHUNK + 5)
         file.write(b"not this")
-    copy.expected = expect(copy.source)
+    os.utime(copy.source, ns=(copy.mtime_ns, copy.mtime_ns))
 
 
 def test_a_chunk_that_the_source_gave_wrong_once_is_read_again_and_only_it(copy: Copy) -> None:
@@ -457,7 +463,7 @@ def test_a_chunk_that_the_source_gave_wrong_once_is_read_again_and_only_it(copy:
         if progress.bytes_done < counts[-1] and progress.phase is CopyPhase.COPYING:  # it begins again
             counts.append(progress.bytes_done)
             copy.source.write_bytes(copy.data)
-            os.utime(copy.source, ns=(copy.expected.mtime_ns, copy.expected.mtime_ns))
+            os.utime(copy.source, ns=(copy.mtime_ns, copy.mtime_ns))
         else:
             counts[-1] = progress.bytes_done
 
@@ -479,7 +485,7 @@ def test_a_staged_chunk_is_measured_by_the_manifest_and_not_by_the_journal(copy:
     spoil_source(copy)
     copy.run()
     copy.source.write_bytes(copy.data)
-    os.utime(copy.source, ns=(copy.expected.mtime_ns, copy.expected.mtime_ns))
+    os.utime(copy.source, ns=(copy.mtime_ns, copy.mtime_ns))
     assert copy.source.stat().st_ino == good.st_ino
     result = copy.run(digest=digest_of(copy.data), chunks=digests_of_chunks(copy.data))
     copy.check_right(result)
@@ -509,9 +515,23 @@ def rewrite_source(copy: Copy) -> None:
 
 def replace_source(copy: Copy) -> None:
     other = copy.source.with_suffix(".new")
-    other.write_bytes(copy.data)
-    os.utime(other, ns=(copy.expected.mtime_ns, copy.expected.mtime_ns))
+    other.write_bytes(some_bytes(len(copy.data), seed=2))
     other.rename(copy.source)
+
+
+def replace_source_by_one_as_old(copy: Copy) -> None:
+    mtime_ns = copy.source.stat().st_mtime_ns
+    replace_source(copy)
+    os.utime(copy.source, ns=(mtime_ns, mtime_ns))
+
+
+def move_source_to_another_inode(copy: Copy) -> None:
+    status = copy.source.stat()
+    other = copy.source.with_suffix(".new")
+    other.write_bytes(copy.data)
+    os.utime(other, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    other.rename(copy.source)
+    assert copy.source.stat().st_ino != status.st_ino
 
 
 def shrink_source(copy: Copy) -> None:
@@ -537,7 +557,20 @@ def test_source_that_changes_meanwhile_is_refused(copy: Copy, change: Callable[[
     copy.check_nothing_left()
 
 
-@pytest.mark.parametrize("change", [rewrite_source, replace_source, shrink_source, grow_source])
+@pytest.mark.parametrize("at_byte", [0, 3 * CHUNK])
+def test_another_inode_alone_is_no_change(copy: Copy, at_byte: int) -> None:
+    pending = [move_source_to_another_inode]
+
+    def report(progress: CopyProgress) -> None:
+        if pending and progress.bytes_done >= at_byte:
+            pending.pop()(copy)
+
+    copy.check_right(copy.run(report))
+
+
+@pytest.mark.parametrize(
+    "change", [rewrite_source, replace_source, replace_source_by_one_as_old, shrink_source, grow_source]
+)
 def test_source_of_another_generation_is_not_begun(copy: Copy, change: Callable[[Copy], None]) -> None:
     change(copy)
     with pytest.raises(ImageError, match="not the image that was listed"):
@@ -562,7 +595,6 @@ def test_fifo_in_the_place_of_the_source_does_not_block(copy: Copy) -> None:
 def slow(copy: Copy, tmp_path: Path) -> Iterator[sources.SlowSource]:
     with sources.SlowSource(tmp_path, tmp_path.parent / f"{tmp_path.name}-mount") as source:
         copy.source = source.path / copy.source.name
-        copy.expected = expect(copy.source)
         yield source
 
 
@@ -570,9 +602,9 @@ def slow(copy: Copy, tmp_path: Path) -> Iterator[sources.SlowSource]:
 @pytest.mark.root
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "plain"])
 def test_each_byte_is_asked_of_the_source_once(copy: Copy, slow: sources.SlowSource, direct: bool) -> None:
-    options = CopyOptions(readers=8, range_bytes=RANGE, chunk_bytes=CHUNK, direct=direct)
-    copy.check_right(copy.run(options=options))
-    # Direct I/O is tried on one block first.
+    options = CopyOptions(readers=8, range_bytes=RANGE, chunk_bytes=CHUNK)
+    copy.check_right(copy.run(options=options, direct=direct))
+    # The first block is read before: it tells the generation.
     assert slow.counters()[copy.source.name].bytes <= len(copy.data) + RANGE
 
 
@@ -618,7 +650,7 @@ def test_error_does_not_wait_for_the_rest_of_slow_ranges(tmp_path: Path, slow: s
     (tmp_path / "large").mkdir()
     copy = Copy(tmp_path / "large", some_bytes(4 * MIB))
     copy.source = slow.path / "large" / copy.source.name
-    copy.expected = expect(copy.source)
+    copy.expected = generation_of(copy.source)
     with pytest.raises(SourceError, match="at 3145728: Input/output error"):
         copy.run(options=CopyOptions(readers=4, range_bytes=MIB, chunk_bytes=MIB))
     assert slow.counters()[copy.source.name].bytes < 2 * MIB
@@ -763,8 +795,9 @@ def test_copy_leaves_the_page_cache_as_it_was(tmp_path: Path, direct: bool, with
         file.read(half)
     warm = resident_share(copy.source)
     assert 0.49 < warm < 0.6
-    options = CopyOptions(readers=4, range_bytes=MIB, chunk_bytes=8 * MIB, direct=direct)
-    result = copy.run(digest=digest_of(copy.data) if with_manifest else None, options=options)
+    options = CopyOptions(readers=4, range_bytes=MIB, chunk_bytes=8 * MIB)
+    digest = digest_of(copy.data) if with_manifest else None
+    result = copy.run(digest=digest, options=options, direct=direct)
     assert resident_share(copy.staging) < 0.01
     assert abs(resident_share(copy.source) - warm) < 0.01
     copy.check_right(result)
@@ -878,7 +911,7 @@ def test_end_of_a_range_says_nothing_about_the_source() -> None:
 )
 def test_options_that_make_no_sense(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="bytes"):
-        CopyOptions(**wrong)  # type: ignore[arg-type]
+        CopyOptions(**wrong)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scratch_slurm.domain.errors import DeviceError, ImageError, LedgerError, PinnedError
-from scratch_slurm.domain.model import Generation, SourceImage
+from scratch_slurm.domain.model import SourceImage
 from scratch_slurm.domain.names import device_tag
 from scratch_slurm.node.kernel import loopdev, mounts
 from scratch_slurm.node.kernel.mountinfo import read_stacks
@@ -19,6 +19,7 @@ from scratch_slurm.service import operations as op
 from scratch_slurm.service.workers import Workers
 from tests.kit.daemon import RunningDaemon
 from tests.kit.datasets import make_version
+from tests.kit.generations import generation_of
 from tests.kit.images import MARK, backings_below, in_child, make_image, opened
 from tests.kit.processes import children_of
 from tests.kit.tracing import delayed, run_killed_at
@@ -34,11 +35,6 @@ fd = os.open(backing, os.O_RDONLY | os.O_CLOEXEC)
 with loopdev.attach(fd, tag=tag, direct_io=False) as device:
     mounts.replace_image(device.path, Path(mount_point), "squashfs")
 """
-
-
-def generation_of(image: Path) -> Generation:
-    status = image.stat()
-    return Generation(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def stack(daemon: RunningDaemon, name: str = "coco") -> list[str | None]:
@@ -126,9 +122,12 @@ def test_what_cannot_be_read_beneath_is_never_shown(daemon) -> None:
         mounts.uncover(daemon.mount_dir / "coco", sick)
     assert len(stack(daemon)) == 2
     daemon.start()
-    daemon.until(lambda: len(stack(daemon)) == 1, "all is mounted anew")
     # Its backing tells: the name of the sick one's device is given out again at once.
-    daemon.until(lambda: str(daemon.folder / "copy") not in backings_below(daemon.folder).values())
+    sick_image = str(daemon.folder / "copy")
+    daemon.until(
+        lambda: sick_image not in backings_below(daemon.folder).values() and len(stack(daemon)) == 1,
+        "all is mounted anew",
+    )
     assert daemon.read("coco", "d0/f0").startswith(MARK)
     assert daemon.logged("degraded dataset=coco action=uncover")
 

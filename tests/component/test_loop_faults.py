@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from scratch_slurm.domain.messages import DatasetState
-from scratch_slurm.domain.model import Generation
 from scratch_slurm.domain.names import device_tag
 from scratch_slurm.node.kernel import loopdev, mounts
 from tests.kit.daemon import RunningDaemon, read_held
 from tests.kit.datasets import FILE_BYTES, make_image_file, make_version
 from tests.kit.disks import small_disk
 from tests.kit.diskuse import DiskWatch, disk_use
+from tests.kit.generations import generation_of
 from tests.kit.images import clean_up, in_child, opened
 from tests.kit.sources import SlowSource, why_not
 from tests.kit.tracing import delayed
@@ -37,8 +37,7 @@ def holding(daemon, name):
 def test_sector_size__reads_are_counted_in_bytes_on_a_device_of_4096_byte_sectors(folder) -> None:
     daemon = RunningDaemon(folder, horizon="0.001")  # nothing is worth a copy: all reads are the source's
     version = make_version(daemon.source_dir, "coco", file_bytes=4_000_000)
-    status = version.image.stat()
-    tag = device_tag(Generation(status.st_ino, status.st_size, status.st_mtime_ns).id)
+    tag = device_tag(generation_of(version.image).id)
     daemon.path("coco").parent.mkdir(parents=True)
     with opened(version.image) as fd, loopdev.attach(fd, tag=tag, direct_io=False) as device:
         with opened(Path(device.path)) as device_fd:

@@ -72,7 +72,10 @@ def spoil(change):
         pytest.param(spoil(lambda images: images["b"].update(path="/source/../b.squashfs")), ["a"], id="path-above"),
         pytest.param(spoil(lambda images: images["b"].update(dataset="a")), ["a"], id="another-name"),
         pytest.param(spoil(lambda images: images["b"].update(fs_type="ext4")), ["a"], id="another-file-system"),
-        pytest.param(spoil(lambda images: images["b"]["generation"].update(digest="../../x")), ["a"], id="no-digest"),
+        pytest.param(
+            spoil(lambda images: images["b"]["generation"].update(content_id="../../x")), ["a"], id="no-digest"
+        ),
+        pytest.param(spoil(lambda images: images["b"]["generation"].update(id="../../x")), ["a"], id="no-id"),
     ],
 )
 def test_what_is_no_good_is_not_recalled(tmp_path, change, left) -> None:

@@ -10,10 +10,11 @@ import sys
 import pytest
 
 from scratch_slurm.domain.errors import ScratchError, SourceError
-from scratch_slurm.domain.model import Generation, SourceImage
+from scratch_slurm.domain.model import SourceImage
 from scratch_slurm.service import operations as op
 from scratch_slurm.service import workers as workers_module
 from scratch_slurm.service.workers import Workers
+from tests.kit.generations import generation_of
 from tests.kit.images import wait_until
 from tests.kit.processes import children, is_killed, is_running, state
 from tests.kit.sources import SlowSource
@@ -407,8 +408,7 @@ def test_a_copy_from_a_slow_source_is_not_silent_until_the_source_hangs(source_d
     """The one range of this image takes longer than a worker may be silent."""
     (source_dir / "coco.squashfs").write_bytes(os.urandom(1_000_000))
     image = slow.path / "coco.squashfs"
-    status = image.stat()
-    generation = Generation(status.st_ino, status.st_size, status.st_mtime_ns)
+    generation = generation_of(image)
     request = op.CopyImage(
         SourceImage("coco", str(image), generation, "squashfs"), str(tmp_path / "coco.part"), 16, None
     )

@@ -27,7 +27,7 @@ HORIZON_S = Observation.horizon_s
 
 
 def generation(size=10, version=1):
-    return Generation(inode=version, size_bytes=size, mtime_ns=version)
+    return Generation(f"{version:08x}{size % 2**32:08x}", size)
 
 
 def image(dataset, size=10, version=1):

@@ -10,7 +10,7 @@ from scratch_slurm.service.observe import Reading, SeenMount
 from tests.kit.strategies import cached, image
 
 BEFORE = image("coco", 10).generation
-AFTER = Generation.of(BEFORE.inode, BEFORE.size_bytes, BEFORE.mtime_ns, "0" * 64)
+AFTER = Generation("f" * 16, BEFORE.size_bytes, "0" * 64, ("e" * 16, BEFORE.id))
 
 
 def catalog(generation):
@@ -47,6 +47,6 @@ def test_a_mount_counts_for_the_image_with_its_manifest_and_its_gate_is_known() 
 
 
 def test_a_copy_of_another_time_is_none_of_its() -> None:
-    other = Generation.of(BEFORE.inode, BEFORE.size_bytes, BEFORE.mtime_ns + 1, "0" * 64)
+    other = Generation("f" * 16, BEFORE.size_bytes, "0" * 64, ("e" * 16,))
     seen = replace(reading())
     assert take_over(seen, former_ids(catalog(other))) is seen

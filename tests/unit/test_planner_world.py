@@ -48,7 +48,7 @@ class World:
         return [action for action in self.running.values() if isinstance(action, Stage)]
 
     def source_version(self, stage):
-        return stage.image.generation.inode
+        return self.number(stage.dataset, stage.image.generation.id)
 
     def see(self):
         under_way = [(each.dataset, self.source_version(each)) for each in self.copies()]
@@ -194,7 +194,7 @@ class PlannerInAWorld(RuleBasedStateMachine):
         world, action = self.world, self.world.running.pop(name)
         match action:
             case Mount():  # and Replace
-                number = action.image.generation.inode
+                number = world.number(name, action.image.generation.id)
                 from_cache = action.backing_path != action.image.path
                 exists = (name, number) in world.cached if from_cache else world.source.get(name) == number
                 if exists:

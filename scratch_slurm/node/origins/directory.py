@@ -1,45 +1,41 @@
-"""The source directory: which images it holds, read file by file.
+"""A mounted directory as an origin: an image is a regular file in it, with its manifest beside it.
 
-Everything here touches the slow storage and may block for ever: call it only in a child process that can be killed.
+A generation of an image is the file's size, its mtime, and what is in it: what the manifest says, or, without one, the
+file's first 2 KiB, where every image has the time and the layout that it was made with. Neither the device nor the
+inode counts: network file systems get another device number at each mount, and some file systems invent inodes (FUSE,
+object store gateways).
 """
 
-import contextlib
-import errno
-import hashlib
 import json
 import os
 import stat
-import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from scratch_slurm.domain.access import distrust_directory, distrust_file
-from scratch_slurm.domain.errors import ImageError, SourceError
+from scratch_slurm.domain.errors import ImageError, ScratchError, SourceError
 from scratch_slurm.domain.model import Generation, Permissions, SkippedImage, SourceImage
 from scratch_slurm.domain.names import MANIFEST_SUFFIX, parse_image_name
+from scratch_slurm.node.origins.imagefile import (
+    HEAD_BYTES,
+    check_image_head,
+    digest_ends,
+    make_generation,
+    open_image,
+    open_regular,
+    read_head,
+    read_permissions,
+)
+from scratch_slurm.node.origins.interface import Entry, Mountable
+
+if TYPE_CHECKING:
+    from scratch_slurm.node.origins.filesupplier import FileSupplier
 
 MANIFEST_LIMIT_BYTES = 64 * 1024
 _MANIFEST_KEYS = ("size_bytes", "blake3")
-_END_BYTES = 64 * 1024
-_HEAD_BYTES = 2048
 _TRIES = 3
-_SECTOR_BYTES = 512
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What one file of the source turned out to be."""
-
-    file_name: str
-    stamp: str
-    """Changes whenever the image's or its manifest's metadata do; the next scan is given it back."""
-    image: SourceImage | None = None
-    skipped: SkippedImage | None = None
-    """Neither: the file is as it was when it had this stamp."""
-    note: str = ""
-    """What is odd about the file and keeps nobody from serving it."""
 
 
 @dataclass(frozen=True)
@@ -55,47 +51,71 @@ class Trust:
 ROOT_ALONE = Trust(Permissions(), ())
 
 
-def read_trust(source_dir: Path, owners: Collection[int]) -> Trust:
-    """See whether the source can be trusted at all.
+class DirectoryOrigin:
+    """Images as files of one directory; an `Origin`.
 
     Args:
-        owners: users that are trusted beside root; none: whoever owns the source.
-    Raises: SourceError: others may put images into it, or it cannot be looked at.
+        owners: users that are trusted beside root; none: whoever owns the directory.
+        trust: as long as `reach` has not looked.
     """
+
+    def __init__(self, source_dir: Path, owners: tuple[int, ...] = (), *, trust: Trust = ROOT_ALONE) -> None:
+        self._dir = source_dir
+        self._owners = owners
+        self._trust = trust
+
+    def reach(self) -> None:
+        try:
+            directory = read_permissions(self._dir.stat())
+        except OSError as exc:
+            raise SourceError(f"{self._dir}: cannot list the source: {exc.strerror}") from exc
+        trust = Trust(directory, self._owners or (directory.uid,))
+        reason = distrust_directory(directory, trust.owners)
+        if reason:
+            raise SourceError(f"{self._dir}: {reason}")
+        self._trust = trust
+
+    def list(self) -> list[str]:
+        """List the image files; other files, hidden ones among them, are none of our business."""
+        try:
+            names = [path.name for path in self._dir.iterdir()]
+        except OSError as exc:
+            raise SourceError(f"{self._dir}: cannot list the source: {exc.strerror}") from exc
+        return sorted(name for name in names if parse_image_name(name))
+
+    def read(self, file_names: Sequence[str], stamps: dict[str, str]) -> Iterator[Entry | None]:
+        for file_name in file_names:
+            yield _read_entry(self._dir, file_name, stamps.get(file_name), self._trust)
+
+    def open_supplier(self, image: SourceImage) -> "FileSupplier":
+        # Only copies need it, and the modules below it.
+        from scratch_slurm.node.origins.filesupplier import FileSupplier
+
+        return FileSupplier.open(Path(image.path), image.generation)
+
+    def open_mountable(self, image: SourceImage) -> Mountable:
+        return open_file(Path(image.path), image.generation)
+
+
+def open_file(path: Path, planned: Generation) -> Mountable:
+    """Open an image file that must be this generation; raises as `Origin.open_mountable` does."""
     try:
-        directory = _permissions(source_dir.stat())
+        descriptor = open_image(path)
     except OSError as exc:
-        raise SourceError(f"{source_dir}: cannot list the source: {exc.strerror}") from exc
-    trust = Trust(directory, tuple(owners) or (directory.uid,))
-    reason = distrust_directory(directory, trust.owners)
-    if reason:
-        raise SourceError(f"{source_dir}: {reason}")
-    return trust
-
-
-def list_source(source_dir: Path) -> list[str]:
-    """List the image files of the source, sorted; other files, hidden ones among them, are none of our business.
-
-    Raises: SourceError: the directory cannot be listed.
-    """
+        raise ScratchError(f"{path}: cannot open: {exc.strerror}") from exc
+    except ImageError as exc:
+        raise ImageError(f"{path}: {exc.message}") from exc
     try:
-        names = [path.name for path in source_dir.iterdir()]
-    except OSError as exc:
-        raise SourceError(f"{source_dir}: cannot list the source: {exc.strerror}") from exc
-    return sorted(name for name in names if parse_image_name(name))
-
-
-def read_entries(
-    source_dir: Path, file_names: list[str], stamps: dict[str, str], trust: Trust = ROOT_ALONE
-) -> Iterator[Entry | None]:
-    """Read the named files one after the other; None stands for one that is not there.
-
-    Args:
-        stamps: file name -> stamp of the last scan; a file that still has it is not opened.
-        trust: whose images are trusted; root's alone unless given.
-    """
-    for file_name in file_names:
-        yield _read_entry(source_dir, file_name, stamps.get(file_name), trust)
+        status = os.fstat(descriptor)
+        head = b"" if planned.content_id else read_head(descriptor)
+        if make_generation(status, head, planned.content_id) != planned:
+            raise ImageError(f"{path}: is another image now: {status.st_size} bytes, planned {planned.size_bytes}")
+        return Mountable(descriptor, read_permissions(status))
+    except BaseException as exc:
+        os.close(descriptor)
+        if isinstance(exc, OSError):
+            raise ScratchError(f"{path}: cannot read: {exc.strerror}") from exc
+        raise
 
 
 def _read_entry(
@@ -113,7 +133,7 @@ def _read_entry(
         return None
     except OSError as exc:
         return _skipped(file_name, "", f"cannot stat: {exc.strerror}")
-    permissions = _permissions(status)
+    permissions = read_permissions(status)
     stamp = f"{_stamp(status)} {_manifest_stamp(manifest_path)} {trust.directory.gid}:{trust.directory.mode}"
     stamp += "".join(f":{owner}" for owner in trust.owners)
     if stamp == old_stamp:
@@ -122,11 +142,12 @@ def _read_entry(
         kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "not a regular file"
         return _skipped(file_name, stamp, f"is {kind}", permissions)
     try:
-        with _open_regular(path, "") as file:
+        with open_regular(path) as file:
             status = os.fstat(file.fileno())
-            permissions = _permissions(status)
+            permissions = read_permissions(status)
             _check_trust(permissions, trust)
-            check_image_head(file.read(_HEAD_BYTES), fs_type, status.st_size)
+            head = file.read(HEAD_BYTES)
+            check_image_head(head, fs_type, status.st_size)
             manifest, note = _read_manifest(manifest_path, file.fileno(), status.st_size, trust)
     except OSError as exc:
         return _skipped(file_name, "", f"cannot read: {exc.strerror}", permissions)
@@ -134,8 +155,7 @@ def _read_entry(
         if tries > 1 and _is_replaced(path, status):  # between a look at the one and at the other
             return _read_entry(source_dir, file_name, None, trust, tries - 1)
         return _skipped(file_name, stamp, exc.message, permissions)
-    digest = manifest.digest if manifest else None
-    generation = Generation.of(status.st_ino, status.st_size, status.st_mtime_ns, digest)
+    generation = make_generation(status, head, manifest.digest if manifest else None)
     image = SourceImage(dataset, str(path), generation, fs_type, permissions)
     return Entry(file_name, stamp, image=image, note=note)
 
@@ -153,65 +173,8 @@ def _check_trust(permissions: Permissions, trust: Trust) -> None:
         raise ImageError(reason)
 
 
-@contextlib.contextmanager
-def _open_regular(path: Path, what: str) -> Iterator[BinaryIO]:
-    """Open a file without waiting for the other end of a FIFO, or following a link out of the source.
-
-    Raises: OSError; ImageError: not a regular file.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as exc:
-        if exc.errno == errno.ELOOP:
-            raise ImageError(f"{what}is a symbolic link") from exc
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ImageError(f"{what}is not a regular file")
-    with open(descriptor, "rb") as file:
-        yield file
-
-
 def _skipped(file_name: str, stamp: str, reason: str, permissions: Permissions | None = None) -> Entry:
     return Entry(file_name, stamp, skipped=SkippedImage(file_name, reason, permissions))
-
-
-def check_image_head(head: bytes, fs_type: str, size_bytes: int) -> None:
-    """Check the superblock of an image.
-
-    Args:
-        head: the first 2048 bytes of the file, or all of it if it is shorter.
-        fs_type: `squashfs` or `erofs`, as the file's suffix says.
-        size_bytes: the length of the file.
-    Raises: ImageError: not such a file system, or cut short.
-    Source: Documentation/filesystems/squashfs.rst (magic 0x73717368, bytes_used at 40) and fs/erofs/erofs_fs.h
-        (magic 0xE0F5E1E2 at 1024, block size shift at 12, 32-bit block count at 36) of the kernel.
-    """
-    whole_sectors_bytes = size_bytes // _SECTOR_BYTES * _SECTOR_BYTES
-    if fs_type == "squashfs":
-        if len(head) < 96 or head[:4] != b"hsqs":
-            raise ImageError("is not a squashfs image: no magic number in its first bytes")
-        (used_bytes,) = struct.unpack_from("<Q", head, 40)
-    else:
-        if len(head) < 1024 + 128 or head[1024:1028] != b"\xe2\xe1\xf5\xe0":
-            raise ImageError("is not an erofs image: no magic number at byte 1024")
-        used_bytes = struct.unpack_from("<I", head, 1024 + 36)[0] << min(head[1024 + 12], 16)
-    if used_bytes > size_bytes:
-        raise ImageError(f"is cut short: {size_bytes} bytes of {used_bytes}")
-    if used_bytes > whole_sectors_bytes:
-        raise ImageError(f"has {size_bytes} bytes, not a multiple of 512: its last block cannot be read")
-
-
-def check_generation(descriptor: int, expected: Generation, path: str) -> Permissions:
-    """Make sure that an open file is the generation that was planned with.
-
-    Returns: what its permissions are now.
-    Raises: ImageError: another file took its place, or it was rewritten.
-    """
-    status = os.fstat(descriptor)
-    if not expected.is_of(status.st_ino, status.st_size, status.st_mtime_ns):
-        raise ImageError(f"{path}: is another image now: {status.st_size} bytes, planned {expected.size_bytes}")
-    return _permissions(status)
 
 
 def _stamp(status: os.stat_result) -> str:
@@ -219,10 +182,6 @@ def _stamp(status: os.stat_result) -> str:
         str(each)
         for each in (status.st_ino, status.st_size, status.st_mtime_ns, status.st_mode, status.st_uid, status.st_gid)
     )
-
-
-def _permissions(status: os.stat_result) -> Permissions:
-    return Permissions(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
 
 
 def _manifest_stamp(path: Path) -> str:
@@ -243,21 +202,6 @@ class ManifestEntry:
     """See `digest_ends`; manifests of earlier releases have none."""
 
 
-def digest_ends(descriptor: int, size_bytes: int) -> str:
-    """Digest an image's first and last 64 KiB: what tells it from another one of its size without reading it.
-
-    Returns: BLAKE2b of 256 bits in hexadecimal, as `(head -c 65536 FILE; tail -c 65536 FILE) | b2sum -l 256` gives it.
-    Raises: OSError: the file cannot be read.
-    """
-    digest = hashlib.blake2b(digest_size=32)
-    for start in (0, max(0, size_bytes - _END_BYTES)):
-        at, end = start, min(start + _END_BYTES, size_bytes)
-        while at < end and (piece := os.pread(descriptor, end - at, at)):
-            digest.update(piece)
-            at += len(piece)
-    return digest.hexdigest()
-
-
 def _read_manifest(path: Path, image: int, size_bytes: int, trust: Trust) -> tuple[ManifestEntry | None, str]:
     """Read what the manifest beside an open image says of it.
 
@@ -267,8 +211,8 @@ def _read_manifest(path: Path, image: int, size_bytes: int, trust: Trust) -> tup
     Raises: OSError; ImageError: it is ours, and no good, or of another image.
     """
     try:
-        with _open_regular(path, "") as file:
-            stranger = distrust_file(_permissions(os.fstat(file.fileno())), trust.directory, trust.owners)
+        with open_regular(path) as file:
+            stranger = distrust_file(read_permissions(os.fstat(file.fileno())), trust.directory, trust.owners)
             text = file.read(MANIFEST_LIMIT_BYTES + 1)
     except FileNotFoundError:
         return None, ""

@@ -12,7 +12,6 @@ its disk fails or is full, neither does.
 
 import contextlib
 import os
-import stat
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,11 +23,12 @@ from blake3 import blake3
 
 from scratch_slurm.domain.errors import DigestError, DiskError, ImageError, NoSpaceError, SourceError
 from scratch_slurm.domain.model import Generation
+from scratch_slurm.node.origins.interface import Supplier
+from scratch_slurm.node.rawio import BLOCK_BYTES, ColdReader
 from scratch_slurm.node.staging.chunks import Chunk, CopyHeader
 from scratch_slurm.node.staging.digests import ImageHash, PromisedChunks
 from scratch_slurm.node.staging.progress import CopyPhase, CopyProgress, Reporter
 from scratch_slurm.node.staging.ranges import PieceSize, Ranges, RateLimit
-from scratch_slurm.node.staging.rawio import BLOCK_BYTES, ColdReader
 from scratch_slurm.node.staging.staged import StagedFile
 
 _WRITE_ANEW = "the image or its manifest is damaged, or of another version: write both anew"
@@ -44,8 +44,6 @@ class CopyOptions:
     chunk_bytes: int = 64 << 20
     """What a killed copy does again at most, beside the ranges under way."""
     bandwidth_bytes_per_s: int | None = None
-    direct: bool = True
-    """Read the source with direct I/O where it can; else, and on FUSE, drop what a plain read brought in."""
 
     def __post_init__(self) -> None:
         if self.readers < 1 or self.range_bytes < BLOCK_BYTES or self.range_bytes % BLOCK_BYTES:
@@ -69,26 +67,24 @@ class CopyResult:
 
 
 def copy_image(
-    source: Path,
+    supplier: Supplier,
     staging: Path,
     *,
     expected: Generation,
-    promised: str | None,
     promised_chunks: bytes = b"",
     options: CopyOptions,
     report: Callable[[CopyProgress], None],
     now: Callable[[], float],
     sleep: Callable[[float], None] = time.sleep,
 ) -> CopyResult:
-    """Copy `source` to `staging` so that it can be published; resumes what an earlier try left there.
+    """Copy an image to `staging` so that it can be published; resumes what an earlier try left there.
 
     Verified against the manifest's digest; without one, what the disk holds is read again and compared with what
     was read from the source.
 
     Args:
-        source: the image; it may hang, and then so does this call.
-        expected: the generation to copy.
-        promised: its digest, from the manifest: BLAKE3 of the whole image in hexadecimal; None without one.
+        supplier: of the image; it may hang, and then so does this call. The caller closes it.
+        expected: the generation that it supplies.
         promised_chunks: the digests of its chunks of `options.chunk_bytes`, 32 bytes each; empty: none are promised.
             With them a chunk that is wrong is known at once, and only it is read again.
         staging: `<name>.part` in a directory that only the owner of this process may write in.
@@ -104,20 +100,20 @@ def copy_image(
         ConfigError: the cache's file system cannot reserve space.
     """
     began_at = now()
+    if expected.size_bytes < 1:
+        raise ImageError(f"{supplier.name}: the image is empty")
     with contextlib.ExitStack() as stack:
-        opened = _open_source(source, expected)
-        stack.callback(os.close, opened)
         chunks = PromisedChunks(promised_chunks, expected.size_bytes, options.chunk_bytes)
         header = CopyHeader(expected.id, expected.size_bytes, options.chunk_bytes)
         staged = stack.enter_context(StagedFile.open(staging, header))
         try:
             limit = RateLimit(options.bandwidth_bytes_per_s, now=now, sleep=sleep)
             reporter = Reporter(expected.size_bytes, report, now)
-            copy = _Copy(source, opened, staged, expected, chunks, options, reporter)
+            copy = _Copy(supplier, staged, expected, chunks, options, reporter)
             digest = copy.transfer(limit, PieceSize(now=now))
-            _check_unchanged(source, opened, expected)
+            supplier.check_unchanged()
             staged.sync()
-            copy.verify(digest, promised)
+            copy.verify(digest)
         except (ImageError, DiskError, NoSpaceError):
             staged.discard()
             raise
@@ -125,57 +121,19 @@ def copy_image(
     return CopyResult(digest, expected.size_bytes - resumed_bytes, resumed_bytes, now() - began_at)
 
 
-def _open_source(source: Path, expected: Generation) -> int:
-    try:
-        # O_NONBLOCK: a FIFO of that name must not hold us; it means nothing for a regular file.
-        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    except OSError as exc:
-        raise SourceError(f"{source}: cannot open: {exc.strerror}") from exc
-    try:
-        if expected.size_bytes < 1:
-            raise ImageError(f"{source}: the image is empty")
-        _check_generation(source, os.fstat(descriptor), expected, "is not the image that was listed")
-    except BaseException as exc:
-        os.close(descriptor)
-        if isinstance(exc, OSError):
-            raise SourceError(f"{source}: cannot stat: {exc.strerror}") from exc
-        raise
-    return descriptor
-
-
-def _check_unchanged(source: Path, opened: int, expected: Generation) -> None:
-    """Look at the file that was read, which shows a write, and at the name, which shows a replacement."""
-    try:
-        found = (os.fstat(opened), source.stat())
-    except OSError as exc:
-        raise SourceError(f"{source}: cannot stat: {exc.strerror}") from exc
-    for status in found:
-        _check_generation(source, status, expected, "changed while it was copied")
-
-
-def _check_generation(source: Path, status: os.stat_result, expected: Generation, otherwise: str) -> None:
-    found = (status.st_ino, status.st_size, status.st_mtime_ns)
-    if not expected.is_of(*found) or not stat.S_ISREG(status.st_mode):
-        wanted = (expected.inode or status.st_ino, expected.size_bytes, expected.mtime_ns)
-        names = ("inode", "size in bytes", "mtime in ns")
-        told = [f"{name} {b}, was {a}" for name, a, b in zip(names, wanted, found, strict=True) if a != b]
-        raise ImageError(f"{source}: {otherwise}: {', '.join(told) or 'not a regular file'}")
-
-
 class _Copy:
     """One copy under way, and its two passes over the image."""
 
     def __init__(
         self,
-        source: Path,
-        opened: int,
+        supplier: Supplier,
         staged: StagedFile,
         expected: Generation,
         promised_chunks: PromisedChunks,
         options: CopyOptions,
         report: Reporter,
     ) -> None:
-        self.source, self.opened, self.staged, self.expected = source, opened, staged, expected
+        self.supplier, self.staged, self.expected = supplier, staged, expected
         self.promised_chunks, self.options, self.report = promised_chunks, options, report
         self.kept = set(staged.found.chunks)
         """Chunks that are staged, as far as is known: those that were not read yet are believed by nobody."""
@@ -200,8 +158,7 @@ class _Copy:
         hasher = ImageHash(self.expected.size_bytes, self.options.chunk_bytes)
         descriptor, staged_reader = self.staged.reader()
         try:
-            source_reader = ColdReader(self.opened, direct=self.options.direct)
-            while not self._transfer_on(hasher, source_reader, staged_reader, limit, pieces):
+            while not self._transfer_on(hasher, staged_reader, limit, pieces):
                 self.report.go_back(hasher.done_bytes)
         finally:
             os.close(descriptor)
@@ -211,7 +168,6 @@ class _Copy:
     def _transfer_on(
         self,
         hasher: ImageHash,
-        source_reader: ColdReader,
         staged_reader: ColdReader,
         limit: RateLimit,
         pieces: PieceSize,
@@ -236,8 +192,8 @@ class _Copy:
                 with pieces.next(length - done) as piece_bytes:
                     limit.take(piece_bytes, lambda: ranges.stopped)
                     if ranges.stopped:  # by an error, which is the one to be raised, or to begin anew
-                        raise SourceError(f"{self.source}: the copy is given up")
-                    self._read_source(source_reader, view[done:], offset + done, piece_bytes)
+                        raise SourceError(f"{self.supplier.name}: the copy is given up")
+                    self._read_source(view[done:], offset + done, piece_bytes)
                 done += piece_bytes
                 self.report.add(piece_bytes)
 
@@ -283,20 +239,23 @@ class _Copy:
             if index not in self._read_again:
                 self._read_again.add(index)
                 return False
-            _check_unchanged(self.source, self.opened, self.expected)
+            self.supplier.check_unchanged()
+            cut = self.options.chunk_bytes
             raise DigestError(
-                f"{self.source}: BLAKE3 of {self.options.chunk_bytes} bytes from {index * self.options.chunk_bytes} is"
+                f"{self.supplier.name}: BLAKE3 of {cut} bytes from {index * cut} is"
                 f" {chunk.digest[:16]}..., the manifest's list of chunks says {promised[:16] if promised else ''}...",
                 hint=_WRITE_ANEW,
             )
         return True
 
-    def verify(self, digest: str, promised: str | None) -> None:
+    def verify(self, digest: str) -> None:
         """Compare with the manifest; without one, compare what the disk holds."""
+        promised = self.expected.content_id
         if promised is not None:
-            if digest != promised.lower():
+            if digest != promised:
                 raise DigestError(
-                    f"{self.source}: BLAKE3 is {digest[:16]}..., the manifest says {promised[:16]}...", hint=_WRITE_ANEW
+                    f"{self.supplier.name}: BLAKE3 is {digest[:16]}..., the manifest says {promised[:16]}...",
+                    hint=_WRITE_ANEW,
                 )
             return
         on_disk = self._hash_staged()
@@ -333,14 +292,11 @@ class _Copy:
     ) -> Ranges:
         return Ranges(fill, write, start, end, range_bytes=self.options.range_bytes, readers=self.options.readers)
 
-    def _read_source(self, reader: ColdReader, view: memoryview, offset: int, length: int) -> None:
-        try:
-            got = reader.read(view, offset, length)
-        except OSError as exc:
-            raise SourceError(f"{self.source}: cannot read {length} bytes at {offset}: {exc.strerror}") from exc
+    def _read_source(self, view: memoryview, offset: int, length: int) -> None:
+        got = self.supplier.read(view, offset, length)
         if got != length:
             raise ImageError(
-                f"{self.source}: changed while it was copied: ends at byte {offset + got},"
+                f"{self.supplier.name}: changed while it was copied: ends at byte {offset + got},"
                 f" was {self.expected.size_bytes}"
             )
 

@@ -15,8 +15,8 @@ from typing import Self
 from scratch_slurm.domain.errors import ConfigError, DiskError, NoSpaceError
 from scratch_slurm.domain.sizes import format_bytes
 from scratch_slurm.node.oswords import word_os_error
+from scratch_slurm.node.rawio import ColdReader, drop_written, reserve_blocks, start_writeback
 from scratch_slurm.node.staging.chunks import Chunk, CopyHeader, Journal, JournalContents, journal_path, read_journal
-from scratch_slurm.node.staging.rawio import ColdReader, drop_written, reserve_blocks, start_writeback
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RANGES_BEHIND = 8
