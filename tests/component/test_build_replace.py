@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import random
 import shutil
 import stat
 import subprocess
@@ -20,6 +21,7 @@ from scratch_slurm.build.publish import FormerImage, Manifest, Publication
 from scratch_slurm.cli.main import run
 from scratch_slurm.domain.errors import ImageError
 from scratch_slurm.node.origins.directory import DirectoryOrigin, parse_manifest
+from tests.kit.images import wait_until
 from tests.kit.tracing import run_killed_at, trace
 
 pytestmark = pytest.mark.skipif(shutil.which("mksquashfs") is None, reason="needs squashfs-tools")
@@ -153,9 +155,15 @@ def test_a_link_in_the_images_place_is_not_replaced(tmp_path, where) -> None:
     assert (where / "coco.squashfs").is_symlink()
 
 
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.stress)], ids=["some", "every"])
 @pytest.mark.parametrize("with_manifest", [True, False], ids=["manifest", "by-hand"])
-def test_killed_at_any_call_the_dataset_is_served_and_the_next_build_publishes(tmp_path, where, with_manifest) -> None:
-    """kill -9 at each system call that names, orders or removes something, one run for each."""
+def test_killed_at_any_call_the_dataset_is_served_and_the_next_build_publishes(
+    tmp_path: Path, where: Path, with_manifest: bool, every: bool
+) -> None:
+    """kill -9 at each system call that names, orders or removes something, one run for each.
+
+    In `make test` at those around each name that is given, and at a quarter of the others.
+    """
     assert build(tmp_path, where, OLD) == 0
     if not with_manifest:
         (where / "coco.json").unlink()
@@ -169,6 +177,7 @@ def test_killed_at_any_call_the_dataset_is_served_and_the_next_build_publishes(t
     first = next(place for place, line in enumerate(own) if ".coco." in line)
     points = [(call, nth) for call, nth, place in numbered(own) if place >= first]
     assert len(points) > 12
+    points = points if every else draw(points)
     ended = set()
     for call, nth in points:
         shutil.rmtree(where)
@@ -183,6 +192,15 @@ def test_killed_at_any_call_the_dataset_is_served_and_the_next_build_publishes(t
         assert build(tmp_path, where, NEW, "--replace") == 0
         assert served_digest(where) == digest_of(where) == new
     assert ended == ({(False, True), (True, True)} if with_manifest else {(False, False), (True, False), (True, True)})
+
+
+def draw(points: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Draw moments: the renames with what comes next, and a quarter of the others."""
+    renames = [place for place, (call, _) in enumerate(points) if call.startswith("rename")]
+    places = {*renames, *(place + 1 for place in renames)}
+    others = sorted(set(range(len(points))) - places)
+    places |= set(random.Random(1).sample(others, len(others) // 4))
+    return [points[place] for place in sorted(places)]
 
 
 def numbered(lines: list[str]) -> Iterator[tuple[str, int, int]]:
@@ -253,8 +271,9 @@ def test_a_builder_that_gives_names_keeps_others_waiting_and_a_dead_one_does_not
         fcntl.flock(holder, fcntl.LOCK_EX)
         before = digest_of(where)
         process = subprocess.Popen(command(make_tree(tmp_path, OLD), where), stderr=subprocess.PIPE)
+        wait_until(lambda: [*where.glob(".coco.*.building/image")], timeout_s=60)
         with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(5)
+            process.wait(1)
         assert digest_of(where) == before
     finally:
         os.close(holder)

@@ -62,7 +62,7 @@ def test_a_cache_that_hangs_on_writes_holds_up_neither_pins_nor_releases_nor_mou
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def test_a_cache_that_gives_no_answer_is_told_and_everything_else_goes_on(folder) -> None:
     real = folder / "disk"
-    daemon = RunningDaemon(folder, cache_dir=str(real))
+    daemon = RunningDaemon(folder, cache_dir=str(real), source_timeout="3")
     with daemon:
         versions = publish(daemon, "coco", "other")
         daemon.pin(1, "coco")

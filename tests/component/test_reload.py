@@ -69,8 +69,8 @@ def test_a_wrong_configuration_is_refused_whole_and_told_and_everything_goes_on(
 
 
 def test_a_copy_under_way_is_resumed_by_the_reloaded_daemon(folder) -> None:
-    with RunningDaemon(folder, copy={"bandwidth": "40 MB"}) as daemon:
-        big = make_version(daemon.source_dir, "big", 1, file_bytes=200_000_000)
+    with RunningDaemon(folder, copy={"bandwidth": "25 MB"}) as daemon:
+        big = make_version(daemon.source_dir, "big", 1, file_bytes=140_000_000)
         daemon.pin(1, "big")
         daemon.until(lambda: daemon.dataset("big").staged_bytes > 70_000_000, timeout_s=60)
         daemon.reload(daemon.config | {"copy": {"bandwidth": "0"}})

@@ -21,7 +21,7 @@ from tests.kit.world import CAPACITY_BYTES, RESERVE_BYTES, World
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
-SHORT_S = 15.0
+SHORT_S = 8.0
 
 
 @pytest.fixture(scope="module", autouse=True)
