@@ -1,4 +1,4 @@
-"""One round of the daemon's loop over many datasets: CPU and wall time, resident memory.
+"""One of the daemon's rounds over many datasets: CPU and wall time, resident memory.
 
 The daemon's own code runs: the reading of mounts, devices, counters, cache directory and ledger, the plan, the status.
 Only the kernel's files are written by the benchmark, for nodes with more loop devices than one would make here. A
@@ -11,7 +11,6 @@ import sys
 sys.path.insert(0, sys.path.pop(0).rpartition("/")[0])  # bench/copy.py is not the standard library's
 
 import asyncio
-import functools
 import json
 import os
 import random
@@ -31,11 +30,10 @@ from scratch_slurm.domain.names import device_tag
 from scratch_slurm.node.ledger.ledger import Ledger
 from scratch_slurm.node.staging.cache import Cache
 from scratch_slurm.service import observe, operations, status
-from scratch_slurm.service.former import Former
 from scratch_slurm.service.ledger_side import LedgerSide
-from scratch_slurm.service.loop import Loop
+from scratch_slurm.service.memory import Memory
+from scratch_slurm.service.rounds import Rounds
 from scratch_slurm.service.source import Source
-from scratch_slurm.service.supervise import Supervisor
 from scratch_slurm.service.worker_hands import WorkerHands
 from scratch_slurm.service.workers import Workers
 
@@ -44,6 +42,16 @@ TARGET_DATASETS, TARGET_CPU_MS, TARGET_MIB = 1000, 20.0, 60.0
 PINS = 20
 # No device of this machine has such a number, and the one worker process reads the cache: nothing real is touched.
 FIRST_DEVICE = 1_000_000
+
+
+class Clock:
+    """The monotonic clock, which may stand for a while."""
+
+    def __init__(self) -> None:
+        self.stands_at: float | None = None
+
+    def __call__(self) -> float:
+        return time.monotonic() if self.stands_at is None else self.stands_at
 
 
 class TagReaders(Workers):
@@ -98,7 +106,7 @@ class FakeNode:
 
     def _make_image(self, rng: random.Random, number: int) -> SourceImage:
         size_bytes = round(min(2**41, max(2**28, rng.lognormvariate(24.5, 1.3))))
-        generation = Generation(inode=1000 + number, size_bytes=size_bytes, mtime_ns=1_700_000_000_000_000_000 + number)
+        generation = Generation(f"{1000 + number:016x}", size_bytes)
         path = f"{self.root}/source/dataset-{number:04}.squashfs"
         return SourceImage(f"dataset-{number:04}", path, generation, "squashfs")
 
@@ -150,35 +158,35 @@ async def _run_rounds(node: FakeNode, config, ledger: Ledger, rounds: int) -> co
     for image in node.images:
         name = Path(image.path).name
         source.take(operations.Scanned(name, there=True, stamp=image.generation.id, image=image))
+    clock = Clock()
     hands = WorkerHands(config, workers, kernel=node.kernel)
-    loop = Loop(config, LedgerSide(ledger), hands, Former(config, workers), source, Supervisor())
+    daemon = Rounds(config, hands, LedgerSide(ledger), lambda: source.catalog, Memory(), monotonic=clock)
     node.go_on(1)
-    await loop._run_round()
+    await daemon.run_once()
     await asyncio.sleep(0.1)  # the devices are identified
     # As if the window were full: its samples are in the memory and in the sums.
-    clock, step_s = time.monotonic, config.period_s / 60
+    step_s = config.period_s / 60
     began = clock() - 62 * step_s
     for step in range(62):
         node.go_on(step_s)
-        time.monotonic = functools.partial(float, began + step * step_s)
-        loop._observe(await loop._read_node())
-    time.monotonic = clock
+        clock.stands_at = began + step * step_s
+        daemon.observe(await daemon.look())
+    clock.stands_at = None
     round_ms: list[tuple[float, float]] = []
     worker_began_s = workers.cpu_s()
     status_ms: list[tuple[float, float]] = []
     for _ in range(rounds):
         node.go_on(1)
         begun = time.perf_counter(), time.process_time()
-        await loop._run_round()
+        await daemon.run_once()
         round_ms.append(_since(begun))
         begun = time.perf_counter(), time.process_time()
-        view = status.view(loop)
-        assert view is not None
+        assert daemon.snapshot is not None
+        view = status.StatusView(config, daemon.memory, daemon.snapshot, monotonic=clock())
         body = msgspec.json.encode([view.dataset(name) for name in view.names()])
         status_ms.append(_since(begun))
-        assert loop.snapshot is not None
-        if loop.problem or loop.snapshot.plan.actions:
-            raise RuntimeError(f"the round was not to act: {loop.problem} {loop.snapshot.plan.actions[:1]}")
+        if daemon.problem or daemon.snapshot.plan.actions:
+            raise RuntimeError(f"the round was not to act: {daemon.problem} {daemon.snapshot.plan.actions[:1]}")
     worker_ms = 1000 * (workers.cpu_s() - worker_began_s) / rounds
     await workers.close(patience_s=1.0)
     return {

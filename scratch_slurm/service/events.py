@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from scratch_slurm.domain.model import Permissions
 
+MountKey = tuple[str, int, str]
+"""(dataset, mount id, device)"""
+
 
 @dataclass(frozen=True)
 class Hangs:
@@ -38,4 +41,12 @@ class Gate:
     permissions: Permissions
 
 
-Event = Hangs | Answers | Progress | Gate
+@dataclass(frozen=True)
+class CutOff:
+    """A mount whose backing can never answer again; what is in memory of it looks well."""
+
+    key: MountKey
+    why: str
+
+
+Event = Hangs | Answers | Progress | Gate | CutOff

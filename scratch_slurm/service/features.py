@@ -1,4 +1,4 @@
-"""Keep Slurm's features of this node in step with the cache. Beside the loop: never holds a round up."""
+"""Keep Slurm's features of this node in step with the cache. Beside the rounds: never holds a round up."""
 
 import asyncio
 import contextlib
@@ -13,8 +13,8 @@ from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import SlurmError
 from scratch_slurm.domain.features import feature_name, is_extra_ours, plan_features
 from scratch_slurm.domain.model import Backing
-from scratch_slurm.service.loop import Loop
 from scratch_slurm.service.nodename import NodeName
+from scratch_slurm.service.rounds import Rounds
 from scratch_slurm.service.slurm_calls import SlurmCalls
 
 log = logging.getLogger(__name__)
@@ -41,12 +41,12 @@ class FeatureTeller:
     """
 
     def __init__(
-        self, config: Config, calls: SlurmCalls, loop: Loop, name: NodeName, *, retry_s: float = _FIRST_RETRY_S
+        self, config: Config, calls: SlurmCalls, rounds: Rounds, name: NodeName, *, retry_s: float = _FIRST_RETRY_S
     ) -> None:
         self._config = config
         self._name = name
         self._calls = calls
-        self._loop = loop
+        self._rounds = rounds
         self._retry_s = retry_s
         self._gather_s = min(GATHER_S, config.reconcile_interval_s)
         self._spacing_s = min(SPACING_S, config.reconcile_interval_s)
@@ -71,12 +71,12 @@ class FeatureTeller:
     async def _until_due(self) -> None:
         while (pause_s := self._due_at() - time.monotonic()) > 0:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._loop.wait_for_change(), pause_s)
+                await asyncio.wait_for(self._rounds.wait_for_change(), pause_s)
 
     def _due_at(self) -> float:
         """When to ask Slurm next, by what the latest round saw; monotonic seconds."""
         now = time.monotonic()
-        if self._loop.snapshot is None:
+        if self._rounds.snapshot is None:
             return now + self._config.interval_s
         due_at = self._check_at
         if self._is_quiet:
@@ -98,16 +98,16 @@ class FeatureTeller:
         Args:
             is_told: whether a dataset is told already: it stays so until it is known who may read it.
         """
-        if self._loop.snapshot is None:
+        if self._rounds.snapshot is None:
             return frozenset()
-        seen, readers = self._loop.snapshot.seen, self._loop.memory.readers
+        seen, readers = self._rounds.snapshot.seen, self._rounds.memory.readers
         served = {name for name, mounted in seen.mounted.items() if mounted.backing is Backing.CACHE} - seen.leaving
         if self._config.private_features:
             return frozenset(served)
         return frozenset(name for name in served if (is_public(readers[name]) if name in readers else is_told(name)))
 
     def _job_pins(self) -> frozenset[str]:
-        pins = self._loop.snapshot.seen.pins if self._loop.snapshot else ()
+        pins = self._rounds.snapshot.seen.pins if self._rounds.snapshot else ()
         return frozenset(pin.holder for pin in pins if pin.job_id is not None)
 
     async def _tell(self) -> None:

@@ -18,6 +18,7 @@ from scratch_slurm.domain.names import DATASET_NAME, parse_cached_file_name, par
 from scratch_slurm.node.kernel.loopsysfs import read_backings
 from scratch_slurm.node.kernel.mountinfo import read_stacks
 from scratch_slurm.service import operations as op
+from scratch_slurm.service.hands import LedgerAccess
 from scratch_slurm.service.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,15 @@ class Former:
             if await asyncio.to_thread(_leave_cache, Path(directory)):
                 self._cache_dirs.remove(directory)
         self._save()
+
+    async def run(self, ledger: LedgerAccess) -> None:
+        """Leave them for ever; ends only when cancelled."""
+        while True:
+            try:
+                await self.leave({(pin.holder, pin.dataset) for pin in await ledger.pins()})
+            except ScratchError as exc:
+                log.warning("cannot leave former directories problem=%r", str(exc))
+            await asyncio.sleep(self._config.interval_s)
 
     async def _leave_mounts(self, directory: str, pinned: Collection[str]) -> bool:
         """Returns: whether nothing of ours is left."""

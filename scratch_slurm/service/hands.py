@@ -68,8 +68,8 @@ class Hands(Protocol):
         Args:
             backing_path: its file in the source, or a copy.
             despite: what is mounted stays if anybody else than these pins the dataset by then; None: it is replaced.
-        Raises: DeniedError: people would get in who may not read the image, or its file was changed. PinnedError.
-            ImageError: it cannot be mounted, or is not readable.
+        Raises: DeniedError: people would get in who may not read the image. PinnedError. ImageError: the file in the
+            source is another one now, or it cannot be mounted. DiskError: the copy cannot be read.
         """
 
     async def switch(self, dataset: str, device: str, backing_path: str, expected: Generation | None) -> None:
@@ -77,7 +77,7 @@ class Hands(Protocol):
 
         Args:
             expected: what the file must be; None: a cached copy, which never changes.
-        Raises: RetargetError: the kernel refuses. SourceError: the file is another one.
+        Raises: RetargetError: the kernel refuses. ImageError: the source has another one. DiskError: no copy.
         """
 
     async def uncover(self, dataset: str, device: str, *, despite: Despite) -> None:
@@ -96,7 +96,8 @@ class Hands(Protocol):
     async def copy(self, image: SourceImage, cache_dir: str) -> None:
         """Copy an image into a cache's staging directory, whole and verified; goes on where an earlier copy ended.
 
-        Raises: DigestError: it is not what its manifest tells of. SourceError, NoSpaceError, DiskError.
+        Raises: ImageError: the file is another one now. DigestError: it is not what its manifest tells of. SourceError,
+            NoSpaceError, DiskError.
         """
 
     async def publish(self, dataset: str, generation_id: str, cache_dir: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import DeviceError
 from scratch_slurm.node.kernel import diskstats, fuse, loopsysfs, mountinfo
-from scratch_slurm.service.memory import Memory, MountKey
+from scratch_slurm.service.events import CutOff, MountKey
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,15 @@ class SourceAbort:
     """Watches the devices that read the source, and ends the FUSE connection below one that stalls.
 
     Args:
+        tell: called with each mount that was cut off.
         abort: ends a connection.
     """
 
-    def __init__(self, config: Config, memory: Memory, *, abort: Callable[[int], None] = fuse.abort) -> None:
+    def __init__(
+        self, config: Config, tell: Callable[[CutOff], None], *, abort: Callable[[int], None] = fuse.abort
+    ) -> None:
         self._config = config
-        self._memory = memory
+        self._tell = tell
         self._abort = abort
         self._stalls = Stalls(config.source_abort_s)
         self._told: set[str] = set()
@@ -65,7 +68,7 @@ class SourceAbort:
         while True:
             try:
                 for key in await asyncio.to_thread(self.look):
-                    self._memory.cut_off[key] = "its source gave no answer, and its connection was ended"
+                    self._tell(CutOff(key, "its source gave no answer, and its connection was ended"))
             except DeviceError as exc:
                 log.warning("cannot watch the source problem=%r", exc.message)
             await asyncio.sleep(max(0.2, self._config.source_abort_s / 4))

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import DiskError, ImageError, ScratchError
 from scratch_slurm.domain.model import Backing
+from scratch_slurm.service.events import MountKey
 from scratch_slurm.service.hands import Hands
-from scratch_slurm.service.memory import Memory, MountKey
+from scratch_slurm.service.memory import Memory
 from scratch_slurm.service.observe import SeenMount
 
 log = logging.getLogger(__name__)

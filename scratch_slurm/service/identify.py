@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 from scratch_slurm.domain.errors import ScratchError
+from scratch_slurm.service.events import MountKey
 from scratch_slurm.service.hands import Hands
-from scratch_slurm.service.memory import Memory, MountKey
+from scratch_slurm.service.memory import Memory
 from scratch_slurm.service.observe import SeenMount
 
 log = logging.getLogger(__name__)
@@ -18,9 +19,12 @@ _TRIES = 2
 class Identifier:
     """Reads tags into `memory.generations`, and root directories into `memory.roots`."""
 
-    def __init__(self, memory: Memory, hands: Hands) -> None:
+    def __init__(
+        self, memory: Memory, hands: Hands, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
         self._memory = memory
         self._hands = hands
+        self._sleep = sleep
         self._failed: dict[MountKey, int] = {}
         """How often a tag could not be read."""
         self._covered: set[MountKey] = set()
@@ -60,7 +64,7 @@ class Identifier:
         except ScratchError as exc:
             log.warning("cannot identify dataset=%s device=%s problem=%r", dataset, device, str(exc))
             self._failed[key] = self._failed.get(key, 0) + 1
-            await asyncio.sleep(_AGAIN_S)
+            await self._sleep(_AGAIN_S)
 
 
 def _keys(mounts: Iterable[SeenMount]) -> Iterator[MountKey]:

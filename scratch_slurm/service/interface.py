@@ -32,11 +32,12 @@ from scratch_slurm.domain.messages import (
 from scratch_slurm.domain.names import MAX_DATASETS_PER_JOB, parse_dataset_name
 from scratch_slurm.service import status
 from scratch_slurm.service.door import Door, Limits, Make
-from scratch_slurm.service.hands import Hands
 from scratch_slurm.service.http import RefusedError, Request
-from scratch_slurm.service.loop import Loop
 from scratch_slurm.service.paced import Paced
+from scratch_slurm.service.parts import Parts
 from scratch_slurm.service.people import People
+from scratch_slurm.service.plans import what_if
+from scratch_slurm.service.requests import evict, release_early
 from scratch_slurm.service.slurm_side import SlurmSide
 
 _WAIT_LIMIT_S = 60.0
@@ -61,12 +62,13 @@ _Answer = Callable[[Request, Person], Coroutine[None, None, Make]]
 class Interface:
     """The requests that the daemon answers; `domain.messages` tells their shapes."""
 
-    def __init__(self, loop: Loop, slurm: SlurmSide, hands: Hands) -> None:
-        self._loop = loop
+    def __init__(self, parts: Parts, slurm: SlurmSide) -> None:
+        self._parts = parts
+        self._rounds = parts.rounds
         self._slurm = slurm
-        self._strangers_round = Paced(loop.after_next_round, _STRANGERS_PAUSE_S)
-        # Not the loop's own: however many callers come, the groups of users with pins stay known.
-        self._callers = People(hands, on_news=self._strangers_round.ask, most=_CALLERS_KNOWN)
+        self._strangers_round = Paced(parts.rounds.after_next_round, _STRANGERS_PAUSE_S)
+        # Not those of the rounds: however many callers come, the groups of users with pins stay known.
+        self._callers = People(parts.hands, on_news=self._strangers_round.ask, most=_CALLERS_KNOWN)
         self._releasing = asyncio.Semaphore()
         self._routes: dict[str, tuple[str, _Answer]] = {
             "/v1/status": ("GET", self._status),
@@ -113,7 +115,7 @@ class Interface:
 
     async def _status(self, request: Request, caller: Person) -> Make:
         judge = self._audience(caller).judge
-        return lambda: status.node_status(self._loop, os.getpid(), judge, slurm=self._slurm)
+        return lambda: status.node_status(self._parts, os.getpid(), judge, slurm=self._slurm)
 
     async def _wait(self, request: Request, caller: Person) -> Make:
         asked = _body(request, WaitRequest)
@@ -129,7 +131,7 @@ class Interface:
         await self._see_round(caller)
         deadline = began + min(max(0.0, asked.timeout_s), _WAIT_LIMIT_S)
         while True:
-            view = status.view(self._loop)
+            view = status.view(self._parts)
             permitted = [name for name in names if view and view.permits(name, judge)]
             untold = not audience.problem() and any(view.awaits_verdict(name, judge) for name in names if view)
             settled = view is not None and not untold and all(view.is_settled(name, permitted) for name in permitted)
@@ -138,36 +140,36 @@ class Interface:
             until = max(deadline, began + _MOUNT_PATIENCE_S) if changing else deadline
             if (settled and not changing) or now >= until:
                 break
-            await _within(self._loop.wait_for_change(), until - now)
-        view = status.view(self._loop)
+            await _within(self._rounds.wait_for_change(), until - now)
+        view = status.view(self._parts)
         found = tuple(_explain(view, name, audience) for name in names) if view else ()
         return lambda: WaitAnswer(found, settled)
 
     def _audience(self, caller: Person, asked_uid: int | None = None) -> "_Audience":
         """Find out for whom an answer is, and what may be told: root may ask for somebody else."""
         if caller.uid == ROOT and asked_uid is not None:
-            return _Audience.known_by_name(asked_uid, self._loop.people)
+            return _Audience.known_by_name(asked_uid, self._rounds.people)
         if caller.gids is None:
             return _Audience.known_by_name(caller.uid, self._callers)
         return _Audience(caller.uid, partial(may_read, caller), lambda: "")
 
     async def _see_round(self, caller: Person) -> None:
         """Return when a round that began after this call has ended; strangers share theirs."""
-        await (self._loop.after_next_round() if caller.uid == ROOT else self._strangers_round.done())
+        await (self._rounds.after_next_round() if caller.uid == ROOT else self._strangers_round.done())
 
     async def _look_for_new(self, names: list[str], uid: int) -> None:
         """Look for datasets that are newer than the latest listing; only for root, as it costs the slow storage."""
-        known = self._loop.source.catalog
+        known = self._parts.source.catalog
         new = [name for name in names if name not in known.images and name not in known.skipped]
         if new and uid == ROOT:
-            await _within(self._loop.source.look(new), _LOOK_PATIENCE_S)
+            await _within(self._parts.source.look(new), _LOOK_PATIENCE_S)
 
     async def _evict(self, request: Request, caller: Person) -> Make:
         if caller.uid != ROOT:
             raise DeniedError(f"evict: only root may, you are uid {caller.uid}")
         asked = _body(request, EvictRequest)
-        # Whether or not the caller waits for its end: what the loop keeps in mind of it comes then.
-        evicting = asyncio.create_task(self._loop.evict(parse_dataset_name(asked.dataset)))
+        # Whether or not the caller waits for its end: what is kept in mind of it comes then.
+        evicting = asyncio.create_task(evict(self._rounds, parse_dataset_name(asked.dataset)))
         evicting.add_done_callback(lambda done: done.cancelled() or done.exception())
         freed_bytes = await asyncio.shield(evicting)
         return lambda: EvictAnswer(freed_bytes)
@@ -180,8 +182,11 @@ class Interface:
         await self._see_round(caller)
 
         def make() -> PlanAnswer:
-            readers = self._loop.memory.readers
-            return self._loop.what_if(asked, is_told=lambda name: may_see(readers.get(name)))
+            memory = self._rounds.memory
+            return what_if(
+                self._parts.config, self._rounds.latest().seen, memory.counters, asked,
+                now=time.monotonic(), is_told=lambda name: may_see(memory.readers.get(name)),
+            )  # fmt: skip
 
         return make
 
@@ -193,7 +198,9 @@ class Interface:
         names = [parse_dataset_name(name) for name in asked.datasets]
         # One at a time: the ledger has one thread, and the rounds need it too.
         async with self._releasing:
-            released = await self._loop.release_early(asked.job_id, names or None, caller.uid)
+            released = await release_early(
+                self._parts.config, self._parts.ledger, asked.job_id, names or None, caller.uid
+            )
         await _within(self._see_round(caller), _LOOK_PATIENCE_S)
         return lambda: ReleaseAnswer(released)
 

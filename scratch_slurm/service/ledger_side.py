@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class LedgerSide:
-    """Pins and events for the loop. Where the ledger cannot be used, the pins are those that were read last.
+    """Pins and events for the rounds. Where the ledger cannot be used, the pins are those that were read last.
 
     Args:
         ledger: opened later: what it cannot do now it may do at the next call.

@@ -8,11 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import filelock
 import msgspec
@@ -27,29 +24,16 @@ from scratch_slurm.domain.errors import (
     PinnedError,
     ScratchError,
 )
-from scratch_slurm.domain.sizes import format_bytes
 from scratch_slurm.node.configfile import load_config
 from scratch_slurm.node.hookconfig import save_hook_config
-from scratch_slurm.node.kernel import mountinfo, mounts
-from scratch_slurm.node.ledger.ledger import Ledger, read_boot_id
+from scratch_slurm.node.kernel import mounts
 from scratch_slurm.node.oswords import word_os_error
-from scratch_slurm.service.calls import start_executor
-from scratch_slurm.service.children import children_of_this_process, reap, watch_children
-from scratch_slurm.service.former import Former
-from scratch_slurm.service.interface import Interface
-from scratch_slurm.service.ledger_side import LedgerSide
 from scratch_slurm.service.logs import complain, set_up_logging
-from scratch_slurm.service.loop import Loop
-from scratch_slurm.service.notify import keep_watchdog, notify, notify_reloading, system_is_stopping, watchdog_s
-from scratch_slurm.service.ready import until_ready
-from scratch_slurm.service.run_dir import keep_run_dir, make_run_dir, refuse_shared
+from scratch_slurm.service.notify import system_is_stopping
+from scratch_slurm.service.run_dir import make_run_dir, refuse_shared
+from scratch_slurm.service.serve import serve
 from scratch_slurm.service.slurm_calls import take_features_back
-from scratch_slurm.service.slurm_side import SlurmSide
-from scratch_slurm.service.source import Source
-from scratch_slurm.service.supervise import Supervisor
 from scratch_slurm.service.unmount import unmount_all
-from scratch_slurm.service.worker_hands import WorkerHands
-from scratch_slurm.service.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             else:
                 _close_mount_points(config)
                 _prepare_hooks(options)
-                again = asyncio.run(_serve(config, lambda: _check_again(options), lambda: _prepare_hooks(options)))
+                again = asyncio.run(serve(config, lambda: _check_again(options), lambda: _prepare_hooks(options)))
         if again:
             _begin_again()
     except ScratchError as exc:
@@ -253,121 +237,6 @@ def _await_hooks(config: Config) -> None:
             pass
     except (filelock.Timeout, OSError) as exc:
         log.warning("a prolog is mounting still, or that cannot be told problem=%r", str(exc))
-
-
-async def _serve(config: Config, check_again: Callable[[], None], prepare_hooks: Callable[[], None]) -> bool:
-    """Serve until told to end.
-
-    Args:
-        check_again: raises ScratchError where a reload would fail.
-        prepare_hooks: writes what hooks find in run_dir.
-    Returns: whether to begin again, with the configuration as it is now.
-    """
-    inherited = children_of_this_process()
-    watch_children()
-    # For the threads, which keep it so: signals are the main thread's.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-    asyncio.get_running_loop().set_default_executor(start_executor(_THREADS))
-    log.info("starting version=%s node=%s source_dir=%s", __version__, config.node_name, config.source_dir)
-    if not mountinfo.same_mount_namespace_as_init():
-        log.warning("this daemon has a mount namespace of its own: jobs elsewhere on this node do not see its mounts")
-    ledger = Ledger(config.ledger_path, boot_id=read_boot_id(), now=time.time, later=True)
-    workers = Workers()
-    source = Source(config.source_dir, workers, silence_s=config.source_timeout_s, owners=config.source_owners)
-    supervisor = Supervisor()
-    former = Former(config, workers)
-    hands = WorkerHands(config, workers, former_caches=lambda: former.cache_dirs)
-    loop = Loop(config, LedgerSide(ledger), hands, former, source, supervisor)
-    slurm = SlurmSide(config, loop, ledger, supervisor)
-    interface = Interface(loop, slurm, hands)
-    ended = asyncio.Event()
-    for number in _ENDING:
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
-    hangups: asyncio.Queue[None] = asyncio.Queue()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangups.put_nowait, None)
-    end = asyncio.create_task(ended.wait())
-    rounds = asyncio.create_task(loop.run())
-    reload = asyncio.create_task(_await_reload(hangups, check_again))
-    beside = [asyncio.create_task(supervisor.keep("the reaping of processes", partial(reap, inherited)))]
-    every_s = watchdog_s(os.environ)
-    if every_s is not None:
-        beside.append(
-            asyncio.create_task(
-                supervisor.keep("the word to the watchdog", partial(keep_watchdog, every_s, loop.stalled))
-            )
-        )
-
-    def restore() -> None:
-        interface.start(config.socket_path, config.root_socket_path)
-        prepare_hooks()
-
-    beside.append(
-        asyncio.create_task(
-            supervisor.keep("the watch over run_dir", partial(keep_run_dir, config, interface.is_heard, restore))
-        )
-    )
-    again = False
-    try:
-        interface.start(config.socket_path, config.root_socket_path)
-        await _first(loop.after_next_round(), end, rounds)
-        log.info("serving socket=%s capacity=%s", config.socket_path, _capacity(loop))
-        slurm.start()
-        await _first(until_ready(loop), end, rounds, reload)
-        notify("READY=1")
-        await asyncio.wait([end, rounds, reload], return_when=asyncio.FIRST_COMPLETED)
-        if rounds.done():
-            rounds.result()
-        again = reload.done() and not end.done()
-    finally:
-        if again:
-            notify_reloading()
-        else:
-            notify("STOPPING=1")
-        for task in (reload, *beside):
-            task.cancel()
-        await slurm.stop()
-        rounds.cancel()
-        await asyncio.wait([rounds], timeout=2 * _LAST_WORDS_S)
-        await interface.stop()
-        await workers.close(patience_s=_LAST_WORDS_S)
-        ledger.close()
-        again = again and not await _is_told_to_end(ended)
-        log.info("ended%s; all mounts go on serving", ", to begin again" if again else "")
-    return again
-
-
-async def _is_told_to_end(ended: asyncio.Event) -> bool:
-    """Whether a signal to end came during a reload; one that comes from now on waits for the next begin."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-    # What was caught just before is told by the loop's next turns.
-    for _ in range(3):
-        await asyncio.sleep(0)
-    return ended.is_set()
-
-
-async def _await_reload(hangups: "asyncio.Queue[None]", check_again: Callable[[], None]) -> None:
-    """Return when a reload was asked for that will go well; one that would not is refused, and nothing changes."""
-    while True:
-        await hangups.get()
-        try:
-            await asyncio.to_thread(check_again)
-            return
-        except ScratchError as exc:
-            log.error("reload refused: everything stays as it is problem=%r", str(exc))
-        except Exception:
-            log.exception("reload refused: everything stays as it is")
-
-
-async def _first(work: Coroutine[Any, Any, object], *others: asyncio.Future[Any]) -> None:
-    """Wait until the work, or one of the others, is done; the work does not outlast this call."""
-    task = asyncio.ensure_future(work)
-    await asyncio.wait([task, *others], return_when=asyncio.FIRST_COMPLETED)
-    task.cancel()
-
-
-def _capacity(loop: Loop) -> str:
-    return format_bytes(loop.snapshot.seen.space.capacity_bytes) if loop.snapshot else "unknown"
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ from scratch_slurm.domain.actions import Action, ActionKind
 from scratch_slurm.domain.dataset import Failure
 from scratch_slurm.domain.model import MountedImage, Permissions, SourceImage
 from scratch_slurm.domain.throughput import ReadCounter
-
-MountKey = tuple[str, int, str]
-"""(dataset, mount id, device)"""
+from scratch_slurm.service.events import MountKey
 
 _FIRST_RETRY_S = 5.0
 _LAST_RETRY_S = 600.0
@@ -44,7 +42,7 @@ class Copy:
 
 @dataclass
 class Memory:
-    """State of the loop. Everything in it is found again, or begun anew, by the next daemon."""
+    """State of the rounds. Everything in it is found again, or begun anew, by the next daemon."""
 
     started_at: float = field(default_factory=time.time)
     running: dict[str, Action] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Who is who: the groups of users, asked of the name service in a worker process and never waited for by the loop."""
+"""Who is who: the groups of users, asked of the name service in a worker process and never waited for by the rounds."""
 
 import asyncio
 import logging

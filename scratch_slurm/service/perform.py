@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable, Iterable
 
 from scratch_slurm.domain import actions
 from scratch_slurm.domain.access import too_open
@@ -16,6 +17,7 @@ from scratch_slurm.domain.errors import (
     ScratchError,
     SourceError,
 )
+from scratch_slurm.domain.model import Pin
 from scratch_slurm.service.hands import Hands, LedgerAccess
 from scratch_slurm.service.memory import Memory
 from scratch_slurm.service.turns import Turns
@@ -26,10 +28,19 @@ log = logging.getLogger(__name__)
 class Performer:
     """Carries out one action at a time for each dataset; the rounds see to that."""
 
-    def __init__(self, config: Config, memory: Memory, ledger: LedgerAccess, hands: Hands) -> None:
+    def __init__(
+        self,
+        config: Config,
+        memory: Memory,
+        ledger: LedgerAccess,
+        hands: Hands,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._memory = memory
         self._ledger = ledger
         self._hands = hands
+        self._monotonic = monotonic
         self._cache_dir = str(config.cache_dir)
         self._turns = Turns(config.copies)
 
@@ -55,6 +66,19 @@ class Performer:
                 staged = action.staged
                 await self._hands.drop(staged.dataset, staged.generation_id, self._cache_dir)
                 await self._record("dropped", action.dataset, action.reason)
+
+    async def take_back(self, pins: Iterable[Pin]) -> None:
+        """Take pins back whose users may not read the dataset."""
+        for pin in pins:
+            permissions = self._memory.readers.get(pin.dataset)
+            detail = f"uid={pin.uid} may not read the image: {permissions}"
+            try:
+                taken = await self._ledger.release(pin.holder, [pin.dataset], event="refused", detail=detail)
+            except ScratchError as exc:
+                log.warning("cannot take back pins problem=%r", str(exc))  # they do not count all the same
+                return
+            if taken:
+                log.warning("refused dataset=%s holder=%s reason=%r", pin.dataset, pin.holder, detail)
 
     async def _record(self, event: str, dataset: str, reason: str, **numbers: int) -> None:
         figures = "".join(f" {name}={number}" for name, number in numbers.items())
@@ -106,10 +130,10 @@ class Performer:
     async def _stage(self, action: actions.Stage) -> None:
         image, copy = action.image, self._memory.copies[action.dataset]
         async with self._turns.take(preheat=action.preheat):
-            copy.started_at = time.monotonic()
+            copy.started_at = self._monotonic()
             log.info("staging dataset=%s bytes=%d reason=%r", image.dataset, image.size_bytes, action.reason)
             await self._hands.copy(image, self._cache_dir)
-        elapsed_s = time.monotonic() - copy.started_at
+        elapsed_s = self._monotonic() - copy.started_at
         await self._hands.publish(image.dataset, image.generation.id, self._cache_dir)
         await self._record(
             "staged", image.dataset, action.reason, bytes=image.size_bytes, milliseconds=round(elapsed_s * 1000)

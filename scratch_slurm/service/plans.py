@@ -1,11 +1,44 @@
 """A plan as the interface tells it. Pure."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 
+from scratch_slurm.domain import planner
 from scratch_slurm.domain.actions import Action, Evict
-from scratch_slurm.domain.messages import ActionAnswer, PlanAnswer, VerdictAnswer
+from scratch_slurm.domain.config import Config, resolve_size
+from scratch_slurm.domain.messages import ActionAnswer, PlanAnswer, PlanRequest, VerdictAnswer
 from scratch_slurm.domain.observation import Observation
 from scratch_slurm.domain.planner import Plan
+from scratch_slurm.domain.throughput import ReadCounter, reading_rates
+
+
+def what_if(
+    config: Config,
+    seen: Observation,
+    counters: Mapping[str, ReadCounter],
+    asked: PlanRequest,
+    *,
+    now: float,
+    is_told: Callable[[str], object],
+) -> PlanAnswer:
+    """Plan with other figures, from an observation; nothing is done.
+
+    Args:
+        now: monotonic seconds.
+        is_told: whether the reader may be told of a dataset.
+    Raises: UsageError: a figure is not valid.
+    """
+    period_s, space = asked.period_s or config.period_s, seen.space
+    if asked.capacity:
+        capacity_bytes = resolve_size(asked.capacity, whole_bytes=space.whole_bytes)
+        space = dataclasses.replace(space, capacity_bytes=capacity_bytes)
+    seen = dataclasses.replace(
+        seen,
+        space=space,
+        bytes_per_s=reading_rates(counters, now, period_s),
+        horizon_s=asked.horizon_s or seen.horizon_s,
+    )
+    return answer_plan(seen, planner.plan(seen), period_s, is_told)
 
 
 def answer_plan(seen: Observation, plan: Plan, period_s: float, is_told: Callable[[str], object]) -> PlanAnswer:

@@ -11,8 +11,8 @@ from scratch_slurm.domain.errors import LedgerError, SlurmError
 from scratch_slurm.domain.jobs import Presence
 from scratch_slurm.domain.model import Pin, job_holder
 from scratch_slurm.node.ledger.ledger import Ledger
-from scratch_slurm.service.loop import Loop
 from scratch_slurm.service.nodename import NodeName
+from scratch_slurm.service.rounds import Rounds
 from scratch_slurm.service.slurm_calls import SlurmCalls
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class PinJudge:
         self,
         config: Config,
         calls: SlurmCalls,
-        loop: Loop,
+        rounds: Rounds,
         ledger: Ledger,
         name: NodeName,
         monotonic: Callable[[], float] = time.monotonic,
@@ -39,7 +39,7 @@ class PinJudge:
         self._name = name
         self._monotonic = monotonic
         self._calls = calls
-        self._loop = loop
+        self._rounds = rounds
         self._ledger = ledger
         self._asked_at: dict[int, float] = {}
         """Job id -> when it was asked about last; monotonic seconds."""
@@ -84,4 +84,4 @@ class PinJudge:
         for dataset in self._ledger.release(holder):
             self._ledger.record("released-gone", dataset=dataset, holder=holder, detail="Slurm: the job is gone")
             log.info("released-gone dataset=%s job=%d reason=%r", dataset, job_id, "Slurm: the job is gone")
-        self._loop.nudge()
+        self._rounds.nudge()

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import time
 
-from scratch_slurm.service.loop import Loop
+from scratch_slurm.service.rounds import Rounds
+from scratch_slurm.service.source import Source
 
 log = logging.getLogger(__name__)
 
@@ -12,7 +13,7 @@ LONGEST_S = 120.0
 """The service manager starts slurmd after us, and gives us a little more (TimeoutStartSec in the unit)."""
 
 
-async def until_ready(loop: Loop, *, limit_s: float = LONGEST_S) -> None:
+async def until_ready(rounds: Rounds, source: Source, *, limit_s: float = LONGEST_S) -> None:
     """Return when the source has told what it holds, or that it cannot, and each of its images was tried once.
 
     What hangs or fails holds nobody up longer than its own time limit, and all of it no longer than `limit_s` seconds.
@@ -20,11 +21,11 @@ async def until_ready(loop: Loop, *, limit_s: float = LONGEST_S) -> None:
     began = time.monotonic()
     try:
         async with asyncio.timeout(limit_s):
-            await loop.source.has_told.wait()
-            await loop.after_next_round()
-            while not loop.has_mounted_all():
-                await loop.wait_for_change()
+            await source.has_told.wait()
+            await rounds.after_next_round()
+            while not rounds.has_mounted_all():
+                await rounds.wait_for_change()
     except TimeoutError:
         log.warning("ready although not all is mounted reason=%r", f"jobs cannot wait longer than {limit_s:.0f} s")
-    mounted = len(loop.snapshot.seen.mounted) if loop.snapshot else 0
+    mounted = len(rounds.snapshot.seen.mounted) if rounds.snapshot else 0
     log.info("ready mounted=%d seconds=%.1f", mounted, time.monotonic() - began)

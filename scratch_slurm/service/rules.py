@@ -1,4 +1,4 @@
-"""Keep Slurm's rules for prologs where the hooks find them. Beside the loop: never holds a round up."""
+"""Keep Slurm's rules for prologs where the hooks find them. Beside the rounds: never holds a round up."""
 
 import asyncio
 import logging

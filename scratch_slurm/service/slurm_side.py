@@ -1,4 +1,4 @@
-"""The daemon's side to Slurm: the tasks beside the loop, where there is a Slurm."""
+"""The daemon's side to Slurm: the tasks beside the rounds, where there is a Slurm."""
 
 import asyncio
 import logging
@@ -7,9 +7,9 @@ import os
 from scratch_slurm.domain.config import Config
 from scratch_slurm.node.ledger.ledger import Ledger
 from scratch_slurm.service.features import FeatureTeller
-from scratch_slurm.service.loop import Loop
 from scratch_slurm.service.nodename import NodeName
 from scratch_slurm.service.presence import PinJudge
+from scratch_slurm.service.rounds import Rounds
 from scratch_slurm.service.rules import RulesReader
 from scratch_slurm.service.slurm_calls import SlurmCalls
 from scratch_slurm.service.supervise import Supervisor
@@ -21,13 +21,13 @@ _LAST_WORDS_S = 2.0
 
 
 class SlurmSide:
-    """Keeps features and pins true. What fails here never touches the loop."""
+    """Keeps features and pins true. What fails here never touches the rounds."""
 
-    def __init__(self, config: Config, loop: Loop, ledger: Ledger, supervisor: Supervisor) -> None:
+    def __init__(self, config: Config, rounds: Rounds, ledger: Ledger, supervisor: Supervisor) -> None:
         self._config = config
         self._name = NodeName(config)
         self._supervisor = supervisor
-        self._loop = loop
+        self._rounds = rounds
         self._ledger = ledger
         self._calls: SlurmCalls | None = None
         self._description = ""
@@ -70,10 +70,10 @@ class SlurmSide:
         calls = self._calls = SlurmCalls(slurm)
         log.info("slurm name=%r node=%s features=%s", calls.describe(), self._name.name, self._config.features)
         async with asyncio.TaskGroup() as group:
-            judge = PinJudge(self._config, calls, self._loop, self._ledger, self._name)
+            judge = PinJudge(self._config, calls, self._rounds, self._ledger, self._name)
             group.create_task(self._supervisor.keep("the question who is gone", judge.run))
             reader = RulesReader(self._config, calls)
             group.create_task(self._supervisor.keep("the reading of Slurm's settings", reader.run))
             if self._config.features:
-                teller = FeatureTeller(self._config, calls, self._loop, self._name)
+                teller = FeatureTeller(self._config, calls, self._rounds, self._name)
                 group.create_task(self._supervisor.keep("the telling of features", teller.run))

@@ -13,8 +13,9 @@ from scratch_slurm.domain.model import Backing, Permissions, Pin
 from scratch_slurm.domain.names import nearest_hint
 from scratch_slurm.domain.shares import most_bytes
 from scratch_slurm.domain.throughput import RECENT_S, rates
-from scratch_slurm.service.loop import Loop, Snapshot
 from scratch_slurm.service.memory import Memory
+from scratch_slurm.service.parts import Parts
+from scratch_slurm.service.rounds import Snapshot
 from scratch_slurm.service.slurm_side import SlurmSide
 
 Judge = Callable[[Permissions | None], bool | None]
@@ -192,21 +193,23 @@ class StatusView:
         )
 
 
-def view(loop: Loop) -> StatusView | None:
+def view(parts: Parts) -> StatusView | None:
     """Look at the latest round; None before the first one."""
-    if loop.snapshot is None:
+    rounds = parts.rounds
+    if rounds.snapshot is None:
         return None
-    return StatusView(loop.config, loop.memory, loop.snapshot, monotonic=time.monotonic())
+    return StatusView(parts.config, rounds.memory, rounds.snapshot, monotonic=time.monotonic())
 
 
-def node_status(loop: Loop, pid: int, may_read: Judge, *, slurm: SlurmSide) -> NodeStatus:
+def node_status(parts: Parts, pid: int, may_read: Judge, *, slurm: SlurmSide) -> NodeStatus:
     """Tell the whole node's status to somebody."""
-    config, now_view, space = loop.config, view(loop), loop.snapshot.seen.space if loop.snapshot else None
+    config, now_view, memory = parts.config, view(parts), parts.rounds.memory
+    space = parts.rounds.snapshot.seen.space if parts.rounds.snapshot else None
     return NodeStatus(
         node=slurm.node,
         version=__version__,
         pid=pid,
-        started_at=loop.memory.started_at,
+        started_at=memory.started_at,
         source_dir=str(config.source_dir),
         cache_dir=str(config.cache_dir),
         mount_dir=str(config.mount_dir),
@@ -214,10 +217,10 @@ def node_status(loop: Loop, pid: int, may_read: Judge, *, slurm: SlurmSide) -> N
         reserve_bytes=space.reserve_bytes if space else 0,
         used_bytes=space.used_bytes if space else 0,
         free_bytes=space.free_bytes if space else 0,
-        source_read_bytes=sum(counter.source_bytes for counter in loop.memory.counters.values()),
-        cache_read_bytes=sum(counter.cache_bytes for counter in loop.memory.counters.values()),
-        problem="; ".join(text for text in (loop.problem, loop.source.problem, loop.supervisor.problem) if text),
+        source_read_bytes=sum(counter.source_bytes for counter in memory.counters.values()),
+        cache_read_bytes=sum(counter.cache_bytes for counter in memory.counters.values()),
+        problem=parts.problem,
         datasets=tuple(now_view.dataset_for(name, may_read) for name in now_view.names(may_read)) if now_view else (),
         slurm=slurm.describe(),
-        warnings=loop.warnings,
+        warnings=parts.hands.warnings,
     )

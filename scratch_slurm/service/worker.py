@@ -134,7 +134,7 @@ def _read_tag(request: op.ReadTag, say: Say) -> None:
 def _probe(request: op.ProbeMount) -> None:
     device = loopsysfs.read_loop_device(request.device)
     if request.copy_path and device is not None:
-        with contextlib.suppress(FileNotFoundError):  # deleted by somebody: the loop sees that
+        with contextlib.suppress(FileNotFoundError):  # deleted by somebody: the next round sees that
             _probe_copy(request.copy_path, device.size_bytes)
     mounts.probe_mount(Path(request.mount_point))
 

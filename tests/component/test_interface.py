@@ -17,15 +17,10 @@ from scratch_slurm.domain.config import build_config
 from scratch_slurm.domain.errors import ScratchError
 from scratch_slurm.domain.messages import ErrorAnswer
 from scratch_slurm.node.ledger.ledger import Ledger
-from scratch_slurm.service.former import Former
 from scratch_slurm.service.http import RefusedError, Request
 from scratch_slurm.service.interface import Interface
-from scratch_slurm.service.ledger_side import LedgerSide
-from scratch_slurm.service.loop import Loop
+from scratch_slurm.service.parts import make_parts
 from scratch_slurm.service.slurm_side import SlurmSide
-from scratch_slurm.service.source import Source
-from scratch_slurm.service.supervise import Supervisor
-from scratch_slurm.service.worker_hands import WorkerHands
 from scratch_slurm.service.workers import Workers
 
 PATHS = {
@@ -40,7 +35,7 @@ STRANGER = Person(12345, frozenset((12345,)))
 
 
 class Node:
-    """A daemon without a socket: its loop runs while something is asked."""
+    """A daemon without a socket: its rounds go on while something is asked."""
 
     def __init__(self, folder: Path) -> None:
         values = {f"{key}_dir": str(folder / key) for key in ("source", "cache", "mount", "state", "run")}
@@ -55,14 +50,11 @@ class Node:
     async def _start(self) -> None:
         config, workers = self.config, Workers()
         self.ledger = Ledger(config.ledger_path, boot_id="this", now=time.time)
-        source = Source(config.source_dir, workers, silence_s=15.0)
-        supervisor = Supervisor()
-        hands = WorkerHands(config, workers)
-        loop = Loop(config, LedgerSide(self.ledger), hands, Former(config, workers), source, supervisor)
-        self.interface = Interface(loop, SlurmSide(config, loop, self.ledger, supervisor), hands)
-        self.rounds = asyncio.create_task(loop.run())
+        parts = make_parts(config, self.ledger, workers)
+        self.interface = Interface(parts, SlurmSide(config, parts.rounds, self.ledger, parts.supervisor))
+        self.rounds = asyncio.create_task(parts.run())
         self.workers = workers
-        await loop.after_next_round()
+        await parts.rounds.after_next_round()
 
     def ask(self, method: str, path: str, body: bytes, caller: Person = ROOT) -> msgspec.Struct:
         async def ask() -> msgspec.Struct:
@@ -168,14 +160,14 @@ def test_strangers_do_not_make_the_daemon_run_rounds(node) -> None:
             await node.interface._route(Request("POST", "/v1/wait", b'{"datasets":[]}'), STRANGER)
 
     async def watch() -> tuple[int, float]:
-        loop = node.interface._loop
-        before, began = loop._begun, time.monotonic()
+        rounds = node.interface._rounds
+        before, began = rounds._begun, time.monotonic()
         tasks = [asyncio.create_task(ask_for_ever()) for _ in range(20)]
         await asyncio.sleep(1.5)
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-        return loop._begun - before, time.monotonic() - began
+        return rounds._begun - before, time.monotonic() - began
 
-    rounds, seconds = node.runner.run(watch())
-    assert rounds <= seconds + 2
+    begun, seconds = node.runner.run(watch())
+    assert begun <= seconds + 2

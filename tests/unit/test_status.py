@@ -12,8 +12,8 @@ from scratch_slurm.domain.messages import DatasetState, DatasetStatus
 from scratch_slurm.domain.model import Backing, Catalog, Permissions
 from scratch_slurm.domain.planner import plan as make_plan
 from scratch_slurm.domain.throughput import ReadCounter
-from scratch_slurm.service.loop import Snapshot
 from scratch_slurm.service.memory import Copy, Memory
+from scratch_slurm.service.rounds import Snapshot
 from scratch_slurm.service.status import StatusView
 from tests.kit.strategies import admin_pin, cached, image, mounted, observation, pin, room
 
