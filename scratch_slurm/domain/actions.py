@@ -4,7 +4,8 @@ import enum
 from dataclasses import dataclass
 from typing import ClassVar
 
-from scratch_slurm.domain.model import CachedImage, Generation, SourceImage
+from scratch_slurm.domain.backing import Backing
+from scratch_slurm.domain.model import CachedImage, SourceImage
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Mount:
     kind: ClassVar = ActionKind.MOUNT
 
     image: SourceImage
-    backing_path: str
+    backing: Backing
     reason: str
 
     @property
@@ -100,9 +101,7 @@ class Retarget:
 
     dataset: str
     device: str
-    backing_path: str
-    expected: Generation | None
-    """What must be found at `backing_path`; None for a cached image, which never changes."""
+    backing: Backing
     image: SourceImage | None
     """With it the dataset can be mounted anew where the switch is refused; None: it is another generation now."""
     reason: str
@@ -125,16 +124,22 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class BackTo:
+    """The loop device that reads a cached image, and the image in the source that it is switched back to."""
+
+    device: str
+    image: SourceImage
+
+
+@dataclass(frozen=True)
 class Evict:
     """Delete a cached image; a mounted dataset is switched back to its source first."""
 
     kind: ClassVar = ActionKind.EVICT
 
     image: CachedImage
-    device: str | None
-    """The loop device that reads the image now; None: nothing does."""
-    source: SourceImage | None
-    """What that device is switched back to."""
+    back_to: BackTo | None
+    """None: nothing reads the image."""
     reason: str
     despite: Despite = frozenset()
     """None where its generation is served to nobody, and no pin can mean it."""

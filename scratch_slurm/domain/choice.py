@@ -22,9 +22,9 @@ class Candidate(msgspec.Struct, frozen=True):
     """Its reads while it is read, over the window at most."""
     pinned: bool
     last_used_at: float = 0.0
-    read_for_s: float = 0.0
+    streak_s: float = 0.0
     """For how long it has been read without a pause of a whole window."""
-    reading_bytes: float = math.inf
+    streak_bytes: float = math.inf
     """What has been read of it in that time; infinite: not known, and no limit to what is trusted."""
 
 
@@ -108,16 +108,16 @@ def own_horizon_s(candidate: Candidate, horizon_s: float) -> float:
     A fixed half hour would never pay for the copy of a large image that a job reads steadily for ten hours.
     Source: bench/replay.py, which compares it with fixed horizons.
     """
-    return max(horizon_s, min(LONGEST_TIMES * horizon_s, candidate.read_for_s))
+    return max(horizon_s, min(LONGEST_TIMES * horizon_s, candidate.streak_s))
 
 
 def trusted_bytes(candidate: Candidate) -> float:
-    """How much of a dataset is trusted to be read still, at most: what was read in this reading, and the image once.
+    """How much of a dataset is trusted to be read still, at most: what was read in this streak, and the image once.
 
     Who goes through an image once, at full speed, is no training job, and takes no room from those that have read
     theirs for hours; with each byte that is read the trust grows.
     """
-    return candidate.size_bytes + candidate.reading_bytes
+    return candidate.size_bytes + candidate.streak_bytes
 
 
 def value_bytes(candidate: Candidate, horizon_s: float) -> float:

@@ -112,6 +112,8 @@ class Card(msgspec.Struct, frozen=True):
     """Our mount directly beneath it, left by a change that was cut short."""
     is_foreign: bool = False
     """The mount point carries a mount that is not ours: it is left alone."""
+    is_copy_unseen: bool = False
+    """Its mount reads a copy on a disk that gives no answer, or could not be asked: it may well be there."""
     fault: str = ""
     """Why the mount, or the copy below it, cannot be read; empty: it is well, as far as was seen."""
     copies: tuple[CachedImage, ...] = ()
@@ -163,6 +165,11 @@ class Card(msgspec.Struct, frozen=True):
         return not self.are_claims_known or any(claim.stands for claim in self.claims)
 
     @property
+    def refused(self) -> frozenset[str]:
+        """The holders whose claims keep nothing."""
+        return frozenset(str(claim.holder) for claim in self.claims if not claim.stands)
+
+    @property
     def is_leaving(self) -> bool:
         """Whether its eviction is under way."""
         action = self.under_way.action if self.under_way else None
@@ -188,11 +195,14 @@ class Card(msgspec.Struct, frozen=True):
         return self.under_way is None and not self.is_foreign and not self.is_off(kind, now)
 
     def copy_of(self, generation_id: str | None) -> CachedImage | None:
-        """Find a copy of a generation that is not known to be bad."""
+        """Find a copy of a generation that is not known to be bad; of several the one that is read."""
+        found = None
         for copy in self.copies:
             if copy.generation_id == generation_id and not copy.bad:
-                return copy
-        return None
+                if self.mounted and self.mounted.backing_path == copy.path:
+                    return copy
+                found = found or copy
+        return found
 
 
 @dataclass(frozen=True)
@@ -202,6 +212,8 @@ class Disk:
     dir: str
     """The cache directory; what lies in it names it: `CachedImage.disk`."""
     space: Space
+    leaving_bytes: int = 0
+    """What evictions under way will free; one that hangs frees nothing that could be foreseen."""
     problem: str = ""
     """Why it cannot be used, and so holds nothing; empty when it can."""
     is_unknown: bool = False

@@ -115,6 +115,11 @@ class MountedImage(msgspec.Struct, frozen=True):
     generation_id: str | None
     """None: the device's tag is not ours or cannot be read; the mount is replaced when nobody pins it."""
 
+    @property
+    def copy_path(self) -> str:
+        """The file in a cache directory that its device reads; empty: it reads the source."""
+        return self.backing_path if self.backing is Backing.CACHE else ""
+
 
 @dataclass(frozen=True)
 class Space:

@@ -1,10 +1,15 @@
 """What a plan is made from. Values only."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from scratch_slurm.domain.actions import ActionKind, StagedImage
-from scratch_slurm.domain.model import CachedImage, Catalog, MountedImage, Pin, Space
+from msgspec import structs
+
+from scratch_slurm.domain.actions import ActionKind, Evict, StagedImage
+from scratch_slurm.domain.claims import Claim, Standing, parse_holder
+from scratch_slurm.domain.dataset import Card, Disk, Failure, Node, Reads, UnderWay
+from scratch_slurm.domain.model import CachedImage, Catalog, MountedImage, Pin, Space, job_holder
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,9 @@ class Observation:
     """Datasets whose eviction is under way."""
     bytes_per_s: Mapping[str, float] = field(default_factory=dict)
     """Dataset -> its read rate while it is read, whatever its backing; missing means nobody reads it."""
-    read_for_s: Mapping[str, float] = field(default_factory=dict)
+    streak_s: Mapping[str, float] = field(default_factory=dict)
     """Dataset -> for how long it has been read without a pause of a whole window."""
-    reading_bytes: Mapping[str, float] = field(default_factory=dict)
+    streak_bytes: Mapping[str, float] = field(default_factory=dict)
     """Dataset -> what was read of it in that time; missing means it is not known."""
     horizon_s: float = 1800.0
     overhead_bytes: int = 0
@@ -59,6 +64,60 @@ class Observation:
     covered: Mapping[str, MountedImage] = field(default_factory=dict)
     """Dataset -> our mount directly beneath the one that is seen, left by a change that was cut short."""
 
-    def holders(self, dataset: str) -> list[str]:
-        """Name who pins a dataset, in the order of asking."""
-        return [pin.holder for pin in self.pins if pin.dataset == dataset]
+
+def cards_of(seen: Observation) -> tuple[dict[str, Card], Node]:
+    """Make the cards of an observation, and what concerns the whole node."""
+    catalog = seen.catalog
+    standings = [(pin, Standing.COUNTS) for pin in seen.pins] + [(pin, Standing.REFUSED) for pin in seen.refused]
+    standings += [(Pin(name, job_holder(0), 0, 0.0), Standing.WAITS) for name in seen.undecided]
+    claims: dict[str, list[Claim]] = {}
+    for place, (pin, standing) in enumerate(standings):
+        claim = Claim(parse_holder(pin.holder), pin.uid, place, standing, pin.asked_at, pin.asked_monotonic_s)
+        claims.setdefault(pin.dataset, []).append(claim)
+    copies: dict[str, list[CachedImage]] = {}
+    for copy in seen.cached:
+        bad = seen.bad_copies.get(copy.path, "")
+        copies.setdefault(copy.dataset, []).append(structs.replace(copy, bad=bad) if bad else copy)
+    parts: dict[str, list[StagedImage]] = {}
+    for part in seen.staged:
+        parts.setdefault(part.dataset, []).append(part)
+    failures: dict[str, dict[ActionKind, Failure]] = {}
+    for name, kind in seen.backing_off:
+        failures.setdefault(name, {})[kind] = Failure("", 1, math.inf)
+
+    def under_way(name: str) -> UnderWay | None:
+        if name in seen.leaving and name in copies:
+            return UnderWay(Evict(copies[name][0], None, ""))
+        return UnderWay() if name in seen.busy else None
+
+    names = {*catalog.images, *catalog.recalled, *catalog.skipped, *seen.mounted, *copies, *parts, *claims}
+    cards = {
+        name: Card(
+            name,
+            image=catalog.images.get(name),
+            recalled=catalog.recalled.get(name),
+            skipped=catalog.skipped.get(name),
+            is_listed=catalog.complete,
+            revoked=catalog.revoked.get(name, ""),
+            mounted=seen.mounted.get(name),
+            covered=seen.covered.get(name),
+            is_foreign=name in seen.foreign,
+            is_copy_unseen=seen.cache_unknown,
+            fault=seen.unwell.get(name, ""),
+            copies=tuple(copies.get(name, ())),
+            parts=tuple(parts.get(name, ())),
+            claims=tuple(claims.get(name, ())),
+            are_claims_known=not seen.pins_problem,
+            reads=Reads(
+                seen.bytes_per_s.get(name, 0.0),
+                seen.streak_s.get(name, 0.0),
+                seen.streak_bytes.get(name, math.inf),
+                seen.last_used_at.get(name, 0.0),
+            ),
+            under_way=under_way(name),
+            failures=failures.get(name, {}),
+        )
+        for name in names | seen.foreign
+    }
+    disk = Disk("", seen.space, seen.leaving_bytes, seen.cache_problem, seen.cache_unknown)
+    return cards, Node((disk,), seen.horizon_s, seen.overhead_bytes, seen.max_pinned_bytes)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from scratch_slurm.domain.choice import Wishes
 from scratch_slurm.domain.model import CachedImage, SourceImage, Space
-from scratch_slurm.domain.observation import Observation
 from scratch_slurm.domain.sizes import format_bytes
 
 
@@ -18,15 +17,21 @@ class Problem:
     """Whether it may mend itself soon, so that a job's start may wait for it."""
 
 
-def word_staging(seen: Observation, wishes: Wishes, dataset: str) -> str:
-    """Say why a dataset is staged."""
-    holders = seen.holders(dataset)
+def word_staging(holders: Sequence[str], wishes: Wishes, dataset: str) -> str:
+    """Say why a dataset is staged.
+
+    Args:
+        holders: who pins it.
+    """
     return "pinned by " + ", ".join(holders) if holders else wishes.verdicts[dataset].reason
 
 
-def word_eviction(seen: Observation, wishes: Wishes, victim: CachedImage, needed_by: str) -> str:
-    """Say why a cached image makes room for another dataset."""
-    holders = seen.holders(needed_by)
+def word_eviction(holders: Sequence[str], wishes: Wishes, victim: CachedImage, needed_by: str) -> str:
+    """Say why a cached image makes room for another dataset.
+
+    Args:
+        holders: who pins that other dataset.
+    """
     by = f"{needed_by}, pinned by {holders[0]}" if holders else needed_by
     return f"{_word_worth(wishes, victim)}, its room is needed by {by}"
 
@@ -46,22 +51,18 @@ def word_shrinking(space: Space, wishes: Wishes, victim: CachedImage) -> str:
     )
 
 
-def word_no_room(seen: Observation, image: SourceImage, room_bytes: int, victims: Sequence[CachedImage]) -> Problem:
+def word_no_room(image: SourceImage, capacity_bytes: int, could_bytes: int) -> Problem:
     """Say why a pinned dataset cannot be staged now.
 
     Args:
-        room_bytes: what is left after what was asked for earlier.
-        victims: cached images that could go.
+        capacity_bytes: of the disk with the largest.
+        could_bytes: what can be had on one disk, once what could go is gone.
     """
-    if seen.cache_problem:
-        return Problem(seen.cache_problem, waiting_helps=False)
-    space = seen.space
-    if image.size_bytes > space.capacity_bytes:
+    if image.size_bytes > capacity_bytes:
         return Problem(
-            f"does not fit: {format_bytes(image.size_bytes)}, the capacity is {format_bytes(space.capacity_bytes)}",
+            f"does not fit: {format_bytes(image.size_bytes)}, the capacity is {format_bytes(capacity_bytes)}",
             waiting_helps=False,
         )
-    could_bytes = max(0, room_bytes) + sum(victim.size_bytes for victim in victims)
     return Problem(
         f"waits for room: needs {format_bytes(image.size_bytes)}, {format_bytes(could_bytes)} can be had now; "
         "the rest is pinned, in use, kept free, or taken by others",

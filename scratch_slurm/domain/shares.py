@@ -57,18 +57,21 @@ def most_bytes(space: Space) -> int:
     return min(space.capacity_bytes, space.whole_bytes - space.reserve_bytes)
 
 
-def word_own_room(dataset: str, pins: Iterable[Pin], size_bytes: Mapping[str, int], space: Space) -> Problem | None:
+def word_own_room(
+    dataset: str, pins: Iterable[Pin], size_bytes: Mapping[str, int], spaces: Iterable[Space]
+) -> Problem | None:
     """Say why a dataset that finds no room never will, as only its own holders' other pins are in its way.
 
     Args:
         pins: those that count.
+        spaces: of all disks.
     Returns: None: one of its holders at least pins no more than fits.
     """
     asked: dict[str, dict[str, None]] = {}
     for pin in pins:
         asked.setdefault(pin.holder, {})[pin.dataset] = None
     together = [sum(size_bytes.get(name, 0) for name in names) for names in asked.values() if dataset in names]
-    most = most_bytes(space)
+    most = sum(most_bytes(space) for space in spaces)
     if not together or min(together) <= most:
         return None
     return Problem(

@@ -153,8 +153,8 @@ def join(
         foreign=frozenset(reading.mounted.keys() - ours.keys()),
         leaving=frozenset(evictions),
         bytes_per_s=reading_rates(memory.counters, now, config.period_s),
-        read_for_s=read_for(memory.counters, now),
-        reading_bytes=reading_bytes(memory.counters, now),
+        streak_s=read_for(memory.counters, now),
+        streak_bytes=reading_bytes(memory.counters, now),
         horizon_s=usual_reading_s(memory.counters, now, config.horizon_s),
         overhead_bytes=_OVERHEAD_BYTES + _journal_bytes(largest_bytes),
         # What hangs frees nothing that could be foreseen: nobody waits for its room.

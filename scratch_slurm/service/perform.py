@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from scratch_slurm.domain import actions
 from scratch_slurm.domain.access import too_open
+from scratch_slurm.domain.backing import FromCopy, FromSource
 from scratch_slurm.domain.claims import find_keepers
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import (
@@ -90,7 +91,7 @@ class Performer:
         mend = isinstance(action, actions.Mend)
         despite = action.despite if isinstance(action, actions.Replace) else None
         try:
-            await self._hands.show(action.image, action.backing_path, replace=replace, despite=despite)
+            await self._hands.show(action.image, action.backing.path, replace=replace, despite=despite)
         except DeniedError as exc:
             root = self._memory.roots.get(action.image.generation.id)
             if root is None or not too_open(root, action.image.permissions):
@@ -99,8 +100,8 @@ class Performer:
             await self._record("refused", action.dataset, exc.message)
             return
         except (ImageError, DiskError) as exc:
-            if action.backing_path != action.image.path:
-                self._memory.bad_copies[action.backing_path] = exc.message
+            if isinstance(action.backing, FromCopy):
+                self._memory.bad_copies[action.backing.path] = exc.message
             raise
         event = "mended" if mend else "replaced" if replace else "mounted"
         await self._record(event, action.dataset, action.reason)
@@ -114,15 +115,16 @@ class Performer:
         await self._record("unmounted", action.dataset, action.reason)
 
     async def _retarget(self, action: actions.Retarget) -> None:
+        expected = action.backing.image.generation if isinstance(action.backing, FromSource) else None
         try:
-            await self._hands.switch(action.dataset, action.device, action.backing_path, action.expected)
+            await self._hands.switch(action.dataset, action.device, action.backing.path, expected)
         except (RetargetError, SourceError) as exc:
             # The kernel asks the old backing before it switches: one that is dead or was replaced under us refuses, or
             # hangs. A fresh device with the same bytes, mounted in the old one's place, serves whoever opens a file
             # from now on; it is also what heals squashfs, which remembers an I/O error until it is mounted anew.
             if action.image is None:
                 raise
-            await self._hands.show(action.image, action.backing_path, replace=True)
+            await self._hands.show(action.image, action.backing.path, replace=True)
             await self._record("replaced", action.dataset, f"{action.reason}, and the switch failed: {exc.message}")
             return
         await self._record("retargeted", action.dataset, action.reason)
@@ -141,10 +143,9 @@ class Performer:
 
     async def _evict(self, action: actions.Evict) -> None:
         await self._keep_pinned(action)
-        if action.device is not None:
-            assert action.source is not None, "a device is switched back before its cached image goes"
-            source = action.source
-            await self._hands.switch(action.dataset, action.device, source.path, source.generation)
+        if action.back_to is not None:
+            device, source = action.back_to.device, action.back_to.image
+            await self._hands.switch(action.dataset, device, source.path, source.generation)
         await self._delete(action)
         self._memory.bad_copies.pop(action.image.path, None)  # the next copy has its name
         await self._record("evicted", action.dataset, action.reason, freed_bytes=action.image.size_bytes)

@@ -60,7 +60,7 @@ def evict(cache, pins, *, workers=None):
         pool = workers or Workers()
         performer = Performer(config, Memory(), pins, WorkerHands(config, pool))
         try:
-            await performer.perform(Evict(image, None, None, "because"))
+            await performer.perform(Evict(image, None, "because"))
         finally:
             await pool.close(patience_s=10)
 

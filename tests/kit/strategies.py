@@ -26,15 +26,15 @@ PLENTY = 10**15
 HORIZON_S = Observation.horizon_s
 
 
-def generation(size=10, version=1):
+def generation(size: int = 10, version: int = 1) -> Generation:
     return Generation(f"{version:08x}{size % 2**32:08x}", size)
 
 
-def image(dataset, size=10, version=1):
+def image(dataset: str, size: int = 10, version: int = 1) -> SourceImage:
     return SourceImage(dataset, f"/source/{dataset}.squashfs", generation(size, version), "squashfs")
 
 
-def cached(dataset, size=10, version=1):
+def cached(dataset: str, size: int = 10, version: int = 1) -> CachedImage:
     generation_id = generation(size, version).id
     return CachedImage(dataset, generation_id, f"/cache/{dataset}@{generation_id}.image", size)
 

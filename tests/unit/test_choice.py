@@ -273,11 +273,11 @@ def test_a_wish_come_true_is_wished_for_again(some, budget) -> None:
 
 def test_what_has_been_read_for_hours_is_trusted_to_go_on_for_as_long_again() -> None:
     """A fixed horizon would never pay for the copy of a large image that a job reads steadily."""
-    large = Candidate("large", 3600_000, 3600_000, 500.0, False, 0.0, read_for_s=0.0)
+    large = Candidate("large", 3600_000, 3600_000, 500.0, False, 0.0, streak_s=0.0)
     assert not wish([large], (), 10**9, 1800.0).chosen
-    after_three_hours = msgspec.structs.replace(large, read_for_s=10_800.0)
+    after_three_hours = msgspec.structs.replace(large, streak_s=10_800.0)
     wishes = wish([after_three_hours], (), 10**9, 1800.0)
     assert wishes.chosen == ("large",)
     assert wishes.verdicts["large"].reason == "saves 5.4 MB over 3.0 h, its copy reads 3.6 MB"
-    for_days = msgspec.structs.replace(large, read_for_s=1e6)
+    for_days = msgspec.structs.replace(large, streak_s=1e6)
     assert wish([for_days], (), 10**9, 1800.0).verdicts["large"].horizon_s == LONGEST_TIMES * 1800.0

@@ -31,6 +31,6 @@ def test_the_plan_is_made_from_what_was_read_since_a_reading_began() -> None:
     unread = {"covered": {}, "pins": (), "undecided": set(), "busy": set()}
     seen = join(reading, Catalog({}, {}), ours, memory, CONFIG, **unread, now=now)
     assert seen.bytes_per_s == {"a": pytest.approx(100_000.0)}
-    assert seen.reading_bytes == {"a": 6_000_000}
-    assert seen.read_for_s == {"a": 60.0}
+    assert seen.streak_bytes == {"a": 6_000_000}
+    assert seen.streak_s == {"a": 60.0}
     assert seen.horizon_s == pytest.approx((2 * 1800 + 60) / 2)

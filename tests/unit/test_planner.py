@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from scratch_slurm.domain.actions import (
     ActionKind,
+    BackTo,
     DropStaged,
     Evict,
     Mend,
@@ -19,6 +20,7 @@ from scratch_slurm.domain.actions import (
     Uncover,
     Unmount,
 )
+from scratch_slurm.domain.backing import FromCopy, FromSource
 from scratch_slurm.domain.errors import DaemonError, NotFoundError, PinnedError
 from scratch_slurm.domain.model import Backing, Pin, Space
 from scratch_slurm.domain.observation import Observation
@@ -398,28 +400,28 @@ def test_plan(seen, expected) -> None:
 
 def test_a_new_mount_starts_on_its_copy() -> None:
     seen = observation([image("a")], cached=(cached("a"),))
-    assert [action.backing_path for action in make_plan(seen).actions] == [cached("a").path]
+    assert [action.backing for action in make_plan(seen).actions] == [FromCopy(cached("a"))]
 
 
 def test_a_switch_to_the_source_says_which_generation_must_be_there() -> None:
     (switch,) = make_plan(observation([image("a")], [mounted("a", backing=CACHE)])).actions
-    assert (switch.device, switch.backing_path, switch.expected) == ("loop-a", image("a").path, image("a").generation)
+    assert (switch.device, switch.backing) == ("loop-a", FromSource(image("a")))
 
 
 def test_a_switch_to_the_cache_expects_no_generation() -> None:
     (switch,) = make_plan(observation(*on_source("a"), cached=(cached("a"),))).actions
-    assert (switch.backing_path, switch.expected) == (cached("a").path, None)
+    assert switch.backing == FromCopy(cached("a"))
 
 
 def test_an_eviction_switches_its_reader_back_first() -> None:
     (evict,) = make_plan(with_pinned("a", "b", space=room(0))).actions
-    assert (evict.image, evict.device, evict.source, evict.despite) == (cached("b"), "loop-b", image("b"), frozenset())
+    assert (evict.image, evict.back_to, evict.despite) == (cached("b"), BackTo("loop-b", image("b")), frozenset())
     assert evict.reason == "nobody reads it, its room is needed by a, pinned by job:1"
 
 
 def test_an_outdated_image_has_no_reader() -> None:
     (evict,) = make_plan(observation(cached=(cached("a"),))).actions
-    assert (evict.device, evict.source, evict.despite) == (None, None, None)
+    assert (evict.back_to, evict.despite) == (None, None)
 
 
 def test_the_larger_goes_first_of_two_that_were_used_together() -> None:
@@ -608,7 +610,7 @@ def test_what_is_done_is_told_whose_pins_do_not_count(seen: Observation, expecte
 def test_an_asked_for_eviction_switches_back_first() -> None:
     images, mounts, copies = on_cache("a")
     evict = plan_eviction(observation(images, mounts, cached=copies), "a", "asked")
-    assert evict == Evict(copies[0], "loop-a", images[0], "asked")
+    assert evict == Evict(copies[0], BackTo("loop-a", images[0]), "asked")
 
 
 def test_an_asked_for_eviction_takes_the_copy_that_is_read() -> None:
@@ -664,11 +666,11 @@ def test_no_victim_is_pinned_or_read_without_its_source(seen) -> None:
             continue
         assert evict.dataset not in pinned
         if mount is not None and mount.backing_path == evict.image.path:
-            assert evict.device == mount.device
-            assert evict.source is not None
-            assert evict.source.generation.id == mount.generation_id
+            assert evict.back_to is not None
+            assert evict.back_to.device == mount.device
+            assert evict.back_to.image.generation.id == mount.generation_id
         else:
-            assert evict.device is None and evict.source is None
+            assert evict.back_to is None
 
 
 @given(observations())
@@ -801,10 +803,13 @@ def test_only_the_mounted_generation_is_copied_and_switched_to(seen) -> None:
         if isinstance(action, Stage):
             assert action.image.generation.id == seen.mounted[action.dataset].generation_id
         if isinstance(action, Retarget):
-            aimed = action.expected.id if action.expected else generations[action.backing_path]
+            if isinstance(action.backing, FromSource):
+                aimed = action.backing.image.generation.id
+            else:
+                aimed = action.backing.copy.generation_id
             assert aimed == seen.mounted[action.dataset].generation_id
-        if isinstance(action, Mount) and action.backing_path in generations:
-            assert generations[action.backing_path] == action.image.generation.id
+        if isinstance(action, Mount) and action.backing.path in generations:
+            assert generations[action.backing.path] == action.image.generation.id
 
 
 @given(observations())
@@ -841,7 +846,7 @@ def test_what_is_unwell_is_mounted_anew(bad, path) -> None:
     images, mounts, copies = on_cache("a")
     seen = observation(images, mounts, cached=copies, unwell={"a": "EIO"}, bad_copies=bad)
     (mend,) = make_plan(seen).actions
-    assert (type(mend), mend.backing_path) == (Mend, path)
+    assert (type(mend), mend.backing.path) == (Mend, path)
     assert "EIO" in mend.reason
     assert make_plan(seen).problems["a"].waiting_helps
 

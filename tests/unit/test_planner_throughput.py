@@ -244,7 +244,7 @@ REASONS = [
             "a",
             "b",
             reads={"a": 99 * GB, "b": 5 * GB},
-            reading_bytes={"a": 9 * GB, "b": 1},
+            streak_bytes={"a": 9 * GB, "b": 1},
             size=10 * GB,
             space=room(0),
         ),
@@ -256,7 +256,7 @@ REASONS = [
             "a",
             "b",
             reads={"a": 99 * GB, "b": 50 * GB},
-            reading_bytes={"a": 9 * GB, "b": 3 * GB},
+            streak_bytes={"a": 9 * GB, "b": 3 * GB},
             size=10 * GB,
             pins=(pin("a"),),
             space=room(0),
@@ -384,7 +384,7 @@ class World:
             pins=tuple(pin(name, number) for number, name in enumerate(self.pinned, 1)),
             busy=frozenset(self.copying),
             bytes_per_s=rates(self.rates),
-            reading_bytes=self.reading,
+            streak_bytes=self.reading,
             space=Space(self.capacity, 0, used, PLENTY),
         )
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from scratch_slurm.domain.actions import DropStaged, Evict, Mount, Replace, Retarget, Stage, Unmount
+from scratch_slurm.domain.backing import FromCopy
 from scratch_slurm.domain.model import Backing, Space
 from scratch_slurm.domain.planner import plan
 from tests.kit.strategies import PLENTY, cached, image, mounted, observation, pin, staged
@@ -195,14 +196,14 @@ class PlannerInAWorld(RuleBasedStateMachine):
         match action:
             case Mount():  # and Replace
                 number = world.number(name, action.image.generation.id)
-                from_cache = action.backing_path != action.image.path
+                from_cache = isinstance(action.backing, FromCopy)
                 exists = (name, number) in world.cached if from_cache else world.source.get(name) == number
                 if exists:
                     world.mounts[name] = (number, Backing.CACHE if from_cache else Backing.SOURCE)
             case Unmount():
                 del world.mounts[name]
             case Retarget():
-                self.switch(name, Backing.SOURCE if action.expected else Backing.CACHE)
+                self.switch(name, Backing.CACHE if isinstance(action.backing, FromCopy) else Backing.SOURCE)
             case Stage():
                 version = (name, world.source_version(action))
                 world.parts.pop(version, None)
@@ -226,7 +227,7 @@ class PlannerInAWorld(RuleBasedStateMachine):
     def evict(self, action):
         world, name = self.world, action.dataset
         version = (name, world.number(name, action.image.generation_id))
-        if action.device is not None and not self.switch(name, Backing.SOURCE):
+        if action.back_to is not None and not self.switch(name, Backing.SOURCE):
             return
         # The ledger decides in one transaction whether a pin came first.
         if action.despite is None or name not in {each.dataset for each in world.pins}:

@@ -121,7 +121,7 @@ def test_what_is_beyond_is_not_staged_for_its_pin_and_is_said() -> None:
 
 
 def test_what_is_beyond_may_still_be_cached_for_its_throughput() -> None:
-    seen = world(pins=[pin("a"), pin("b")], bytes_per_s={"b": 1.0}, read_for_s={"b": 3600.0})
+    seen = world(pins=[pin("a"), pin("b")], bytes_per_s={"b": 1.0}, streak_s={"b": 3600.0})
     stages = {action.dataset: action.preheat for action in plan(seen).actions if isinstance(action, Stage)}
     assert stages == {"a": True, "b": False}
 
@@ -179,14 +179,14 @@ OWN_ROOM = [
 
 @pytest.mark.parametrize(("pins", "dataset", "hopeless"), OWN_ROOM)
 def test_a_dataset_that_waits_for_its_own_holders(pins, dataset, hopeless) -> None:
-    problem = word_own_room(dataset, pins, SIZES, Space(100, 0, 80, PLENTY))
+    problem = word_own_room(dataset, pins, SIZES, [Space(100, 0, 80, PLENTY)])
     assert (problem is not None) == hopeless
     assert problem is None or not problem.waiting_helps
 
 
 def test_the_job_is_told_with_both_figures() -> None:
     sizes = {"a": 4 * 10**9, "b": 3 * 10**9}
-    problem = word_own_room("b", [pin("a"), pin("b")], sizes, Space(5 * 10**9, 0, 0, PLENTY))
+    problem = word_own_room("b", [pin("a"), pin("b")], sizes, [Space(5 * 10**9, 0, 0, PLENTY)])
     assert problem is not None
     assert (
         problem.text == "does not fit beside what else is asked for with it: 7.0 GB together, 5.0 GB can be cached here"

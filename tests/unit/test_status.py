@@ -7,6 +7,7 @@ import pytest
 
 from scratch_slurm.domain.access import Person, may_read
 from scratch_slurm.domain.actions import ActionKind, Evict, Mount, Replace, Stage, Unmount
+from scratch_slurm.domain.backing import FromSource
 from scratch_slurm.domain.config import build_config
 from scratch_slurm.domain.messages import DatasetState, DatasetStatus
 from scratch_slurm.domain.model import Backing, Catalog, Permissions
@@ -263,11 +264,11 @@ def test_the_nearest_names_are_those_that_the_reader_may_know() -> None:
 
 
 HANDS = [
-    pytest.param(Mount(image("a"), "/x", "new"), True, id="mount"),
-    pytest.param(Replace(image("a"), "/x", "newer"), True, id="replace"),
+    pytest.param(Mount(image("a"), FromSource(image("a")), "new"), True, id="mount"),
+    pytest.param(Replace(image("a"), FromSource(image("a")), "newer"), True, id="replace"),
     pytest.param(Unmount("a", "gone"), True, id="unmount"),
     pytest.param(Stage(image("a"), "pinned", True), False, id="stage"),
-    pytest.param(Evict(cached("a"), None, None, "room"), True, id="evict"),
+    pytest.param(Evict(cached("a"), None, "room"), True, id="evict"),
 ]
 
 
