@@ -4,6 +4,9 @@ The daemon's own code runs: the reading of mounts, devices, counters, cache dire
 Only the kernel's files are written by the benchmark, for nodes with more loop devices than one would make here. A
 third of the datasets is cached, and read; a third is read and does not fit; a third is idle. Between two rounds every
 counter of the first two goes on. Each number of datasets runs in a process of its own, for its memory.
+
+`--against TREE [PAIRS]` compares with the code of another work tree, in turns. The one worker process is this code's in
+both: it runs apart from the environment.
 """
 
 import sys
@@ -38,6 +41,7 @@ from scratch_slurm.service.worker_hands import WorkerHands
 from scratch_slurm.service.workers import Workers
 
 SIZES = (10, 100, 1000, 5000)
+COMPARED = (1000, 5000)
 TARGET_DATASETS, TARGET_CPU_MS, TARGET_MIB = 1000, 20.0, 60.0
 PINS = 20
 # No device of this machine has such a number, and the one worker process reads the cache: nothing real is touched.
@@ -214,9 +218,41 @@ def _resident_kib() -> int:
 def measure(quick: bool) -> common.Figures:
     rows = []
     for count in SIZES[:3] if quick else SIZES:
-        command = [sys.executable, __file__, "--child", str(count), "5" if quick else "25"]
-        rows.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+        rows.append(_run_child(Path(__file__), count, 5 if quick else 25))
     return {"rows": rows, "target": {"datasets": TARGET_DATASETS, "cpu_ms": TARGET_CPU_MS, "mib": TARGET_MIB}}
+
+
+def _run_child(script: Path, count: int, rounds: int) -> common.Figures:
+    """Run the rounds of one number of datasets in a process of its own, with the code beside that script."""
+    command = [sys.executable, str(script), "--child", str(count), str(rounds)]
+    # The package that is installed for development must not stand for the other one.
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
+    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+    figures: common.Figures = json.loads(told.stdout)
+    return figures
+
+
+def compare(against: Path, pairs: int, rounds: int) -> str:
+    """Run this code and an earlier one in turns, so that both meet the same machine; tell medians and their ratio.
+
+    Args:
+        against: a work tree of the earlier code.
+    """
+    lines = []
+    for count in COMPARED:
+        before, now = [], []
+        for _ in range(pairs):
+            before.append(_run_child(against / "bench" / "round.py", count, rounds)["cpu_ms"])
+            now.append(_run_child(Path(__file__), count, rounds)["cpu_ms"])
+        ratios = [new / old for old, new in zip(before, now, strict=True)]
+        lines.append(
+            (count, common.median(before), common.median(now), common.median(ratios), min(ratios), max(ratios))
+        )
+    header = ("datasets", "CPU ms before", "CPU ms now", "ratio", "least", "most")
+    return (
+        common.table(header, lines)
+        + f"\nMedians of {pairs} pairs of runs in turns, each the median of {rounds} rounds."
+    )
 
 
 def show(figures: common.Figures) -> str:
@@ -249,5 +285,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         with tempfile.TemporaryDirectory(prefix="scratch-slurm-bench-") as folder:
             print(json.dumps(run_rounds(Path(folder).resolve(), int(sys.argv[2]), int(sys.argv[3]))))
+    elif sys.argv[1:2] == ["--against"]:
+        print(compare(Path(sys.argv[2]).resolve(), pairs=int((sys.argv[3:] or ["5"])[0]), rounds=15))
     else:
         common.main(__doc__, measure, show)
