@@ -11,9 +11,10 @@ from scratch_slurm.domain import actions, planner
 from scratch_slurm.domain.actions import ActionKind
 from scratch_slurm.domain.claims import Standing, judge
 from scratch_slurm.domain.config import Config
+from scratch_slurm.domain.dataset import Card
 from scratch_slurm.domain.errors import DaemonError, DigestError, PinnedError, ScratchError
 from scratch_slurm.domain.model import Catalog, Pin
-from scratch_slurm.domain.observation import Observation
+from scratch_slurm.domain.observation import Observation, cards_of
 from scratch_slurm.domain.planner import Plan
 from scratch_slurm.service.events import Answers, CutOff, Event, Gate, Hangs, Progress
 from scratch_slurm.service.hands import Hands, LedgerAccess
@@ -85,6 +86,8 @@ class Rounds:
         """How many, so far."""
         self._refused: tuple[Pin, ...] = ()
         """Pins of users who may not read the dataset, seen in this round."""
+        self._cards: dict[str, Card] = {}
+        """As of the latest round."""
         self._nudged = asyncio.Event()
         self._begun = 0
         self._ended = 0
@@ -238,7 +241,7 @@ class Rounds:
         for key in self._identifier.choose(reading.mounted.values(), reading.covered.values()):
             self._begin(key[0], partial(self._identifier.read, key))
         seen = self.observe(reading)
-        decided = planner.plan(seen)
+        decided = self._plan(seen)
         self.snapshot = Snapshot(seen, decided)
         # At once: after any pause what was seen may be no more.
         for action in decided.actions:
@@ -246,6 +249,13 @@ class Rounds:
         for mount in self._health.choose((reading.mounted[name] for name in seen.mounted), self._monotonic()):
             self._begin(mount.dataset, partial(self._health.look, mount))
         await self._performer.take_back(self._refused)
+
+    def _plan(self, seen: Observation) -> Plan:
+        """Plan. A card that did not change stays the same object: what was decided of it still holds."""
+        cards, node = cards_of(seen)
+        known = self._cards
+        self._cards = {name: old if (old := known.get(name)) == card else card for name, card in cards.items()}
+        return planner.plan_cards(self._cards, node, self.snapshot.plan.decisions if self.snapshot else None)
 
     def _tell_problem(self, problem: str) -> None:
         if problem and problem != self.problem:
