@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scratch_slurm.cli.views import Holder, OfflineStatus, held_by_administrator, job_ids
-from scratch_slurm.domain.messages import DatasetState, DatasetStatus, NodeStatus
+from scratch_slurm.domain.messages import DatasetState, DatasetStatus, DiskStatus, NodeStatus
 from scratch_slurm.domain.sizes import format_bytes, format_duration
 from scratch_slurm.domain.words import clean, join_some, plural
 
@@ -62,7 +62,7 @@ def render_node(
             (clean(node.node), "bold"),
             f"  up {up}  {_states_summary(node.datasets)}",
         ),
-        capacity_line(node, width=width, blocks=blocks),
+        *capacity_lines(node, width=width, blocks=blocks),
     ]
     if node.source_read_bytes + node.cache_read_bytes > 0:
         parts.append(Text(reads_line(node)))
@@ -90,18 +90,32 @@ def render_offline(
     return Group(*parts)
 
 
-def capacity_line(node: NodeStatus, *, width: int, blocks: bool = True) -> Text:
-    """Draw how full the cache is: `cache  ####....  1.2 TB of 2.0 TB (60 %), 800.0 GB free, 100.0 GB reserved`."""
-    part = node.used_bytes / node.capacity_bytes if node.capacity_bytes > 0 else 1.0
+def capacity_lines(node: NodeStatus, *, width: int, blocks: bool = True) -> list[Text]:
+    """Draw how full the cache is; of several disks one after the other, each with its directory."""
+    if len(node.disks) < 2:
+        return [capacity_line(node, width=width, blocks=blocks)]
+    lines = []
+    for disk in node.disks:
+        line = capacity_line(disk, width=width, blocks=blocks)
+        line.append(f"\n       in {clean(disk.cache_dir)}", style="dim")
+        if disk.problem:
+            line.append(", which is not used now", style="red")
+        lines.append(line)
+    return lines
+
+
+def capacity_line(disk: NodeStatus | DiskStatus, *, width: int, blocks: bool = True) -> Text:
+    """Draw how full a disk is: `cache  ####....  1.2 TB of 2.0 TB (60 %), 800.0 GB free, 100.0 GB reserved`."""
+    part = disk.used_bytes / disk.capacity_bytes if disk.capacity_bytes > 0 else 1.0
     style = "green" if part < 0.8 else "yellow" if part < 0.95 else "red"
     percent = f"{part * 100:.0f} %"
     text = Text("cache  ")
     text.append_text(bar(part, 20 if width < NARROW_COLUMNS else 40, style=style, blocks=blocks))
-    text.append(f"  {format_bytes(node.used_bytes)} of {format_bytes(node.capacity_bytes)} ({percent})", style="bold")
-    low = node.free_bytes < node.reserve_bytes
+    text.append(f"  {format_bytes(disk.used_bytes)} of {format_bytes(disk.capacity_bytes)} ({percent})", style="bold")
+    low = disk.free_bytes < disk.reserve_bytes
     text.append("\n       " if width < NARROW_COLUMNS else "; ")
-    text.append(f"disk: {format_bytes(node.free_bytes)} free", style="red" if low else "")
-    text.append(f", {format_bytes(node.reserve_bytes)} of it reserved for others")
+    text.append(f"disk: {format_bytes(disk.free_bytes)} free", style="red" if low else "")
+    text.append(f", {format_bytes(disk.reserve_bytes)} of it reserved for others")
     return text
 
 

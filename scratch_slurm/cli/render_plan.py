@@ -24,7 +24,14 @@ def render_plan(plan: PlanAnswer) -> RenderableType:
 def _actions(actions: tuple[ActionAnswer, ...]) -> list[RenderableType]:
     if not actions:
         return [Text("nothing to do")]
-    return [Text(f"{action.kind} {clean(action.dataset)}: {clean(action.reason)}") for action in actions]
+    several = len({action.disk for action in actions if action.disk}) > 1
+    return [
+        Text(
+            f"{action.kind} {clean(action.dataset)}{f' in {clean(action.disk)}' if several and action.disk else ''}"
+            f": {clean(action.reason)}"
+        )
+        for action in actions
+    ]
 
 
 def _verdicts(verdicts: tuple[VerdictAnswer, ...]) -> RenderableType:

@@ -40,6 +40,20 @@ class DatasetStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why it is not as wished, and when the next try is; empty when all is well."""
     update_waiting: bool = False
     """The source has a newer image, which waits for the last pin to go."""
+    disks: tuple[str, ...] = ()
+    """The cache directories with a copy of it."""
+
+
+class DiskStatus(msgspec.Struct, frozen=True):
+    """One disk with a cache directory."""
+
+    cache_dir: str
+    capacity_bytes: int
+    reserve_bytes: int
+    used_bytes: int
+    free_bytes: int
+    problem: str = ""
+    """Why it is not used, or gives no answer; empty when all is well."""
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -51,8 +65,10 @@ class NodeStatus(msgspec.Struct, frozen=True):
     started_at: float
     source_dir: str
     cache_dir: str
+    """The first of the cache directories; `disks` has them all."""
     mount_dir: str
     capacity_bytes: int
+    """Of all disks, like the other sizes."""
     reserve_bytes: int
     used_bytes: int
     """Cached images, space reserved by copies under way, and deleted images that a device still holds."""
@@ -69,6 +85,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """Who is asked about jobs and features: `Slurm's commands 22.05.8`, `pyslurm 25.11`, `no Slurm`."""
     warnings: tuple[str, ...] = ()
     """What had better be otherwise, although all goes on."""
+    disks: tuple[DiskStatus, ...] = ()
 
 
 class WaitRequest(msgspec.Struct, frozen=True):
@@ -118,7 +135,7 @@ class PlanRequest(msgspec.Struct, frozen=True):
     """Ask what the daemon would do now, and why; with other figures than its own, what it would do then."""
 
     capacity: str = ""
-    """A size or a percentage, as in the configuration; empty: the node's own."""
+    """A size or a percentage, as in the configuration, for each disk; empty: the node's own."""
     period_s: float = 0.0
     """Take the read rates over so many seconds; 0: the node's own. No longer than the node watches."""
     horizon_s: float = 0.0
@@ -143,12 +160,15 @@ class ActionAnswer(msgspec.Struct, frozen=True):
     kind: str
     dataset: str
     reason: str
+    disk: str = ""
+    """The cache directory that a copy is made in, or that a cached image goes from; empty: it concerns none."""
 
 
 class PlanAnswer(msgspec.Struct, frozen=True):
     """What would be done, in order, and why. Nothing was changed."""
 
     capacity_bytes: int
+    """Of all disks, like the other two."""
     reserve_bytes: int
     used_bytes: int
     period_s: float

@@ -23,6 +23,8 @@ class Observation:
     pins: Sequence[Pin]
     """In the order of asking."""
     space: Space
+    """Of the only disk, where `disks` does not tell."""
+    disks: Sequence[Disk] = ()
     last_used_at: Mapping[str, float] = field(default_factory=dict)
     """Dataset -> monotonic seconds of its latest read or pin; missing means never."""
     busy: frozenset[str] = frozenset()
@@ -90,6 +92,8 @@ def cards_of(seen: Observation) -> tuple[dict[str, Card], Node]:
             return UnderWay(Evict(copies[name][0], None, ""))
         return UnderWay() if name in seen.busy else None
 
+    only = Disk("", seen.space, seen.leaving_bytes, seen.cache_problem, seen.cache_unknown)
+    disks = tuple(seen.disks) or (only,)
     names = {*catalog.images, *catalog.recalled, *catalog.skipped, *seen.mounted, *copies, *parts, *claims}
     cards = {
         name: Card(
@@ -102,7 +106,7 @@ def cards_of(seen: Observation) -> tuple[dict[str, Card], Node]:
             mounted=seen.mounted.get(name),
             covered=seen.covered.get(name),
             is_foreign=name in seen.foreign,
-            is_copy_unseen=seen.cache_unknown,
+            is_copy_unseen=_is_unseen(seen.mounted.get(name), disks),
             fault=seen.unwell.get(name, ""),
             copies=tuple(copies.get(name, ())),
             parts=tuple(parts.get(name, ())),
@@ -119,5 +123,10 @@ def cards_of(seen: Observation) -> tuple[dict[str, Card], Node]:
         )
         for name in names | seen.foreign
     }
-    disk = Disk("", seen.space, seen.leaving_bytes, seen.cache_problem, seen.cache_unknown)
-    return cards, Node((disk,), seen.horizon_s, seen.overhead_bytes, seen.max_pinned_bytes)
+    return cards, Node(disks, seen.horizon_s, seen.overhead_bytes, seen.max_pinned_bytes)
+
+
+def _is_unseen(mounted: MountedImage | None, disks: Sequence[Disk]) -> bool:
+    """Whether a mount may read a copy on a disk that gives no answer; one in a former directory is on any."""
+    known = tuple(f"{disk.dir}/" for disk in disks if not disk.is_unknown)
+    return mounted is not None and len(known) < len(disks) and not mounted.backing_path.startswith(known)

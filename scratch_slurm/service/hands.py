@@ -9,9 +9,8 @@ from typing import NamedTuple, Protocol
 
 from scratch_slurm.domain.actions import Despite
 from scratch_slurm.domain.model import CachedImage, Generation, Permissions, Pin, SourceImage
-from scratch_slurm.service.cache_side import CacheReading
 from scratch_slurm.service.events import Event
-from scratch_slurm.service.observe import KernelReading
+from scratch_slurm.service.observe import DiskReading, KernelReading
 
 
 class Tag(NamedTuple):
@@ -39,8 +38,8 @@ class Hands(Protocol):
     async def look_at_kernel(self) -> KernelReading:
         """See mounts, devices and their counters. Raises: ScratchError, OSError: the kernel does not tell."""
 
-    async def look_at_cache(self) -> CacheReading:
-        """See what the cache holds; what is wrong with it is in the answer."""
+    async def look_at_disks(self) -> tuple[DiskReading, ...]:
+        """See what the cache directories hold; what is wrong with one is in the answer."""
 
     async def identify(self, dataset: str, device: str, *, mounted: bool) -> Tag:
         """Read a device's tag.

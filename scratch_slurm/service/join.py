@@ -1,18 +1,19 @@
 """Join what was read now with what is remembered: the observation that a plan is made from. No I/O, no clock."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 from msgspec import structs
 
 from scratch_slurm.domain import access
 from scratch_slurm.domain.actions import Evict, StagedImage
-from scratch_slurm.domain.config import Config, resolve_size
-from scratch_slurm.domain.model import Catalog, MountedImage, Pin, Space
+from scratch_slurm.domain.config import CacheDisk, Config, resolve_size
+from scratch_slurm.domain.dataset import Disk
+from scratch_slurm.domain.model import CachedImage, Catalog, MountedImage, Pin, Space
 from scratch_slurm.domain.observation import Observation
 from scratch_slurm.domain.throughput import ReadCounter, read_for, reading_bytes, reading_rates, usual_reading_s
 from scratch_slurm.service.memory import Memory
-from scratch_slurm.service.observe import Reading
+from scratch_slurm.service.observe import DiskReading, Reading
 
 _OVERHEAD_BYTES = 3 * 4096
 """The rest of an image's last block, the first block of its journal, and one of the file system's own."""
@@ -34,14 +35,17 @@ def take_over(reading: Reading, former: FormerIds) -> Reading:
     Args:
         former: as `former_ids` gives it.
     """
-    keys = [(copy.dataset, copy.generation_id) for copy in reading.cache.images]
-    if not any(key in former for key in keys):
+    if not any((copy.dataset, copy.generation_id) in former for copy in reading.images):
         return reading
-    images = tuple(
-        structs.replace(copy, generation_id=former.get(key, copy.generation_id))
-        for copy, key in zip(reading.cache.images, keys, strict=True)
+
+    def take(copy: CachedImage) -> CachedImage:
+        return structs.replace(copy, generation_id=former.get((copy.dataset, copy.generation_id), copy.generation_id))
+
+    disks = tuple(
+        replace(disk, contents=replace(disk.contents, images=tuple(map(take, disk.contents.images))))
+        for disk in reading.disks
     )
-    return replace(reading, cache=replace(reading.cache, images=images))
+    return replace(reading, disks=disks)
 
 
 def find_ours(reading: Reading, memory: Memory, former: FormerIds) -> dict[str, MountedImage]:
@@ -95,7 +99,7 @@ def screen(catalog: Catalog, ours: dict[str, MountedImage], reading: Reading, me
     memory.forget_other_images(catalog.images)
     memory.forget_other_roots(catalog.images, ours)
     catalog = access.screen(catalog, ours, memory.roots)
-    cached = {copy.dataset for copy in reading.cache.images}
+    cached = {copy.dataset for copy in reading.images}
     memory.readers = access.find_readers(catalog, ours, cached, memory.roots, memory.readers)
     return catalog
 
@@ -126,16 +130,18 @@ def join(
         now: monotonic seconds, as the samples of `memory.counters` have them.
     """
     evictions = {name: action for name, action in memory.running.items() if isinstance(action, Evict)}
+    disks = find_disks(reading, memory, config)
     largest_bytes = max((image.size_bytes for image in catalog.images.values()), default=0)
     return Observation(
         catalog=catalog,
         mounted=ours,
-        cached=() if reading.cache_unknown else reading.cache.images,
+        cached=tuple(image for disk in reading.disks if not disk.unknown for image in disk.contents.images),
         staged=_staged(reading, memory),
         pins=pins,
         undecided=frozenset(undecided),
         refused=refused,
-        space=_space(reading, memory, config),
+        space=disks[0].space,
+        disks=disks,
         last_used_at=dict(memory.last_used_at),
         busy=frozenset(busy),
         backing_off=memory.backing_off(now, {pin.dataset for pin in reading.pins}),
@@ -145,10 +151,10 @@ def join(
             if dataset in ours and reading.mounted[dataset].mount_id == mount_id
         },
         bad_copies=dict(memory.bad_copies),
-        max_pinned_bytes=_max_pinned_bytes(config, reading),
-        cache_problem=reading.cache_problem,
+        max_pinned_bytes=_max_pinned_bytes(config, disks),
+        cache_problem=disks[0].problem,
         covered={dataset: mount for dataset, mount in covered.items() if dataset in ours},
-        cache_unknown=reading.cache_unknown,
+        cache_unknown=disks[0].is_unknown,
         pins_problem=reading.pins_problem,
         foreign=frozenset(reading.mounted.keys() - ours.keys()),
         leaving=frozenset(evictions),
@@ -157,50 +163,73 @@ def join(
         streak_bytes=reading_bytes(memory.counters, now),
         horizon_s=usual_reading_s(memory.counters, now, config.horizon_s),
         overhead_bytes=_OVERHEAD_BYTES + _journal_bytes(largest_bytes),
-        # What hangs frees nothing that could be foreseen: nobody waits for its room.
-        leaving_bytes=sum(
-            action.image.size_bytes for name, action in evictions.items() if name not in memory.hanging_since
-        ),
     )
 
 
 def _staged(reading: Reading, memory: Memory) -> tuple[StagedImage, ...]:
     under_way = [
-        StagedImage(dataset, copy.image.generation.id, _most_bytes(copy.image.size_bytes), True, copy.bytes_done)
+        StagedImage(
+            dataset, copy.image.generation.id, _most_bytes(copy.image.size_bytes), True, copy.bytes_done, copy.disk
+        )
         for dataset, copy in memory.copies.items()
     ]
     left_over = [
-        StagedImage(partial.dataset, partial.generation_id, partial.size_bytes, False)
-        for partial in reading.cache.partials
-        if partial.dataset not in memory.copies and not reading.cache_unknown
+        StagedImage(partial.dataset, partial.generation_id, partial.size_bytes, False, disk=disk.dir)
+        for disk in reading.disks
+        for partial in disk.contents.partials
+        if partial.dataset not in memory.copies and not disk.unknown
     ]
     return (*under_way, *left_over)
 
 
-def _space(reading: Reading, memory: Memory, config: Config) -> Space:
+def find_disks(reading: Reading, memory: Memory, config: Config) -> tuple[Disk, ...]:
+    """Find what room each disk has, in the order of the configuration."""
+    by_dir = {str(disk.dir): disk for disk in config.disks}
+    return tuple(
+        Disk(
+            each.dir,
+            _space(each, by_dir[each.dir], reading.held_bytes.get(each.dir, 0), memory),
+            _leaving_bytes(each.dir, memory),
+            each.problem,
+            each.unknown,
+        )
+        for each in reading.disks
+    )
+
+
+def _leaving_bytes(cache_dir: str, memory: Memory) -> int:
+    """What hangs frees nothing that could be foreseen: nobody waits for its room."""
+    return sum(
+        action.image.size_bytes
+        for name, action in memory.running.items()
+        if isinstance(action, Evict) and action.image.disk == cache_dir and name not in memory.hanging_since
+    )
+
+
+def _space(seen: DiskReading, disk: CacheDisk, held_bytes: int, memory: Memory) -> Space:
     """Count what copies under way will still take as taken already: the capacity holds at every moment."""
-    contents = reading.cache
+    contents = seen.contents
     on_disk = {(part.dataset, part.generation_id): part.size_bytes for part in contents.partials}
     # A copy is under way until its end is recorded, some time after it was published.
     on_disk |= {(image.dataset, image.generation_id): image.size_bytes for image in contents.images}
     coming_bytes = sum(
         max(0, _most_bytes(copy.image.size_bytes) - on_disk.get((dataset, copy.image.generation.id), 0))
         for dataset, copy in memory.copies.items()
+        if copy.disk == seen.dir
     )
     return Space(
-        capacity_bytes=resolve_size(config.disks[0].capacity, whole_bytes=contents.whole_bytes),
-        reserve_bytes=resolve_size(config.disks[0].reserve, whole_bytes=contents.whole_bytes),
-        used_bytes=contents.used_bytes + reading.held_bytes + coming_bytes,
+        capacity_bytes=resolve_size(disk.capacity, whole_bytes=contents.whole_bytes),
+        reserve_bytes=resolve_size(disk.reserve, whole_bytes=contents.whole_bytes),
+        used_bytes=contents.used_bytes + held_bytes + coming_bytes,
         free_bytes=contents.free_bytes - coming_bytes,
         whole_bytes=contents.whole_bytes,
     )
 
 
-def _max_pinned_bytes(config: Config, reading: Reading) -> int | None:
+def _max_pinned_bytes(config: Config, disks: Sequence[Disk]) -> int | None:
     if not config.max_pinned:
         return None
-    capacity_bytes = resolve_size(config.disks[0].capacity, whole_bytes=reading.cache.whole_bytes)
-    return resolve_size(config.max_pinned, whole_bytes=capacity_bytes)
+    return resolve_size(config.max_pinned, whole_bytes=sum(disk.space.capacity_bytes for disk in disks))
 
 
 def _most_bytes(size_bytes: int) -> int:

@@ -21,6 +21,8 @@ class Copy:
     """A copy under way, or waiting for its turn."""
 
     image: SourceImage
+    disk: str
+    """The cache directory that it is made in."""
     started_at: float | None = None
     """Monotonic seconds; None while it waits."""
     bytes_done: int = 0

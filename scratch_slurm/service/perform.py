@@ -41,8 +41,8 @@ class Performer:
         self._memory = memory
         self._ledger = ledger
         self._hands = hands
+        self._config = config
         self._monotonic = monotonic
-        self._cache_dir = str(config.cache_dir)
         self._turns = Turns(config.copies)
 
     async def perform(self, action: actions.Action) -> None:
@@ -65,7 +65,8 @@ class Performer:
                 await self._evict(action)
             case actions.DropStaged():
                 staged = action.staged
-                await self._hands.drop(staged.dataset, staged.generation_id, self._cache_dir)
+                disk = staged.disk or self._config.cache_dirs[0]
+                await self._hands.drop(staged.dataset, staged.generation_id, disk)
                 await self._record("dropped", action.dataset, action.reason)
 
     async def take_back(self, pins: Iterable[Pin]) -> None:
@@ -134,9 +135,9 @@ class Performer:
         async with self._turns.take(preheat=action.preheat):
             copy.started_at = self._monotonic()
             log.info("staging dataset=%s bytes=%d reason=%r", image.dataset, image.size_bytes, action.reason)
-            await self._hands.copy(image, self._cache_dir)
+            await self._hands.copy(image, copy.disk)
         elapsed_s = self._monotonic() - copy.started_at
-        await self._hands.publish(image.dataset, image.generation.id, self._cache_dir)
+        await self._hands.publish(image.dataset, image.generation.id, copy.disk)
         await self._record(
             "staged", image.dataset, action.reason, bytes=image.size_bytes, milliseconds=round(elapsed_s * 1000)
         )

@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from scratch_slurm.domain import planner
-from scratch_slurm.domain.actions import Action, Evict
+from scratch_slurm.domain.actions import Action, DropStaged, Evict, Stage
 from scratch_slurm.domain.config import Config, resolve_size
+from scratch_slurm.domain.dataset import Disk
 from scratch_slurm.domain.messages import ActionAnswer, PlanAnswer, PlanRequest, VerdictAnswer
 from scratch_slurm.domain.observation import Observation
 from scratch_slurm.domain.planner import Plan
@@ -28,17 +29,21 @@ def what_if(
         is_told: whether the reader may be told of a dataset.
     Raises: UsageError: a figure is not valid.
     """
-    period_s, space = asked.period_s or config.period_s, seen.space
+    period_s, disks = asked.period_s or config.period_s, seen.disks
     if asked.capacity:
-        capacity_bytes = resolve_size(asked.capacity, whole_bytes=space.whole_bytes)
-        space = dataclasses.replace(space, capacity_bytes=capacity_bytes)
+        disks = [_with_capacity(disk, asked.capacity) for disk in disks]
     seen = dataclasses.replace(
         seen,
-        space=space,
+        disks=disks,
         bytes_per_s=reading_rates(counters, now, period_s),
         horizon_s=asked.horizon_s or seen.horizon_s,
     )
     return answer_plan(seen, planner.plan(seen), period_s, is_told)
+
+
+def _with_capacity(disk: Disk, capacity: str) -> Disk:
+    capacity_bytes = resolve_size(capacity, whole_bytes=disk.space.whole_bytes)
+    return dataclasses.replace(disk, space=dataclasses.replace(disk.space, capacity_bytes=capacity_bytes))
 
 
 def answer_plan(seen: Observation, plan: Plan, period_s: float, is_told: Callable[[str], object]) -> PlanAnswer:
@@ -50,15 +55,15 @@ def answer_plan(seen: Observation, plan: Plan, period_s: float, is_told: Callabl
     wishes = plan.wishes
     verdicts = sorted(wishes.verdicts.values(), key=lambda each: (not each.wanted, -each.value_bytes, each.dataset))
     return PlanAnswer(
-        capacity_bytes=seen.space.capacity_bytes,
-        reserve_bytes=seen.space.reserve_bytes,
-        used_bytes=seen.space.used_bytes,
+        capacity_bytes=sum(disk.space.capacity_bytes for disk in seen.disks),
+        reserve_bytes=sum(disk.space.reserve_bytes for disk in seen.disks),
+        used_bytes=sum(disk.space.used_bytes for disk in seen.disks),
         period_s=period_s,
         horizon_s=seen.horizon_s,
         value_bytes=wishes.knapsack.value_bytes,
         gap=wishes.knapsack.gap,
         actions=tuple(
-            ActionAnswer(action.kind, action.dataset, _reason(action, is_told))
+            ActionAnswer(action.kind, action.dataset, _reason(action, is_told), _disk(action))
             for action in plan.actions
             if is_told(action.dataset)
         ),
@@ -76,6 +81,17 @@ def answer_plan(seen: Observation, plan: Plan, period_s: float, is_told: Callabl
             if is_told(each.dataset)
         ),
     )
+
+
+def _disk(action: Action) -> str:
+    match action:
+        case Stage():
+            return action.disk
+        case Evict():
+            return action.image.disk
+        case DropStaged():
+            return action.staged.disk
+    return ""
 
 
 def _reason(action: Action, is_told: Callable[[str], object]) -> str:

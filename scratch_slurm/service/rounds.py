@@ -237,7 +237,7 @@ class Rounds:
         except (ScratchError, OSError) as exc:
             self._tell_problem(str(exc))
             return
-        self._tell_problem("; ".join(text for text in (reading.cache_problem, reading.pins_problem) if text))
+        self._tell_problem(reading.problem)
         for key in self._identifier.choose(reading.mounted.values(), reading.covered.values()):
             self._begin(key[0], partial(self._identifier.read, key))
         seen = self.observe(reading)
@@ -268,16 +268,14 @@ class Rounds:
         Raises: ScratchError, OSError: the kernel does not tell; without the cache or the ledger a round goes on.
         """
         kernel = await self._hands.look_at_kernel()
-        cache = await self._hands.look_at_cache()
+        disks = await self._hands.look_at_disks()
         pins = await self._ledger.look()
         return Reading(
             kernel.mounted,
-            cache.contents,
+            disks,
             kernel.held_bytes,
             pins,
             pins_problem=self._ledger.problem,
-            cache_problem=cache.problem,
-            cache_unknown=cache.unknown,
             covered=kernel.covered,
         )
 
@@ -295,7 +293,7 @@ class Rounds:
         self._works[dataset] = asyncio.create_task(self._perform(action))
         self.memory.running[dataset] = action
         if isinstance(action, actions.Stage):
-            self.memory.copies[dataset] = Copy(action.image)
+            self.memory.copies[dataset] = Copy(action.image, action.disk or self._config.cache_dirs[0])
 
     def _mounts_begun(self) -> int:
         hanging = self.memory.hanging_since
@@ -367,7 +365,7 @@ class Rounds:
         ours = find_ours(reading, memory, former)
         catalog = screen(listed, ours, reading, memory)
         count_reads(memory, reading, ours, self._config.period_s, now)
-        here = {*catalog.images, *catalog.skipped, *ours, *(copy.dataset for copy in reading.cache.images)}
+        here = {*catalog.images, *catalog.skipped, *ours, *(copy.dataset for copy in reading.images)}
         pins, undecided = self._admit(reading.pins, here)
         memory.last_used_at.update((pin.dataset, now) for pin in pins if pin.dataset in here)
         memory.forget_other_uses(here)

@@ -8,7 +8,8 @@ from msgspec import structs
 from scratch_slurm import __version__
 from scratch_slurm.domain.actions import ActionKind, Mount
 from scratch_slurm.domain.config import Config
-from scratch_slurm.domain.messages import DatasetState, DatasetStatus, NodeStatus
+from scratch_slurm.domain.dataset import Disk
+from scratch_slurm.domain.messages import DatasetState, DatasetStatus, DiskStatus, NodeStatus
 from scratch_slurm.domain.model import Backing, Permissions, Pin
 from scratch_slurm.domain.names import nearest_hint
 from scratch_slurm.domain.shares import most_bytes
@@ -45,9 +46,11 @@ class StatusView:
         for pin in snapshot.seen.pins:
             self._pins.setdefault(pin.dataset, []).append(pin)
         self._cached_bytes: dict[str, int] = {}
+        self._disks: dict[str, list[str]] = {}
         self._to_mount = {action.dataset for action in snapshot.plan.actions if isinstance(action, Mount)}
         for image in snapshot.seen.cached:
             self._cached_bytes[image.dataset] = self._cached_bytes.get(image.dataset, 0) + image.size_bytes
+            self._disks.setdefault(image.dataset, []).append(image.disk)
 
     def names(self, may_read: Judge = _may_read_all) -> list[str]:
         """All datasets that this node has something of, sorted; for root, also those that are only asked for."""
@@ -86,6 +89,7 @@ class StatusView:
             problem=self._problem(name, may_read),
             # What is mounted may be just that, as long as its tag is not read.
             update_waiting=bool(image and mounted and mounted.generation_id not in (None, image.generation.id)),
+            disks=tuple(sorted(set(self._disks.get(name, ())))),
         )
 
     def dataset_for(self, name: str, may_read: Judge) -> DatasetStatus:
@@ -204,7 +208,7 @@ def view(parts: Parts) -> StatusView | None:
 def node_status(parts: Parts, pid: int, may_read: Judge, *, slurm: SlurmSide) -> NodeStatus:
     """Tell the whole node's status to somebody."""
     config, now_view, memory = parts.config, view(parts), parts.rounds.memory
-    space = parts.rounds.snapshot.seen.space if parts.rounds.snapshot else None
+    disks = disk_statuses(parts.rounds.snapshot.seen.disks) if parts.rounds.snapshot else ()
     return NodeStatus(
         node=slurm.node,
         version=__version__,
@@ -213,14 +217,30 @@ def node_status(parts: Parts, pid: int, may_read: Judge, *, slurm: SlurmSide) ->
         source_dir=str(config.source_dir),
         cache_dir=str(config.cache_dir),
         mount_dir=str(config.mount_dir),
-        capacity_bytes=space.capacity_bytes if space else 0,
-        reserve_bytes=space.reserve_bytes if space else 0,
-        used_bytes=space.used_bytes if space else 0,
-        free_bytes=space.free_bytes if space else 0,
+        capacity_bytes=sum(disk.capacity_bytes for disk in disks),
+        reserve_bytes=sum(disk.reserve_bytes for disk in disks),
+        used_bytes=sum(disk.used_bytes for disk in disks),
+        free_bytes=sum(disk.free_bytes for disk in disks),
         source_read_bytes=sum(counter.source_bytes for counter in memory.counters.values()),
         cache_read_bytes=sum(counter.cache_bytes for counter in memory.counters.values()),
         problem=parts.problem,
         datasets=tuple(now_view.dataset_for(name, may_read) for name in now_view.names(may_read)) if now_view else (),
         slurm=slurm.describe(),
         warnings=parts.hands.warnings,
+        disks=disks,
+    )
+
+
+def disk_statuses(disks: Iterable[Disk]) -> tuple[DiskStatus, ...]:
+    """Tell of each disk what room it has. Pure."""
+    return tuple(
+        DiskStatus(
+            disk.dir,
+            capacity_bytes=disk.space.capacity_bytes,
+            reserve_bytes=disk.space.reserve_bytes,
+            used_bytes=disk.space.used_bytes,
+            free_bytes=disk.space.free_bytes,
+            problem=disk.problem,
+        )
+        for disk in disks
     )

@@ -13,11 +13,11 @@ from scratch_slurm.domain.model import CachedImage, Generation, SourceImage
 from scratch_slurm.domain.names import device_tag, parse_device_tag
 from scratch_slurm.node.staging.cache import Cache
 from scratch_slurm.service import operations as op
-from scratch_slurm.service.cache_side import CacheReading, CacheSide
 from scratch_slurm.service.calls import Calls
+from scratch_slurm.service.disks import Disks
 from scratch_slurm.service.events import Answers, Event, Gate, Hangs, Progress
 from scratch_slurm.service.hands import Tag
-from scratch_slurm.service.observe import KernelFiles, KernelReading, read_kernel
+from scratch_slurm.service.observe import DiskReading, KernelFiles, KernelReading, read_kernel
 from scratch_slurm.service.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class WorkerHands:
         self._config = config
         self._workers = workers
         self._former_caches = former_caches
-        self._cache = CacheSide(config, workers)
+        self._disks = Disks(config, workers)
         self._cache_slots = asyncio.Semaphore(_CACHE_SLOTS)
         self._kernel = Calls("the kernel", error=DaemonError, patience_s=_KERNEL_PATIENCE_S)
         self._kernel_files = kernel or KernelFiles()
@@ -58,16 +58,16 @@ class WorkerHands:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What had better be otherwise, although all goes on."""
-        return (self._cache.warning,) if self._cache.warning else ()
+        return self._disks.warnings
 
     async def look_at_kernel(self) -> KernelReading:
         config, former = self._config, self._former_caches()
         return await self._kernel.run(
-            lambda: read_kernel(config.mount_dir, config.cache_dir, self._kept_files, self._kernel_files, former)
+            lambda: read_kernel(config.mount_dir, config.cache_dirs, self._kept_files, self._kernel_files, former)
         )
 
-    async def look_at_cache(self) -> CacheReading:
-        return await self._cache.look()
+    async def look_at_disks(self) -> tuple[DiskReading, ...]:
+        return await self._disks.look()
 
     async def identify(self, dataset: str, device: str, *, mounted: bool) -> Tag:
         tags: list[op.Tag] = []
@@ -154,7 +154,7 @@ class WorkerHands:
         await self._change_cache(image.dataset, op.DiscardImage(_cache_dir(image), image), silence_s=_DISCARD_S)
 
     def close(self) -> None:
-        self._cache.close()
+        self._disks.close()
 
     def _mount_point(self, dataset: str) -> str:
         return str(self._config.mount_dir / dataset)

@@ -156,14 +156,14 @@ async def stage(hands: Hands, image: SourceImage, cache_dir: str) -> CachedImage
     """Copy and publish; returns the copy."""
     await hands.copy(image, cache_dir)
     await hands.publish(image.dataset, image.generation.id, cache_dir)
-    (copy,) = [each for each in (await hands.look_at_cache()).contents.images if each.dataset == image.dataset]
+    (copy,) = [each for each in (await hands.look_at_disks())[0].contents.images if each.dataset == image.dataset]
     return copy
 
 
 def test_an_empty_node(place: Place) -> None:
     async def story(hands: Hands) -> None:
-        kernel, cache = await hands.look_at_kernel(), await hands.look_at_cache()
-        assert (dict(kernel.mounted), dict(kernel.covered), kernel.held_bytes) == ({}, {}, 0)
+        kernel, cache = await hands.look_at_kernel(), (await hands.look_at_disks())[0]
+        assert (dict(kernel.mounted), dict(kernel.covered), sum(kernel.held_bytes.values())) == ({}, {}, 0)
         assert (cache.problem, cache.unknown, cache.contents.images, cache.contents.partials) == ("", False, (), ())
         assert cache.contents.free_bytes > 0
 
@@ -216,15 +216,15 @@ def test_another_file_than_was_listed_is_neither_shown_nor_copied(place: Place) 
 def test_a_copy_tells_its_progress_and_is_served_when_it_is_published(place: Place) -> None:
     async def story(hands: Hands) -> None:
         coco, told = place.publish("coco"), Told(hands)
-        await hands.look_at_cache()
+        (await hands.look_at_disks())[0]
         await hands.copy(coco, place.cache_dir)
         assert {type(each) for each in told} == {Progress}
         assert max(each.bytes_done for each in told if isinstance(each, Progress)) == coco.size_bytes
-        contents = (await hands.look_at_cache()).contents
+        contents = (await hands.look_at_disks())[0].contents
         assert contents.images == ()
         assert [(part.dataset, part.generation_id) for part in contents.partials] == [("coco", coco.generation.id)]
         await hands.publish("coco", coco.generation.id, place.cache_dir)
-        contents = (await hands.look_at_cache()).contents
+        contents = (await hands.look_at_disks())[0].contents
         assert [(image.dataset, image.generation_id) for image in contents.images] == [("coco", coco.generation.id)]
         assert contents.partials == () and contents.images[0].size_bytes >= coco.size_bytes
 
@@ -234,10 +234,10 @@ def test_a_copy_tells_its_progress_and_is_served_when_it_is_published(place: Pla
 def test_a_part_is_dropped(place: Place) -> None:
     async def story(hands: Hands) -> None:
         coco = place.publish("coco")
-        await hands.look_at_cache()
+        (await hands.look_at_disks())[0]
         await hands.copy(coco, place.cache_dir)
         await hands.drop("coco", coco.generation.id, place.cache_dir)
-        contents = (await hands.look_at_cache()).contents
+        contents = (await hands.look_at_disks())[0].contents
         assert (contents.images, contents.partials) == ((), ())
 
     place.run(story)
@@ -246,7 +246,7 @@ def test_a_part_is_dropped(place: Place) -> None:
 def test_a_device_is_switched_to_the_copy_and_back_under_its_readers(place: Place) -> None:
     async def story(hands: Hands) -> None:
         coco = place.publish("coco")
-        await hands.look_at_cache()
+        (await hands.look_at_disks())[0]
         await hands.show(coco, coco.path, replace=False)
         copy, device = await stage(hands, coco, place.cache_dir), await device_of(hands, "coco")
         await hands.switch("coco", device, copy.path, None)
@@ -304,22 +304,22 @@ def test_a_dataset_is_unmounted_unless_it_is_pinned(place: Place) -> None:
 def test_a_copy_is_retired_restored_and_discarded_and_held_by_who_reads_it(place: Place) -> None:
     async def story(hands: Hands) -> None:
         coco = place.publish("coco")
-        await hands.look_at_cache()
+        (await hands.look_at_disks())[0]
         copy = await stage(hands, coco, place.cache_dir)
         await hands.show(coco, copy.path, replace=False)
         await hands.retire(copy)
-        assert (await hands.look_at_cache()).contents.images == ()
+        assert (await hands.look_at_disks())[0].contents.images == ()
         mount = await seen(hands, "coco")
         assert mount is not None and mount.backing is Backing.CACHE
         await hands.restore(copy)
         await hands.restore(copy)
-        assert [each.path for each in (await hands.look_at_cache()).contents.images] == [copy.path]
+        assert [each.path for each in (await hands.look_at_disks())[0].contents.images] == [copy.path]
         await hands.retire(copy)
         await hands.discard(copy)
-        assert (await hands.look_at_cache()).contents.images == ()
-        assert (await hands.look_at_kernel()).held_bytes >= coco.size_bytes // 512 * 512
+        assert (await hands.look_at_disks())[0].contents.images == ()
+        assert sum((await hands.look_at_kernel()).held_bytes.values()) >= coco.size_bytes // 512 * 512
         await hands.unmount("coco", despite=None)
-        assert (await hands.look_at_kernel()).held_bytes == 0
+        assert sum((await hands.look_at_kernel()).held_bytes.values()) == 0
 
     place.run(story)
 
@@ -348,12 +348,12 @@ def test_the_name_service_knows_users_or_not(place: Place) -> None:
 def test_a_verb_that_is_cancelled_leaves_a_whole_thing_or_nothing_and_can_be_done_again(place: Place) -> None:
     async def story(hands: Hands) -> None:
         coco = place.publish("coco")
-        await hands.look_at_cache()
+        (await hands.look_at_disks())[0]
         copying = asyncio.create_task(hands.copy(coco, place.cache_dir))
         await asyncio.sleep(0.001)
         copying.cancel()
         await asyncio.wait([copying])
-        assert (await hands.look_at_cache()).contents.images == ()
+        assert (await hands.look_at_disks())[0].contents.images == ()
         copy = await stage(hands, coco, place.cache_dir)
         await hands.show(coco, copy.path, replace=False)
         assert (await hands.identify("coco", await device_of(hands, "coco"), mounted=True))[0] == coco.generation.id

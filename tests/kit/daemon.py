@@ -81,6 +81,8 @@ class RunningDaemon:
             "source_timeout": "15",
             **config,
         }
+        if "cache_dirs" in config:
+            del self._values["cache_dir"]
         self.source_dir.mkdir(exist_ok=True)
 
     def __enter__(self) -> Self:

@@ -58,11 +58,10 @@ from scratch_slurm.domain.model import (
 )
 from scratch_slurm.domain.names import cached_file_name
 from scratch_slurm.node.staging.cache import CacheContents, PartialImage
-from scratch_slurm.service.cache_side import CacheReading
 from scratch_slurm.service.events import Answers, Event, Gate, Hangs, Progress
 from scratch_slurm.service.hands import Tag
 from scratch_slurm.service.memory import Memory
-from scratch_slurm.service.observe import KernelReading, SeenMount
+from scratch_slurm.service.observe import DiskReading, KernelReading, SeenMount
 from scratch_slurm.service.rounds import Rounds
 from tests.kit import virtual_time
 
@@ -417,23 +416,26 @@ class FakeHands:
         tops = {name: _seen(name, stack[-1]) for name, stack in node.mounts.items() if stack}
         beneath = {name: _seen(name, stack[-2]) for name, stack in node.mounts.items() if len(stack) > 1}
         held = {each.file for each in node.devices.values() if not each.file.is_linked and _is_copy(each.file)}
-        return KernelReading(tops, beneath, sum(file.size_bytes for file in held))
+        return KernelReading(tops, beneath, {node.disk.dir: sum(file.size_bytes for file in held)})
 
-    async def look_at_cache(self) -> CacheReading:
+    async def look_at_disks(self) -> tuple[DiskReading, ...]:
+        return (await self._look_at_disk(),)
+
+    async def _look_at_disk(self) -> DiskReading:
         node = self._node
         await asyncio.sleep(node.step_s)
         disk = node.disk
         if disk.is_unknown:
-            return CacheReading(_contents(disk), f"{disk.dir}: gives no answer", unknown=True)
+            return DiskReading(disk.dir, _contents(disk), f"{disk.dir}: gives no answer", unknown=True)
         if disk.problem:
-            return CacheReading(CacheContents((), (), 0, 0, 0), f"{disk.dir}: {disk.problem}")
+            return DiskReading(disk.dir, CacheContents((), (), 0, 0, 0), f"{disk.dir}: {disk.problem}")
         if not self._is_prepared:  # what an earlier daemon had on its way out comes back
             self._is_prepared = True
             for path in [path for path in disk.files if path.endswith(".evicted")]:
                 name = path.rpartition("/")[2].removesuffix(".evicted")
                 self._move(path, f"{disk.dir}/{name}.image")
         free_bytes = disk.whole_bytes - disk.other_bytes - disk.used_bytes(node.devices.values())
-        return CacheReading(_contents(disk, free_bytes=max(0, free_bytes)))
+        return DiskReading(disk.dir, _contents(disk, free_bytes=max(0, free_bytes)))
 
     async def identify(self, dataset: str, device: str, *, mounted: bool) -> Tag:
         await self._begin("identify", dataset)
@@ -618,7 +620,7 @@ def _contents(disk: Disk, free_bytes: int = 0) -> CacheContents:
         dataset, _, rest = name.rpartition("@")
         generation_id, _, kind = rest.partition(".")
         if kind == "image":
-            whole.append(CachedImage(dataset, generation_id, path, file.size_bytes))
+            whole.append(CachedImage(dataset, generation_id, path, file.size_bytes, disk.dir))
         elif kind == "part":
             parts.append(PartialImage(dataset, generation_id, file.size_bytes))
     used_bytes = sum(file.size_bytes for file in disk.files.values())

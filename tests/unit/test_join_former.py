@@ -6,7 +6,7 @@ from scratch_slurm.domain.model import Backing, Catalog, Generation, Permissions
 from scratch_slurm.node.staging.cache import CacheContents
 from scratch_slurm.service.join import find_ours, former_ids, take_over
 from scratch_slurm.service.memory import Memory
-from scratch_slurm.service.observe import Reading, SeenMount
+from scratch_slurm.service.observe import DiskReading, Reading, SeenMount
 from tests.kit.strategies import cached, image
 
 BEFORE = image("coco", 10).generation
@@ -18,13 +18,14 @@ def catalog(generation):
     return Catalog({"coco": named, "other": image("other")}, {})
 
 
-def reading():
+def reading() -> Reading:
     mounted = {"coco": SeenMount("coco", 7, "loop0", Backing.SOURCE, "/source/coco.squashfs", 0)}
-    return Reading(mounted, CacheContents((cached("coco", 10), cached("other")), (), 0, 0, 0), 0, ())
+    contents = CacheContents((cached("coco", 10), cached("other")), (), 0, 0, 0)
+    return Reading(mounted, (DiskReading("/cache", contents),), {}, ())
 
 
 def test_a_copy_counts_for_the_image_with_its_manifest() -> None:
-    images = take_over(reading(), former_ids(catalog(AFTER))).cache.images
+    images = take_over(reading(), former_ids(catalog(AFTER))).images
     assert [(each.dataset, each.generation_id) for each in images] == [
         ("coco", AFTER.id),
         ("other", image("other").generation.id),

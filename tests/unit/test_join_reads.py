@@ -9,7 +9,7 @@ from scratch_slurm.domain.model import Backing, Catalog
 from scratch_slurm.node.staging.cache import CacheContents
 from scratch_slurm.service.join import count_reads, find_ours, join
 from scratch_slurm.service.memory import Memory
-from scratch_slurm.service.observe import Reading, SeenMount
+from scratch_slurm.service.observe import DiskReading, Reading, SeenMount
 
 CONFIG = build_config(
     {"source_dir": "/source", "cache_dir": "/cache", "capacity": "1 GB", "reserve": "0"},
@@ -25,7 +25,7 @@ def test_the_plan_is_made_from_what_was_read_since_a_reading_began() -> None:
     for total in [0, *[0] * 90, 3_000_000, 6_000_000]:
         now = next(clock)
         mount = SeenMount("a", 7, "loop0", Backing.SOURCE, "/source/a.squashfs", total)
-        reading = Reading({"a": mount}, NOTHING_CACHED, 0, ())
+        reading = Reading({"a": mount}, (DiskReading("/cache", NOTHING_CACHED),), {}, ())
         ours = find_ours(reading, memory, {})
         count_reads(memory, reading, ours, CONFIG.period_s, now)
     unread = {"covered": {}, "pins": (), "undecided": set(), "busy": set()}

@@ -79,14 +79,14 @@ COPIES = [
 
 @pytest.mark.parametrize(("said", "after_s", "expected"), COPIES)
 def test_the_speed_of_a_copy(said, after_s, expected) -> None:
-    copy = Copy(image("a", 1000), started_at=100.0)
+    copy = Copy(image("a", 1000), "/cache", started_at=100.0)
     for bytes_done, phase in said:
         copy.progress(bytes_done, phase)
     assert copy.bytes_per_s(100.0 + after_s) == expected
 
 
 def test_a_copy_that_waits_has_no_speed() -> None:
-    assert Copy(image("a", 1000)).bytes_per_s(100.0) == 0.0
+    assert Copy(image("a", 1000), "/cache").bytes_per_s(100.0) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def view_of(seen, memory=None):
 def copying(*, started=True, size=1000, done=0):
     """A memory with a copy of `a` under way, or waiting for its turn; it began ten seconds ago."""
     memory = Memory()
-    copy = Copy(image("a", size), started_at=MONOTONIC - 10 if started else None)
+    copy = Copy(image("a", size), "/cache", started_at=MONOTONIC - 10 if started else None)
     copy.progress(0, "copying")
     copy.progress(done, "copying")
     memory.copies["a"] = copy

@@ -106,7 +106,7 @@ class Cache:
             named = parse_cached_file_name(name) if served or name != entry.name else None
             if named and served and stat.S_ISREG(status.st_mode):
                 size_bytes = max(size_bytes, status.st_size)
-                images.append(CachedImage(*named, entry.path, size_bytes))
+                images.append(CachedImage(*named, entry.path, size_bytes, str(self.dir)))
             elif named and not served:
                 partials.append(PartialImage(*named, size_bytes))
             used_bytes += size_bytes
