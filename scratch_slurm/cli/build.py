@@ -57,7 +57,7 @@ class BuildAnswer(msgspec.Struct, frozen=True):
 )
 @click.option("--group", metavar="GROUP", help="The group of the image, by name or number.")
 @click.option("--mode", metavar="MODE", help="Who may read it: 0640 is its group.  [default: 0644]")
-@click.option("--replace", is_flag=True, help="Publish a new version of NAME; whoever may read it stays as it is.")
+@click.option("--replace", is_flag=True, help="Publish a new version of NAME; its readers stay the same.")
 @click.option("--as", "user", metavar="USER", help="Read DIR with this user's rights, not its owner's (root).")
 @json_option
 @pass_app
@@ -74,9 +74,9 @@ def command(
 ) -> None:
     """Pack DIR's contents into the image NAME.squashfs, with a manifest, and publish both in the source.
 
-    Whoever may read the image's file, by its owner, --group and --mode, may enter the dataset and read all that is in
-    it; nobody else. A NAME that is taken is refused unless --replace says that this is its new version: jobs that have
-    the old one keep it. With --to no configuration is needed.
+    The readers of the image's file, by its owner, --group and --mode, are the readers of the dataset, and no others. A
+    NAME that is taken is refused unless --replace says that this is its new version: jobs that have the old one keep
+    it. With --to no configuration is needed.
 
     Root reads DIR with the rights of its owner, so that nothing is packed which the owner could not have packed.
     """
@@ -231,7 +231,7 @@ class _Build:
 
 
 def parse_mode(text: str) -> int:
-    """Parse the mode of an image: its owner may read it, and nobody may execute it or write in it but he.
+    """Parse the mode of an image: its owner may read it, nobody may execute it, and only its owner may write in it.
 
     Raises: UsageError: it is not such a mode.
     """

@@ -26,7 +26,7 @@ def command(app: App, pattern: str | None, source: Path | None) -> None:
     """List the datasets: their sizes, and on how many nodes of the cluster each is cached.
 
     PATTERN chooses by a shell pattern, or by a part of the name. The sizes come from the source, where this host sees
-    it; the nodes from their features in Slurm. What cannot be told is a dash. With --source, or without a source, no
+    it; the nodes from their features in Slurm. What is not known is a dash. With --source, or without a source, no
     configuration is needed.
     """
     config = find_config(app)

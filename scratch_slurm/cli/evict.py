@@ -24,7 +24,7 @@ def command(app: App, datasets: tuple[str, ...]) -> None:
     """Release the administrator's pins of datasets and free what they hold in the cache. Needs root.
 
     All or nothing: with a name that is unknown or a dataset that a job pins nothing is released, and with the daemon
-    down only what is not cached. Whoever reads an evicted dataset goes on reading, from the source.
+    down only what is not cached. Jobs that read an evicted dataset go on reading, from the source.
     """
     require_root("evict")
     names = tuple(dict.fromkeys(parse_dataset_name(name) for name in datasets))
