@@ -66,6 +66,12 @@ def test_every_file_that_a_page_names_is_there(page: str) -> None:
     assert not missing, f"{page} names {missing}"
 
 
+@pytest.mark.parametrize("text", ["daemon/config.yaml", "daemon/removal.txt", "docs/man/scratch-slurm.1"])
+def test_no_line_of_another_text_is_wide(text: str) -> None:
+    wide = [number for number, line in enumerate((_ROOT / text).read_text().splitlines(), 1) if len(line) > _WIDTH]
+    assert not wide, f"{text}: more than {_WIDTH} columns in lines {wide}"
+
+
 @pytest.mark.parametrize("page", _PAGES)
 def test_no_line_of_prose_is_wide(page: str) -> None:
     wide = [number for number, line in _prose(page) if len(line) > _WIDTH and len(line.split()) > 2]
