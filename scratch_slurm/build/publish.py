@@ -17,73 +17,40 @@ is there. Where no manifest is known for the old image the new image goes first,
 
 import contextlib
 import errno
-import fcntl
-import json
 import os
 import secrets
 import stat
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
+from scratch_slurm.build.alone import alone
 from scratch_slurm.build.directory import Directory
+from scratch_slurm.build.seal import Seal, Watch, read_seal
 from scratch_slurm.build.signals import undisturbed
+from scratch_slurm.domain.about import NOTHING_SAID, About
 from scratch_slurm.domain.errors import DeniedError, ImageError, NoSpaceError, ScratchError, SourceError
-from scratch_slurm.domain.model import Permissions
-from scratch_slurm.domain.names import IMAGE_SUFFIXES, MANIFEST_SUFFIX
-from scratch_slurm.node.origins.directory import (
+from scratch_slurm.domain.manifest import (
+    CHUNKS_MAGIC,
+    CHUNKS_SUFFIX,
     MANIFEST_LIMIT_BYTES,
-    ManifestEntry,
-    choose_entry,
+    Manifest,
+    Promise,
+    format_manifest,
     is_manifest,
     parse_manifest,
 )
+from scratch_slurm.domain.model import Permissions
+from scratch_slurm.domain.names import IMAGE_SUFFIXES, MANIFEST_SUFFIX
 from scratch_slurm.node.origins.imagefile import digest_ends
 from scratch_slurm.node.oswords import word_os_error
 
 _SUFFIX = ".squashfs"
-_READ_BYTES = 4 * 2**20
 _ROOM_BYTES = 2**20
-_LOCK_PATIENCE_S = 60.0
-_LOCK_POLL_S = 0.1
 # What file systems without hard links answer (FUSE, SMB, some object store gateways), or without links to another
 # directory (EXDEV).
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EXDEV})
-
-Watch = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
-
-
-class FormerImage(msgspec.Struct, frozen=True):
-    """What is known of the image before."""
-
-    size_bytes: int
-    blake3: str
-    ends_blake2b: str | None = None
-
-
-class Manifest(msgspec.Struct, frozen=True):
-    """What is known of an image, `<dataset>.json` beside it; nodes check size_bytes, blake3 and ends_blake2b."""
-
-    dataset: str
-    size_bytes: int
-    blake3: str
-    """Digest of the image file, hexadecimal."""
-    files: int
-    content_bytes: int
-    compression: str
-    built_at: int
-    """Epoch seconds."""
-    built_by: str
-    format: str = "squashfs"
-    version: int = 1
-    ends_blake2b: str | None = None
-    """Digest of the image's first and last 64 KiB: a manifest that lies beside another image is known by it at once."""
-
-    previous: FormerImage | None = None
-    """Of the image whose place this one took, or is about to take."""
 
 
 def find_taken(where: Directory, dataset: str) -> None:
@@ -113,8 +80,17 @@ def find_replaced(where: Directory, dataset: str) -> Permissions | None:
     return Permissions(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
 
 
-def _read_manifest(base: Path, dataset: str, told: Path) -> tuple[ManifestEntry, ...]:
-    """Read the manifest that is there; nothing without one.
+def find_about(where: Directory, dataset: str) -> About:
+    """Find what the manifest that is there says for people; nothing without one.
+
+    Raises: ImageError: what is there is no manifest of the kind that `build` makes.
+    """
+    manifest = _read_manifest(Path(where.base), dataset, where.path)
+    return manifest.about if manifest else NOTHING_SAID
+
+
+def _read_manifest(base: Path, dataset: str, told: Path) -> Manifest | None:
+    """Read the manifest that is there; None without one.
 
     Raises: ImageError: it is none of ours.
     """
@@ -122,7 +98,7 @@ def _read_manifest(base: Path, dataset: str, told: Path) -> tuple[ManifestEntry,
     try:
         fd = os.open(base / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        return ()
+        return None
     except OSError as exc:
         raise ImageError(f"{told / name}: cannot read it: {exc.strerror}; nothing was changed") from exc
     with open(fd, "rb") as file:
@@ -134,7 +110,7 @@ def _read_manifest(base: Path, dataset: str, told: Path) -> tuple[ManifestEntry,
     try:
         return parse_manifest(text, name)
     except ImageError:
-        return ()  # ours, and broken: there is nothing to keep of it
+        return None  # ours, and broken, or too new: there is nothing to keep of it
 
 
 def _find_image(where: Directory, dataset: str, *, but: str = "") -> None:
@@ -206,7 +182,7 @@ class Publication:
         if self.fd != -1:
             os.close(self.fd)
         with contextlib.suppress(OSError):
-            for path in (self._hidden, self._room / "manifest"):
+            for path in (self._hidden, self._room / "manifest", self._room / "chunks"):
                 path.unlink(missing_ok=True)
             self._room.rmdir()
 
@@ -232,33 +208,23 @@ class Publication:
         """Tell how large the file is now."""
         return os.fstat(self.fd).st_size
 
-    def seal(self, watch: Watch) -> tuple[int, str, str]:
+    def seal(self, watch: Watch) -> Seal:
         """Make the finished file durable, and read it whole.
 
-        Returns: its size in bytes, its BLAKE3 digest, and the digest of its ends.
         Raises: SourceError, NoSpaceError: the storage fails. ImageError: the file was replaced meanwhile.
         """
-        from blake3 import blake3
-
         with _translated(self.path, "write"):
             os.fchmod(self.fd, self._mode)
             os.fsync(self.fd)
             total = self.size_bytes()
-            ends = digest_ends(self.fd, total)
-            digest = blake3(max_threads=blake3.AUTO)
-            done = 0
-            while block := os.pread(self.fd, _READ_BYTES, done):
-                digest.update(block)
-                done += len(block)
-                watch(done, total)
-            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            seal = read_seal(self.fd, watch)
             own, named = os.fstat(self.fd), os.lstat(self._hidden)
-        if done != total or (own.st_dev, own.st_ino) != (named.st_dev, named.st_ino) or total == 0:
+        if seal.size_bytes != total or (own.st_dev, own.st_ino) != (named.st_dev, named.st_ino) or total == 0:
             raise ImageError(f"{self.path}: somebody else changed the file while it was built")
-        return total, digest.hexdigest(), ends
+        return seal
 
-    def publish(self, manifest: Manifest) -> tuple[Path, Path]:
-        """Give image and manifest their names.
+    def publish(self, manifest: Manifest, seal: Seal) -> tuple[Path, Path]:
+        """Give image, manifest and chunk digests their names.
 
         Returns: the paths of both.
         Raises: ImageError: the name was taken meanwhile; nothing was changed. SourceError: the storage fails.
@@ -266,42 +232,73 @@ class Publication:
         image, manifest_path = self.dataset + _SUFFIX, self.dataset + MANIFEST_SUFFIX
         base, where = Path(self.where.base), self.where.path
         # Between manifest and image nobody could tell what is published.
-        with undisturbed(), _translated(where, "publish"), _alone(base / f".{self.dataset}.publishing", where):
-            if self._replaces and os.path.lexists(base / image):
-                self._replace(base, manifest)
-            else:
-                if self._replaces and _read_manifest(base, self.dataset, where):
-                    (base / manifest_path).unlink()  # without an image: of a build that was killed
-                with _new_manifest(base / manifest_path, _text(manifest), self.permissions(), where / manifest_path):
-                    _find_image(self.where, self.dataset)  # of any suffix; the link below refuses only its own name
-                    _name_image(self._hidden, base / image, where / image)
-                _fsync_directory(base)
+        with undisturbed(), _translated(where, "publish"), alone(base / f".{self.dataset}.publishing", where):
+            _find_chunks(base, self.dataset, where)
+            with _new_file(self._room / "chunks", seal.chunks_file, self.permissions(), where):
+                if self._replaces and os.path.lexists(base / image):
+                    self._replace(base, manifest)
+                else:
+                    self._publish_first(base, manifest)
         return where / image, where / manifest_path
+
+    def _publish_first(self, base: Path, manifest: Manifest) -> None:
+        image, name = self.dataset + _SUFFIX, self.dataset + MANIFEST_SUFFIX
+        where = self.where.path
+        if self._replaces and _read_manifest(base, self.dataset, where):
+            (base / name).unlink()  # without an image: of a build that was killed
+        with _new_file(base / name, format_manifest(manifest).encode(), self.permissions(), where / name):
+            _find_image(self.where, self.dataset)  # of any suffix; the link below refuses only its own name
+            self._name_chunks(base)
+            try:
+                _name_image(self._hidden, base / image, where / image)
+            except BaseException:
+                (base / (self.dataset + CHUNKS_SUFFIX)).unlink(missing_ok=True)
+                raise
+        _fsync_directory(base)
 
     def _replace(self, base: Path, manifest: Manifest) -> None:
         find_replaced(self.where, self.dataset)
-        image, manifest_path = base / (self.dataset + _SUFFIX), base / (self.dataset + MANIFEST_SUFFIX)
-        entry = _find_entry(image, manifest_path, _read_manifest(base, self.dataset, self.where.path))
-        former = FormerImage(entry.size_bytes, entry.digest, entry.ends) if entry else None
-        text, hidden = _text(msgspec.structs.replace(manifest, previous=former)), self._room / "manifest"
-        with _new_manifest(hidden, text, self.permissions(), hidden):
-            moves = [(hidden, manifest_path), (self._hidden, image)]
-            for source, name in moves if entry else reversed(moves):
-                _rename_over(source, name)
+        image, name = base / (self.dataset + _SUFFIX), base / (self.dataset + MANIFEST_SUFFIX)
+        former = _find_promise(image, name, _read_manifest(base, self.dataset, self.where.path))
+        text, hidden = format_manifest(msgspec.structs.replace(manifest, previous=former)), self._room / "manifest"
+        with _new_file(hidden, text.encode(), self.permissions(), hidden):
+            self._name_chunks(base)
+            moves = [(hidden, name), (self._hidden, image)]
+            for source, target in moves if former else reversed(moves):
+                _rename_over(source, target)
                 _fsync_directory(base)  # or a power cut could leave the second without the first
 
+    def _name_chunks(self, base: Path) -> None:
+        _rename_over(self._room / "chunks", base / (self.dataset + CHUNKS_SUFFIX))
+        _fsync_directory(base)
 
-def _text(manifest: Manifest) -> str:
-    return json.dumps(msgspec.to_builtins(manifest), indent=2) + "\n"
+
+def _find_chunks(base: Path, dataset: str, told: Path) -> None:
+    """Refuse to write over a file that has the name of ours, and is none.
+
+    Raises: ImageError: there is one.
+    """
+    name = dataset + CHUNKS_SUFFIX
+    try:
+        fd = os.open(base / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    with open(fd, "rb") as file:
+        ours = stat.S_ISREG(os.fstat(fd).st_mode) and file.read(len(CHUNKS_MAGIC)) == CHUNKS_MAGIC
+    if not ours:
+        raise ImageError(
+            f"{told / name}: is there already, and holds no digests of chunks; nothing was changed",
+            hint="give it another name",
+        )
 
 
-def _find_entry(image: Path, manifest: Path, entries: tuple[ManifestEntry, ...]) -> ManifestEntry | None:
+def _find_promise(image: Path, name: Path, manifest: Manifest | None) -> Promise | None:
     """Find what a manifest says of the image that is there; a stranger's is not believed."""
     with open(image, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
-        status = os.fstat(file.fileno())
-        if not entries or manifest.lstat().st_uid not in (0, os.geteuid(), status.st_uid):
+        fd, status = file.fileno(), os.fstat(file.fileno())
+        if manifest is None or name.lstat().st_uid not in (0, os.geteuid(), status.st_uid):
             return None
-        return choose_entry(entries, file.fileno(), status.st_size)
+        return manifest.find_promise(status.st_size, lambda: digest_ends(fd, status.st_size))
 
 
 def _rename_over(hidden: Path, name: Path) -> None:
@@ -315,57 +312,15 @@ def _rename_over(hidden: Path, name: Path) -> None:
 
 
 @contextlib.contextmanager
-def _alone(path: Path, told: Path) -> Iterator[None]:
-    """Keep other builders from giving names to the same dataset meanwhile, where the file system has locks.
-
-    Raises: ImageError: another one does not end.
-    """
-    give_up_at = time.monotonic() + _LOCK_PATIENCE_S
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            if _lock(fd) and _is_still(fd, path):
-                try:
-                    yield
-                finally:
-                    path.unlink(missing_ok=True)
-                return
-        finally:
-            os.close(fd)
-        if time.monotonic() > give_up_at:
-            raise ImageError(f"{told / path.name}: another build publishes this dataset and does not end")
-        time.sleep(_LOCK_POLL_S)
-
-
-def _lock(fd: int) -> bool:
-    """Take a lock if it is free, and where there are any (some network file systems have none)."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _is_still(fd: int, path: Path) -> bool:
-    """Tell whether a file has its name yet: who had the lock before took it away."""
-    try:
-        return os.path.samestat(os.fstat(fd), path.lstat())
-    except FileNotFoundError:
-        return False
-
-
-@contextlib.contextmanager
-def _new_manifest(path: Path, text: str, permissions: Permissions, told: Path) -> Iterator[None]:
-    """Make a manifest for those who may read the image, and take it away again unless the image is published."""
+def _new_file(path: Path, content: bytes, permissions: Permissions, told: Path) -> Iterator[None]:
+    """Make a file for those who may read the image, and take it away again unless the image is published."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError as exc:
         raise _manifest_taken(told) from exc
     try:
-        with open(fd, "w", encoding="ascii") as file:
-            file.write(text)
+        with open(fd, "wb") as file:
+            file.write(content)
             file.flush()
             os.fchown(fd, permissions.uid, permissions.gid)
             os.fchmod(fd, permissions.mode)

@@ -13,12 +13,14 @@ import msgspec
 from scratch_slurm import __version__
 from scratch_slurm.build import mksquashfs, tree
 from scratch_slurm.build.directory import Directory, open_directory
-from scratch_slurm.build.publish import Manifest, Publication, find_replaced, find_taken
+from scratch_slurm.build.publish import Publication, find_about, find_replaced, find_taken
 from scratch_slurm.build.rights import OWN, Rights, find_group, nobodys_rights, parse_user, rights_of
 from scratch_slurm.cli.app import App, json_option, make_console, note, pass_app, print_json
+from scratch_slurm.domain.about import NOTHING_SAID, About, check_about
 from scratch_slurm.domain.access import is_public
 from scratch_slurm.domain.errors import DeniedError, ImageError, UsageError
 from scratch_slurm.domain.limits import choose_resources
+from scratch_slurm.domain.manifest import Manifest
 from scratch_slurm.domain.model import Permissions
 from scratch_slurm.domain.names import parse_dataset_name
 from scratch_slurm.domain.sizes import format_bytes, format_duration
@@ -59,6 +61,11 @@ class BuildAnswer(msgspec.Struct, frozen=True):
 @click.option("--mode", metavar="MODE", help="Who may read it: 0640 is its group.  [default: 0644]")
 @click.option("--replace", is_flag=True, help="Publish a new version of NAME; its readers stay the same.")
 @click.option("--as", "user", metavar="USER", help="Read DIR with this user's rights, not its owner's (root).")
+@click.option("--description", metavar="TEXT", help="What is in it, for people, as all texts below.")
+@click.option("--licence", metavar="TEXT", help="What may be done with it.")
+@click.option("--owner", metavar="TEXT", help="Whose it is.")
+@click.option("--contact", metavar="TEXT", help="Whom to ask.")
+@click.option("--source-url", metavar="URL", help="Where the data came from.")
 @json_option
 @pass_app
 def command(
@@ -71,12 +78,17 @@ def command(
     mode: str | None,
     replace: bool,
     user: str | None,
+    description: str | None,
+    licence: str | None,
+    owner: str | None,
+    contact: str | None,
+    source_url: str | None,
 ) -> None:
     """Pack DIR's contents into the image NAME.squashfs, with a manifest, and publish both in the source.
 
     The readers of the image's file, by its owner, --group and --mode, are the readers of the dataset, and no others. A
     NAME that is taken is refused unless --replace says that this is its new version: jobs that have the old one keep
-    it. With --to no configuration is needed.
+    it, and the texts of the version before stay unless they are given anew. With --to no configuration is needed.
 
     Root reads DIR with the rights of its owner, so that nothing is packed which the owner could not have packed.
     """
@@ -93,11 +105,19 @@ def command(
         if where.path.is_relative_to(source.path):
             raise UsageError(f"directory {str(source.path)!r} holds the directory of images {str(where.path)!r}")
         program, version = mksquashfs.find_program()
+        texts = {
+            "description": description,
+            "licence": licence,
+            "owner": owner,
+            "contact": contact,
+            "source_url": source_url,
+        }
+        about = check_about(texts, find_about(where, dataset) if replace else NOTHING_SAID)
         publication = _choose_publication(where, dataset, bits, gid, replaces=replace)
         from scratch_slurm.cli.progress import StepBar
 
         with StepBar(make_console(stderr=True)) as bar:
-            answer = _Build(bar, source, publication, compression, rights).run(program, version)
+            answer = _Build(bar, source, publication, compression, rights, about).run(program, version)
     for warning in answer.warnings:
         note(f"scratch-slurm: warning: {warning}")
     if app.json:
@@ -134,7 +154,13 @@ def _choose_publication(
 
 class _Build:
     def __init__(
-        self, bar: "StepBar", source: Directory, publication: Publication, compression: str, rights: Rights | None
+        self,
+        bar: "StepBar",
+        source: Directory,
+        publication: Publication,
+        compression: str,
+        rights: Rights | None,
+        about: About,
     ) -> None:
         self.bar = bar
         self.source = source
@@ -142,6 +168,7 @@ class _Build:
         self.dataset = publication.dataset
         self.compression = compression
         self.asked = rights
+        self.about = about
         self.started = time.monotonic()
 
     def run(self, program: str, version: tuple[int, int]) -> BuildAnswer:
@@ -169,21 +196,21 @@ class _Build:
             except ImageError:
                 publication.check_room()
                 raise
-            size_bytes, digest, ends = publication.seal(
-                lambda done, total: self.show("checksum", done, total, format_bytes(done))
-            )
+            seal = publication.seal(lambda done, total: self.show("checksum", done, total, format_bytes(done)))
             manifest = Manifest(
                 dataset=self.dataset,
-                size_bytes=size_bytes,
-                blake3=digest,
+                size_bytes=seal.size_bytes,
+                blake3=seal.blake3,
+                ends_blake2b=seal.ends_blake2b,
+                chunks=seal.chunk_list(self.dataset),
+                about=self.about,
                 files=found.files,
                 content_bytes=found.content_bytes,
                 compression=self.compression,
                 built_at=int(time.time()),
                 built_by=f"scratch-slurm {__version__}",
-                ends_blake2b=ends,
             )
-            image, manifest_path = publication.publish(manifest)
+            image, manifest_path = publication.publish(manifest, seal)
         if found.strange_times.count:
             warnings.append(tree.tell_times(found, fixed))
         took_s = round(time.monotonic() - self.started, 3)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from scratch_slurm.domain.about import NOTHING_SAID, About
 from scratch_slurm.domain.pins import ADMINISTRATOR as ADMINISTRATOR
 from scratch_slurm.domain.pins import Pin as Pin
 from scratch_slurm.domain.pins import job_holder as job_holder
@@ -55,6 +56,8 @@ class SourceImage:
     fs_type: str
     permissions: Permissions = Permissions()
     """Of the image's file: who may read the dataset."""
+    about: About = NOTHING_SAID
+    """What its manifest says of it, for people."""
 
     @property
     def size_bytes(self) -> int:

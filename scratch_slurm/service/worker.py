@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -277,11 +278,16 @@ def _copy(request: op.CopyImage, say: Say) -> None:
     from scratch_slurm.node.staging import copying
 
     with contextlib.closing(find_origin(request.image).open_supplier(request.image)) as supplier:
+        options = copying.CopyOptions(readers=request.readers, bandwidth_bytes_per_s=request.bandwidth_bytes_per_s)
+        chunks = supplier.read_chunk_digests()
+        if chunks is not None:
+            options = replace(options, chunk_bytes=chunks.chunk_bytes)
         copying.copy_image(
             supplier,
             Path(request.staging_path),
             expected=request.image.generation,
-            options=copying.CopyOptions(readers=request.readers, bandwidth_bytes_per_s=request.bandwidth_bytes_per_s),
+            promised_chunks=chunks.digests if chunks else b"",
+            options=options,
             report=lambda progress: say(op.Copied(progress.bytes_done, progress.phase)),
             now=time.monotonic,
         )

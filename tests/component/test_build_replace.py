@@ -17,10 +17,10 @@ import blake3
 import pytest
 
 from scratch_slurm.build.directory import open_directory
-from scratch_slurm.build.publish import FormerImage, Manifest, Publication
+from scratch_slurm.build.publish import Publication
 from scratch_slurm.cli.main import run
-from scratch_slurm.domain.errors import ImageError
-from scratch_slurm.node.origins.directory import DirectoryOrigin, parse_manifest
+from scratch_slurm.domain.manifest import Manifest
+from scratch_slurm.node.origins.directory import DirectoryOrigin
 from tests.kit.images import wait_until
 from tests.kit.tracing import run_killed_at, trace
 
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.skipif(shutil.which("mksquashfs") is None, reason="need
 
 REPOSITORY = Path(__file__).parents[2]
 CALLS = "mkdir,rename,renameat,renameat2,unlink,unlinkat,rmdir,link,linkat,fsync,fchmod,fchown,flock"
+FILES = ["coco.chunks", "coco.json", "coco.squashfs"]
 OLD, NEW = b"o" * 300_000, os.urandom(200_000)
 
 
@@ -79,7 +80,7 @@ def test_a_new_version_takes_both_names_and_nothing_else_is_left(tmp_path, where
     assert "--replace publishes a new version" in capsys.readouterr().err
     assert digest_of(where) == before
     assert build(tmp_path, where, NEW, "--replace") == 0
-    assert published(where) == ["coco.json", "coco.squashfs"]
+    assert published(where) == FILES
     assert before != digest_of(where) == served_digest(where)
     assert json.loads((where / "coco.json").read_text())["previous"]["blake3"] == before
 
@@ -245,8 +246,14 @@ def test_a_node_that_looks_all_the_time_never_meets_a_wrong_pair(tmp_path, where
 def publish_bytes(where: Path, image: bytes) -> None:
     with Publication(open_directory(where), "coco", replaces=True) as publication:
         os.write(publication.fd, image)
-        size_bytes, digest, ends = publication.seal(lambda _done, _total: None)
-        publication.publish(Manifest("coco", size_bytes, digest, 1, 1, "zstd", 0, "test", ends_blake2b=ends))
+        seal = publication.seal(lambda _done, _total: None)
+        manifest = Manifest(
+            size_bytes=seal.size_bytes,
+            blake3=seal.blake3,
+            ends_blake2b=seal.ends_blake2b,
+            chunks=seal.chunk_list("coco"),
+        )
+        publication.publish(manifest, seal)
 
 
 def test_of_builds_at_once_the_last_ones_image_and_manifest_stay_together(tmp_path, where) -> None:
@@ -257,7 +264,7 @@ def test_of_builds_at_once_the_last_ones_image_and_manifest_stay_together(tmp_pa
         thread.start()
     for thread in threads:
         thread.join()
-    assert published(where) == ["coco.json", "coco.squashfs"]
+    assert published(where) == FILES
     assert served_digest(where) == digest_of(where) == json.loads((where / "coco.json").read_text())["blake3"]
 
 
@@ -265,7 +272,7 @@ def test_a_builder_that_gives_names_keeps_others_waiting_and_a_dead_one_does_not
     lock = where / ".coco.publishing"
     lock.touch()
     assert build(tmp_path, where, NEW) == 0, "left by one that was killed"
-    assert published(where) == ["coco.json", "coco.squashfs"]
+    assert published(where) == FILES
     holder = os.open(lock, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(holder, fcntl.LOCK_EX)
@@ -280,26 +287,4 @@ def test_a_builder_that_gives_names_keeps_others_waiting_and_a_dead_one_does_not
     assert process.communicate(timeout=60)[1] == b""
     assert process.returncode == 0
     assert digest_of(where) != before
-    assert published(where) == ["coco.json", "coco.squashfs"]
-
-
-ENTRIES = [
-    pytest.param({"previous": None}, 1, id="none"),
-    pytest.param({"previous": {"size_bytes": 5, "blake3": "b" * 64}}, 2, id="one"),
-    pytest.param({"previous": {"size_bytes": 5, "blake3": "no"}}, 1, id="no-digest"),
-    pytest.param({"previous": [1, 2]}, 1, id="another-shape"),
-    pytest.param({"previous": "x"}, 1, id="text"),
-    pytest.param({}, 1, id="an-earlier-release"),
-]
-
-
-@pytest.mark.parametrize(("more", "expected"), ENTRIES)
-def test_the_former_entry_of_a_manifest_is_read_or_left_out(more, expected) -> None:
-    text = json.dumps({"size_bytes": 7, "blake3": "a" * 64, **more}).encode()
-    assert len(parse_manifest(text, "x.json")) == expected
-
-
-def test_the_entry_of_ones_own_image_must_be_right() -> None:
-    with pytest.raises(ImageError):
-        parse_manifest(b'{"size_bytes": 7, "blake3": "no", "previous": null}', "x.json")
-    assert FormerImage(1, "a").ends_blake2b is None
+    assert published(where) == FILES

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from scratch_slurm.build.directory import open_directory
-from scratch_slurm.build.publish import Manifest, Publication
+from scratch_slurm.build.publish import Publication
 from scratch_slurm.cli.main import run
 from scratch_slurm.domain.errors import DeniedError, UsageError
+from scratch_slurm.domain.manifest import Manifest
 from tests.kit.images import clean_up
 from tests.kit.people import as_nobody, reachable_directory
 from tests.kit.tracing import need_strace
@@ -85,7 +86,7 @@ def test_a_closed_tree_of_a_user_is_packed_with_his_rights_and_published_by_root
     told = capsys.readouterr()
     assert json.loads(told.out)["read_as"] == "games"
     assert "is read with the rights of games, its owner" in told.err
-    assert published(folder) == ["coco.json", "coco.squashfs"]
+    assert published(folder) == ["coco.chunks", "coco.json", "coco.squashfs"]
     for name in published(folder):
         status = (folder / "source" / name).stat()
         assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (0, 0o644)
@@ -257,9 +258,9 @@ def test_an_image_goes_into_the_directory_that_was_looked_at_whatever_has_its_na
         os.write(publication.fd, b"hsqs" * 1000)
         (folder / "source").rename(folder / "moved")
         (folder / "source").symlink_to(folder / "rootonly")
-        size_bytes, digest, *_ = publication.seal(lambda _done, _total: None)
-        publication.publish(Manifest("coco", size_bytes, digest, 1, 1, "zstd", 0, "test"))
-    assert sorted(path.name for path in (folder / "moved").iterdir()) == ["coco.json", "coco.squashfs"]
+        seal = publication.seal(lambda _done, _total: None)
+        publication.publish(Manifest(size_bytes=seal.size_bytes, blake3=seal.blake3), seal)
+    assert sorted(path.name for path in (folder / "moved").iterdir()) == ["coco.chunks", "coco.json", "coco.squashfs"]
     assert [path.name for path in (folder / "rootonly").iterdir()] == ["shadow"]
 
 

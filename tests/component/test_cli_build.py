@@ -20,6 +20,7 @@ from scratch_slurm.build import mksquashfs, publish
 from scratch_slurm.build.directory import open_directory
 from scratch_slurm.cli.main import run
 from scratch_slurm.domain.errors import ImageError, NoSpaceError
+from scratch_slurm.domain.manifest import Manifest
 from scratch_slurm.node.kernel import loopdev, mounts
 from scratch_slurm.node.origins.directory import DirectoryOrigin
 from tests.kit.images import clean_up, opened
@@ -75,7 +76,7 @@ def read_manifest(where: Path, name: str) -> dict[str, Any]:
 
 def test_an_image_and_its_manifest_agree(content, where, capsys) -> None:
     assert build(content, "coco", "--to", where) == 0
-    assert published(where) == ["coco.json", "coco.squashfs"]
+    assert published(where) == ["coco.chunks", "coco.json", "coco.squashfs"]
     image = where / "coco.squashfs"
     manifest = read_manifest(where, "coco")
     assert manifest["dataset"] == "coco"
@@ -171,8 +172,8 @@ def test_a_name_that_is_taken_is_refused_at_once_and_nothing_is_lost(content, wh
 def publish_some_bytes(where: Path) -> None:
     with publish.Publication(open_directory(where), "coco") as publication:
         os.write(publication.fd, b"hsqs" * 1000)
-        size_bytes, digest, _ends = publication.seal(lambda _done, _total: None)
-        publication.publish(publish.Manifest("coco", size_bytes, digest, 1, 1, "zstd", 0, "test"))
+        seal = publication.seal(lambda _done, _total: None)
+        publication.publish(Manifest(size_bytes=seal.size_bytes, blake3=seal.blake3), seal)
 
 
 @pytest.mark.parametrize("suffix", [".squashfs", ".erofs", ".json"])
@@ -207,7 +208,7 @@ def test_a_link_that_the_server_made_but_did_not_tell_is_taken_for_made(where, m
 
     monkeypatch.setattr(Path, "hardlink_to", link_twice)
     publish_some_bytes(where)
-    assert published(where) == ["coco.json", "coco.squashfs"]
+    assert published(where) == ["coco.chunks", "coco.json", "coco.squashfs"]
 
 
 def test_storage_that_fails_while_publishing_leaves_nothing(where, monkeypatch) -> None:
@@ -235,7 +236,7 @@ def test_of_builds_at_once_one_wins_and_its_manifest_is_the_images(tmp_path, whe
     for thread in threads:
         thread.join()
     assert sorted(codes) == [0, 8, 8]
-    assert published(where) == ["coco.json", "coco.squashfs"]
+    assert published(where) == ["coco.chunks", "coco.json", "coco.squashfs"]
     digest = blake3.blake3((where / "coco.squashfs").read_bytes()).hexdigest()
     assert read_manifest(where, "coco")["blake3"] == digest
 
@@ -246,7 +247,7 @@ def test_a_file_system_without_hard_links_is_published_to_by_rename(where, monke
 
     monkeypatch.setattr(Path, "hardlink_to", refuse)  # as FUSE and SMB answer; there is none here to try on
     publish_some_bytes(where)
-    assert published(where) == ["coco.json", "coco.squashfs"]
+    assert published(where) == ["coco.chunks", "coco.json", "coco.squashfs"]
 
 
 @pytest.mark.parametrize("name", ["../x", "-x", ".hidden", "a/b", "a b", "", "x" * 65])
@@ -278,7 +279,7 @@ def test_a_directory_that_begins_with_a_dash_is_a_directory(tmp_path, where, mon
     (tmp_path / "-noappend" / "f").write_bytes(b"x")
     monkeypatch.chdir(tmp_path)
     assert build("--to", "source", "--", "-noappend", "coco") == 0
-    assert published(where) == ["coco.json", "coco.squashfs"]
+    assert published(where) == ["coco.chunks", "coco.json", "coco.squashfs"]
 
 
 def test_a_missing_target_is_an_error(content, tmp_path) -> None:

@@ -6,16 +6,17 @@ inode counts: network file systems get another device number at each mount, and 
 object store gateways).
 """
 
-import json
 import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from scratch_slurm.domain.about import NOTHING_SAID
 from scratch_slurm.domain.access import distrust_directory, distrust_file
 from scratch_slurm.domain.errors import ImageError, ScratchError, SourceError
+from scratch_slurm.domain.manifest import MANIFEST_LIMIT_BYTES, Manifest, Promise, is_manifest, parse_manifest
 from scratch_slurm.domain.model import Generation, Permissions, SkippedImage, SourceImage
 from scratch_slurm.domain.names import MANIFEST_SUFFIX, parse_image_name
 from scratch_slurm.node.origins.imagefile import (
@@ -33,8 +34,6 @@ from scratch_slurm.node.origins.interface import Entry, Mountable
 if TYPE_CHECKING:
     from scratch_slurm.node.origins.filesupplier import FileSupplier
 
-MANIFEST_LIMIT_BYTES = 64 * 1024
-_MANIFEST_KEYS = ("size_bytes", "blake3")
 _TRIES = 3
 
 
@@ -91,7 +90,8 @@ class DirectoryOrigin:
         # Only copies need it, and the modules below it.
         from scratch_slurm.node.origins.filesupplier import FileSupplier
 
-        return FileSupplier.open(Path(image.path), image.generation)
+        path = Path(image.path)
+        return FileSupplier.open(path, image.generation, manifest=path.with_name(image.dataset + MANIFEST_SUFFIX))
 
     def open_mountable(self, image: SourceImage) -> Mountable:
         return open_file(Path(image.path), image.generation)
@@ -148,15 +148,16 @@ def _read_entry(
             _check_trust(permissions, trust)
             head = file.read(HEAD_BYTES)
             check_image_head(head, fs_type, status.st_size)
-            manifest, note = _read_manifest(manifest_path, file.fileno(), status.st_size, trust)
+            manifest, promise, note = _read_manifest(manifest_path, file.fileno(), status.st_size, trust)
     except OSError as exc:
         return _skipped(file_name, "", f"cannot read: {exc.strerror}", permissions)
     except ImageError as exc:
         if tries > 1 and _is_replaced(path, status):  # between a look at the one and at the other
             return _read_entry(source_dir, file_name, None, trust, tries - 1)
         return _skipped(file_name, stamp, exc.message, permissions)
-    generation = make_generation(status, head, manifest.digest if manifest else None)
-    image = SourceImage(dataset, str(path), generation, fs_type, permissions)
+    generation = make_generation(status, head, promise.blake3 if promise else None)
+    about = manifest.about if manifest else NOTHING_SAID
+    image = SourceImage(dataset, str(path), generation, fs_type, permissions, about)
     return Entry(file_name, stamp, image=image, note=note)
 
 
@@ -191,23 +192,14 @@ def _manifest_stamp(path: Path) -> str:
         return "-"
 
 
-@dataclass(frozen=True)
-class ManifestEntry:
-    """What a manifest promises of one image."""
-
-    size_bytes: int
-    digest: str
-    """BLAKE3 of the whole image in hexadecimal."""
-    ends: str | None = None
-    """See `digest_ends`; manifests of earlier releases have none."""
-
-
-def _read_manifest(path: Path, image: int, size_bytes: int, trust: Trust) -> tuple[ManifestEntry | None, str]:
-    """Read what the manifest beside an open image says of it.
+def _read_manifest(
+    path: Path, image: int, size_bytes: int, trust: Trust
+) -> tuple[Manifest | None, Promise | None, str]:
+    """Read the manifest beside an open image, and what it promises of it.
 
     A stranger's file, or one that is no manifest, is not obeyed.
 
-    Returns: what it promises, None where there is no manifest; and what is odd about it.
+    Returns: both, None where there is no manifest; and what is odd about it.
     Raises: OSError; ImageError: it is ours, and no good, or of another image.
     """
     try:
@@ -215,73 +207,17 @@ def _read_manifest(path: Path, image: int, size_bytes: int, trust: Trust) -> tup
             stranger = distrust_file(read_permissions(os.fstat(file.fileno())), trust.directory, trust.owners)
             text = file.read(MANIFEST_LIMIT_BYTES + 1)
     except FileNotFoundError:
-        return None, ""
+        return None, None, ""
     except ImageError as exc:
-        return None, f"{path.name} {exc.message} and is taken for no manifest"
+        return None, None, f"{path.name} {exc.message} and is taken for no manifest"
     if stranger:
-        return None, f"{path.name} {stranger}; it is taken for no manifest"
+        return None, None, f"{path.name} {stranger}; it is taken for no manifest"
     if not is_manifest(text):
-        return None, f"{path.name} has not the keys of a manifest (size_bytes and blake3) and is taken for none"
-    entries = parse_manifest(text, path.name)
-    entry = choose_entry(entries, image, size_bytes)
-    if entry is None:
-        if entries[0].size_bytes != size_bytes:
-            raise ImageError(
-                f"its manifest {path.name} is for {entries[0].size_bytes} bytes, the image has {size_bytes}"
-            )
-        raise ImageError(f"its manifest {path.name} is of another image: not with these first and last bytes")
-    return entry, ""
-
-
-def choose_entry(entries: tuple[ManifestEntry, ...], image: int, size_bytes: int) -> ManifestEntry | None:
-    """Choose the entry of a manifest that belongs to an open image; None: it is of another image.
-
-    Raises: OSError: the image cannot be read.
-    """
-    ends = None
-    for entry in entries:
-        if entry.size_bytes == size_bytes:
-            ends = ends or (digest_ends(image, size_bytes) if entry.ends else None)
-            if entry.ends in (None, ends):
-                return entry
-    return None
-
-
-def is_manifest(text: bytes) -> bool:
-    """Tell whether a file is a manifest of ours, by its keys; one that cannot be parsed is if it names both."""
-    try:
-        body = json.loads(text)
-    except (ValueError, RecursionError):
-        return all(f'"{key}"'.encode() in text for key in _MANIFEST_KEYS)
-    return isinstance(body, dict) and all(key in body for key in _MANIFEST_KEYS)
-
-
-def parse_manifest(text: bytes, name: str) -> tuple[ManifestEntry, ...]:
-    """Parse a manifest: what it says of its own image, then of the one before it, whose place it is about to take.
-
-    Args:
-        name: the file's, for messages.
-    Raises: ImageError: what it says of its own image is not of the form.
-    """
-    try:
-        body = json.loads(text)
-        own, former = _parse_entry(body, name), body.get("previous")
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as exc:
-        raise ImageError(f"its manifest {name} is not readable: needs size_bytes and blake3") from exc
-    try:
-        return own, *([_parse_entry(former, name)] if former is not None else [])
-    except (ImageError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
-        return (own,)
-
-
-def _parse_entry(body: Any, name: str) -> ManifestEntry:
-    digest, size_bytes, ends = str(body["blake3"]), int(body["size_bytes"]), body.get("ends_blake2b")
-    if not _is_digest(digest):
-        raise ImageError(f"its manifest {name} has no BLAKE3 digest of 64 hexadecimal digits")
-    if ends is not None and not _is_digest(str(ends)):
-        raise ImageError(f"its manifest {name} has in ends_blake2b no digest of 64 hexadecimal digits")
-    return ManifestEntry(size_bytes, digest, ends and str(ends))
-
-
-def _is_digest(text: str) -> bool:
-    return len(text) == 64 and set(text) <= set("0123456789abcdef")
+        return None, None, f"{path.name} has not the keys of a manifest (size_bytes and blake3) and is taken for none"
+    manifest = parse_manifest(text, path.name)
+    promise = manifest.find_promise(size_bytes, lambda: digest_ends(image, size_bytes))
+    if promise is not None:
+        return manifest, promise, ""
+    if manifest.size_bytes != size_bytes:
+        raise ImageError(f"its manifest {path.name} is for {manifest.size_bytes} bytes, the image has {size_bytes}")
+    raise ImageError(f"its manifest {path.name} is of another image: not with these first and last bytes")

@@ -48,6 +48,15 @@ class Mountable:
     """Who may read the image now: not as it was listed."""
 
 
+@dataclass(frozen=True)
+class ChunkDigests:
+    """What a manifest promises of each chunk of an image."""
+
+    chunk_bytes: int
+    digests: bytes
+    """BLAKE3 of each chunk alone, 32 bytes each, in order."""
+
+
 class Supplier(Protocol):
     """The bytes of one generation of one image, for the copy that is made of it. Many threads read at once."""
 
@@ -63,6 +72,12 @@ class Supplier(Protocol):
             offset: a multiple of 4096.
         Returns: the bytes read; fewer than `length` only where the image ends.
         Raises: SourceError: the origin cannot be read; names the offset.
+        """
+
+    def read_chunk_digests(self) -> ChunkDigests | None:
+        """Read what the image's manifest promises of its chunks; None: nothing, or nothing that can be trusted.
+
+        They only help: the whole copy is measured by the generation's content id. Raises nothing for what is missing.
         """
 
     def check_unchanged(self) -> None:
