@@ -1,5 +1,8 @@
 """Heterogeneous jobs: what a component asks for is its own, in its prolog and in its variables."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from tests.kit.support import Gates, Make, Nodes, asked, read_job_environment, until
@@ -60,7 +63,12 @@ REQUESTS = [
 @pytest.mark.parametrize("submit", [by_sbatch, by_lines_of_a_script, by_srun, by_salloc])
 @pytest.mark.parametrize(("first", "second", "of_first", "of_second"), REQUESTS)
 def test_each_component_asks_for_itself(
-    scribes: LocalCluster, submit, first: str, second: str, of_first: dict[str, str], of_second: dict[str, str]
+    scribes: LocalCluster,
+    submit: Callable[..., Any],
+    first: str,
+    second: str,
+    of_first: dict[str, str],
+    of_second: dict[str, str],
 ) -> None:
     submit(scribes, [f"-w{FIRST}", *first.split()], [f"-w{SECOND}", *second.split()])
     assert asked(scribes) == [of_first, of_second]

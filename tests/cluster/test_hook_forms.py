@@ -3,8 +3,9 @@ that was not reached yet or is half removed, nor a limit of Slurm's that is over
 
 import functools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,7 +113,7 @@ def killed(stub: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [not_executable, without_its_shell, failing, killed])
-def test_a_stub_that_cannot_do_its_work_fails_no_job(site: Site, spoil) -> None:
+def test_a_stub_that_cannot_do_its_work_fails_no_job(site: Site, spoil: Callable[..., Any]) -> None:
     site.remove()
     site.put_plugin()
     site.put_hooks()

@@ -6,9 +6,9 @@ import os
 import pwd
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -68,7 +68,7 @@ def build_private(daemon: RunningDaemon, name: str) -> Path:
     return build(daemon, name, "--group", GROUP.gr_name, "--mode", "0640")
 
 
-def as_user(account: pwd.struct_passwd, function, *arguments):
+def as_user(account: pwd.struct_passwd, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a child that is this user, with his groups."""
 
     def become_and_call():
@@ -106,7 +106,7 @@ def events(daemon: RunningDaemon, dataset: str) -> list[str]:
         return [each.event for each in ledger.events(100) if each.dataset == dataset][::-1]
 
 
-def test_a_private_image_is_for_its_group_from_file_to_mount_and_cache(folder) -> None:
+def test_a_private_image_is_for_its_group_from_file_to_mount_and_cache(folder: Path) -> None:
     with RunningDaemon(folder) as daemon:
         image = build_private(daemon, "secret")
         daemon.until(lambda: daemon.is_mounted("secret"))
@@ -129,7 +129,7 @@ def test_a_private_image_is_for_its_group_from_file_to_mount_and_cache(folder) -
                 as_user(STRANGER, os.listdir, daemon.path("secret").parent)
 
 
-def test_a_stranger_s_pin_is_taken_back_and_he_learns_that_the_dataset_exists(folder) -> None:
+def test_a_stranger_s_pin_is_taken_back_and_he_learns_that_the_dataset_exists(folder: Path) -> None:
     with RunningDaemon(folder) as daemon:
         build_private(daemon, "secret")
         build(daemon, "common")
@@ -148,7 +148,7 @@ def test_a_stranger_s_pin_is_taken_back_and_he_learns_that_the_dataset_exists(fo
         assert events(daemon, "secret")[-2:] == ["pinned", "refused"]
 
 
-def test_others_see_only_that_a_private_dataset_exists(folder) -> None:
+def test_others_see_only_that_a_private_dataset_exists(folder: Path) -> None:
     def status(account):
         node = as_user(account, ask, daemon, "GET", "/v1/status", None, NodeStatus)
         return {each.name: each for each in node.datasets}
@@ -174,7 +174,7 @@ def test_others_see_only_that_a_private_dataset_exists(folder) -> None:
         assert told.state is DatasetState.PRIVATE
 
 
-def test_what_is_not_known_yet_is_private_and_a_pin_on_it_neither_counts_nor_is_taken_back(folder) -> None:
+def test_what_is_not_known_yet_is_private_and_a_pin_on_it_neither_counts_nor_is_taken_back(folder: Path) -> None:
     def told(account):
         (status,) = wait_for(daemon, account, "secret", timeout_s=0.0).datasets
         return status.state, status.problem
@@ -204,7 +204,7 @@ def test_what_is_not_known_yet_is_private_and_a_pin_on_it_neither_counts_nor_is_
         daemon.until(lambda: daemon.is_cached("secret") and daemon.dataset("secret").use_count == 1)
 
 
-def test_an_image_that_is_more_open_inside_than_its_file_is_not_mounted_until_it_is_mended(folder) -> None:
+def test_an_image_that_is_more_open_inside_than_its_file_is_not_mounted_until_it_is_mended(folder: Path) -> None:
     with RunningDaemon(folder) as daemon:
         new = folder / "new"
         new.mkdir()
@@ -224,7 +224,9 @@ def test_an_image_that_is_more_open_inside_than_its_file_is_not_mounted_until_it
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["running", "not-running"])
-def test_a_mount_goes_at_once_when_its_image_is_closed_pinned_or_not_and_comes_back(folder, running) -> None:
+def test_a_mount_goes_at_once_when_its_image_is_closed_pinned_or_not_and_comes_back(
+    folder: Path, running: bool
+) -> None:
     with RunningDaemon(folder) as daemon:
         version = make_version(daemon.source_dir, "coco")
         daemon.until(lambda: daemon.is_mounted("coco"))
@@ -247,7 +249,7 @@ def test_a_mount_goes_at_once_when_its_image_is_closed_pinned_or_not_and_comes_b
         assert events(daemon, "coco").count("staged") == 1, "its copy was kept"
 
 
-def test_a_copy_under_way_is_stopped_when_its_image_is_closed(folder) -> None:
+def test_a_copy_under_way_is_stopped_when_its_image_is_closed(folder: Path) -> None:
     with RunningDaemon(folder, copy={"bandwidth": "1 MB"}) as daemon:
         version = make_version(daemon.source_dir, "coco", file_bytes=60_000_000)
         daemon.until(lambda: daemon.is_mounted("coco"))
@@ -258,7 +260,7 @@ def test_a_copy_under_way_is_stopped_when_its_image_is_closed(folder) -> None:
         daemon.until(lambda: list((daemon.cache_dir / ".staging").iterdir()) == [], "nothing is left of the copy")
 
 
-def test_a_closed_image_that_is_private_inside_loses_the_pins_of_who_may_not_read_it_now(folder) -> None:
+def test_a_closed_image_that_is_private_inside_loses_the_pins_of_who_may_not_read_it_now(folder: Path) -> None:
     with RunningDaemon(folder) as daemon:
         image = build_private(daemon, "secret")
         pin(daemon, 1, MEMBER.pw_uid, "secret")
@@ -269,7 +271,7 @@ def test_a_closed_image_that_is_private_inside_loses_the_pins_of_who_may_not_rea
         daemon.until(lambda: not os.path.ismount(daemon.path("secret").parent), "its group may not enter any more")
 
 
-def test_images_of_strangers_are_not_mounted_unless_their_owner_is_trusted(folder) -> None:
+def test_images_of_strangers_are_not_mounted_unless_their_owner_is_trusted(folder: Path) -> None:
     with RunningDaemon(folder) as daemon:
         daemon.stop()
         version = make_version(daemon.source_dir, "coco")
@@ -285,7 +287,7 @@ def test_images_of_strangers_are_not_mounted_unless_their_owner_is_trusted(folde
         assert daemon.is_mounted("coco"), "what was mounted while it was trusted stays"
 
 
-def test_the_owner_of_the_source_is_trusted(folder) -> None:
+def test_the_owner_of_the_source_is_trusted(folder: Path) -> None:
     with RunningDaemon(folder) as daemon:
         os.chown(daemon.source_dir, STRANGER.pw_uid, 0)
         os.chown(make_version(daemon.source_dir, "coco").image, STRANGER.pw_uid, 0)
@@ -293,7 +295,7 @@ def test_the_owner_of_the_source_is_trusted(folder) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o664, 0o646])
-def test_an_image_that_others_may_write_is_not_mounted(folder, mode) -> None:
+def test_an_image_that_others_may_write_is_not_mounted(folder: Path, mode: int) -> None:
     with RunningDaemon(folder) as daemon:
         daemon.stop()
         make_version(daemon.source_dir, "coco").image.chmod(mode)
@@ -305,7 +307,7 @@ def test_an_image_that_others_may_write_is_not_mounted(folder, mode) -> None:
             daemon.until(lambda: "may be written by" in daemon.dataset("coco").problem)
 
 
-def test_nothing_is_mounted_from_a_source_in_which_everybody_may_write(folder) -> None:
+def test_nothing_is_mounted_from_a_source_in_which_everybody_may_write(folder: Path) -> None:
     daemon = RunningDaemon(folder)
     make_version(daemon.source_dir, "coco")
     daemon.source_dir.chmod(0o777)
@@ -317,7 +319,7 @@ def test_nothing_is_mounted_from_a_source_in_which_everybody_may_write(folder) -
         assert daemon.status().problem == ""
 
 
-def test_a_user_whom_the_name_service_does_not_know_pins_nothing_private_and_is_told(folder) -> None:
+def test_a_user_whom_the_name_service_does_not_know_pins_nothing_private_and_is_told(folder: Path) -> None:
     with RunningDaemon(folder) as daemon:
         build_private(daemon, "secret")
         daemon.until(lambda: daemon.is_mounted("secret"))
@@ -377,7 +379,7 @@ def release(daemon: RunningDaemon, job_id: int, *names: str) -> tuple[str, ...]:
     return ask(daemon, "POST", "/v1/release", ReleaseRequest(job_id, names), ReleaseAnswer).released
 
 
-def test_a_job_gives_back_its_own_pins_only_as_often_as_it_likes(folder) -> None:
+def test_a_job_gives_back_its_own_pins_only_as_often_as_it_likes(folder: Path) -> None:
     with RunningDaemon(folder) as daemon:
         for name in ("a", "b", "c"):
             make_version(daemon.source_dir, name)
@@ -401,7 +403,9 @@ def test_a_job_gives_back_its_own_pins_only_as_often_as_it_likes(folder) -> None
         assert daemon.is_cached("a", "b", "c"), "a copy stays while there is room"
 
 
-def test_the_command_speaks_for_the_job_that_it_runs_in(folder, monkeypatch, capsys) -> None:
+def test_the_command_speaks_for_the_job_that_it_runs_in(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with RunningDaemon(folder) as daemon:
         make_version(daemon.source_dir, "coco")
         pin(daemon, 7, 0, "coco")
@@ -429,21 +433,23 @@ def test_the_command_speaks_for_the_job_that_it_runs_in(folder, monkeypatch, cap
 
 
 @pytest.mark.parametrize("mode", ["644x", "0755", "0664", "0244", "7", "0o640", "\u0664640"])
-def test_build_refuses_a_mode_that_no_image_may_have(tmp_path, capsys, mode) -> None:
+def test_build_refuses_a_mode_that_no_image_may_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
     (tmp_path / "file").touch()
     assert run(["build", str(tmp_path), "a", "--to", "/tmp", "--mode", mode]) == 2
     assert "--mode" in capsys.readouterr().err
 
 
-def test_build_refuses_an_unknown_group_and_leaves_nothing(tmp_path, capsys) -> None:
+def test_build_refuses_an_unknown_group_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "file").touch()
     assert run(["build", str(tmp_path / "tree"), "a", "--to", str(tmp_path), "--group", "no such group"]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["tree"]
 
 
-def test_a_user_cannot_build_for_a_group_that_is_not_his(folder) -> None:
-    def attempt():
+def test_a_user_cannot_build_for_a_group_that_is_not_his(folder: Path) -> None:
+    def attempt() -> None:
         with Publication(open_directory(folder), "a", mode=0o640, gid=0):
             pass
 
@@ -453,7 +459,7 @@ def test_a_user_cannot_build_for_a_group_that_is_not_his(folder) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_an_access_control_list_on_the_root_directory_counts_as_open_to_all(tmp_path) -> None:
+def test_an_access_control_list_on_the_root_directory_counts_as_open_to_all(tmp_path: Path) -> None:
     tmp_path.chmod(0o750)
     with opened(tmp_path) as descriptor:
         assert mounts.root_permissions(descriptor) == Permissions(0, 0, 0o750)

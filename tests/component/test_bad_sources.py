@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ mfusepy.FUSE(Source(), sys.argv[2], foreground=True, attr_timeout=0, max_threads
 
 
 @pytest.fixture
-def source(folder, request):
+def source(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     """An image on a FUSE file system: (its path, its server)."""
     (folder / "server").mkdir()
     (folder / "source").mkdir()
@@ -58,7 +59,7 @@ def source(folder, request):
 
 
 @pytest.fixture
-def mounted(folder, source):
+def mounted(folder: Path, source: tuple[Path, subprocess.Popen[bytes]]) -> tuple[str, Path]:
     image, server = source
     mount_point = folder / "datasets"
     mount_point.mkdir()
@@ -83,7 +84,7 @@ def blocked(function, *arguments):
         child.kill()
 
 
-def switch(name, path):
+def switch(name: str, path: Path) -> None:
     with opened(path) as fd:
         loopdev.retarget(name, fd)
 
@@ -103,14 +104,18 @@ def look_without_blocking(name, mount_point):
     return "done"
 
 
-def test_what_promises_not_to_block_does_not(folder, source, mounted) -> None:
+def test_what_promises_not_to_block_does_not(
+    folder: Path, source: tuple[Path, subprocess.Popen[bytes]], mounted: tuple[str, Path]
+) -> None:
     name, mount_point = mounted
     copy = copy_image(folder / "server" / "image.squashfs", folder / "copy")
     with blocked(loopdev.read_status, name), blocked(switch, name, copy):
         assert in_child(look_without_blocking, name, mount_point) == "done"
 
 
-def test_a_switch_away_blocks_without_a_read_in_flight_but_can_be_killed(folder, source, mounted) -> None:
+def test_a_switch_away_blocks_without_a_read_in_flight_but_can_be_killed(
+    folder: Path, source: tuple[Path, subprocess.Popen[bytes]], mounted: tuple[str, Path]
+) -> None:
     name, _ = mounted
     copy = copy_image(folder / "server" / "image.squashfs", folder / "copy")
     with blocked(switch, name, copy) as child:
@@ -129,7 +134,9 @@ def rescue(copy, mount_point):
     return [path.read_bytes()[: len(MARK)] for path in sorted(Path(mount_point).glob("d*/f*"))]
 
 
-def test_a_cached_copy_takes_the_place_of_a_hanging_source(folder, source, mounted) -> None:
+def test_a_cached_copy_takes_the_place_of_a_hanging_source(
+    folder: Path, source: tuple[Path, subprocess.Popen[bytes]], mounted: tuple[str, Path]
+) -> None:
     name, mount_point = mounted
     copy = copy_image(folder / "server" / "image.squashfs", folder / "copy", changed=True)
     with opened(mount_point / "d0/f0") as fd:
@@ -144,7 +151,9 @@ def test_a_cached_copy_takes_the_place_of_a_hanging_source(folder, source, mount
     indirect=["source"],
     ids=["plain", "whole-pages"],
 )
-def test_direct_io_only_where_the_source_takes_single_sectors(folder, source, direct_io) -> None:
+def test_direct_io_only_where_the_source_takes_single_sectors(
+    folder: Path, source: tuple[Path, subprocess.Popen[bytes]], direct_io: bool
+) -> None:
     image, _ = source
     copy = copy_image(folder / "server" / "image.squashfs", folder / "copy")
     with opened(image) as fd:

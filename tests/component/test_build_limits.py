@@ -73,7 +73,7 @@ def tell_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.root
-def test_a_group_with_little_memory_does_not_kill_a_build(tmp_path, where, memory_group) -> None:
+def test_a_group_with_little_memory_does_not_kill_a_build(tmp_path: Path, where: Path, memory_group: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
     for number in range(4):
@@ -90,7 +90,7 @@ def test_a_group_with_little_memory_does_not_kill_a_build(tmp_path, where, memor
 
 
 @pytest.mark.root
-def test_the_limits_of_a_group_are_read(memory_group) -> None:
+def test_the_limits_of_a_group_are_read(memory_group: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(REPOSITORY)!r});"
         "from scratch_slurm.node.kernel.cgroups import read_limits;"
@@ -112,7 +112,9 @@ def test_what_is_read_here_is_plausible() -> None:
     assert 1 <= limits.processors <= len(os.sched_getaffinity(0))
 
 
-def test_mksquashfs_is_told_the_processors_that_it_may_use(tmp_path, tree, where, monkeypatch) -> None:
+def test_mksquashfs_is_told_the_processors_that_it_may_use(
+    tmp_path: Path, tree: Path, where: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tell_arguments(tmp_path, monkeypatch)
     first = str(min(os.sched_getaffinity(0)))
     told = subprocess.run(
@@ -122,7 +124,9 @@ def test_mksquashfs_is_told_the_processors_that_it_may_use(tmp_path, tree, where
     assert "-processors 1 " in told.stderr
 
 
-def test_mksquashfs_is_told_less_than_the_address_space_that_it_has(tmp_path, tree, where, monkeypatch) -> None:
+def test_mksquashfs_is_told_less_than_the_address_space_that_it_has(
+    tmp_path: Path, tree: Path, where: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tell_arguments(tmp_path, monkeypatch)
     limited = ["sh", "-c", 'ulimit -v 900000; exec "$@"', "sh"]
     told = subprocess.run(
@@ -133,7 +137,9 @@ def test_mksquashfs_is_told_less_than_the_address_space_that_it_has(tmp_path, tr
     assert 16 <= mib < 900_000 // 1024 // 2
 
 
-def test_a_kill_by_the_kernel_comes_with_a_way_out(tmp_path, tree, where, monkeypatch, capsys) -> None:
+def test_a_kill_by_the_kernel_comes_with_a_way_out(
+    tmp_path: Path, tree: Path, where: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     tell_arguments(tmp_path, monkeypatch)
     (tmp_path / "bin" / "mksquashfs").write_text(
         "#!/bin/sh\ncase $1 in -version) echo mksquashfs version 4.5.1;; *) kill -9 $$;; esac\n"
@@ -148,12 +154,14 @@ HINTS = [(-9, 512, "kills"), (-6, 512, "may have been short"), (1, 16, "may have
 
 
 @pytest.mark.parametrize(("code", "mib", "expected"), HINTS)
-def test_choose_hint(code, mib, expected) -> None:
+def test_choose_hint(code: int, mib: int, expected: str | None) -> None:
     hint = mksquashfs.choose_hint(code, Resources(mib * MIB, 1, "a group"))
     assert hint is None if expected is None else hint and expected in hint and "bounded by a group" in hint
 
 
-def test_mksquashfs_that_cannot_be_started_is_no_bug(tmp_path, tree, where, monkeypatch, capsys) -> None:
+def test_mksquashfs_that_cannot_be_started_is_no_bug(
+    tmp_path: Path, tree: Path, where: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     tell_arguments(tmp_path, monkeypatch)
     (tmp_path / "bin" / "mksquashfs").write_text("#!/nowhere/sh\n")
     assert run(["build", str(tree), "coco", "--to", str(where)]) == 3
@@ -164,7 +172,9 @@ def test_mksquashfs_that_cannot_be_started_is_no_bug(tmp_path, tree, where, monk
 # ---- times
 
 
-def test_times_that_squashfs_cannot_keep_are_told_with_what_they_become(tree, where, capsys, monkeypatch) -> None:
+def test_times_that_squashfs_cannot_keep_are_told_with_what_they_become(
+    tree: Path, where: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
     make_old_and_new(tree)
     assert build_and_list(tree, where, "coco") == {"new": "1970-01-02", "old": "2101-02-07"}
@@ -174,14 +184,16 @@ def test_times_that_squashfs_cannot_keep_are_told_with_what_they_become(tree, wh
     assert "new (2106-02-08 becomes 1970-01-02)" in told
 
 
-def test_with_source_date_epoch_later_times_become_it(tree, where, capsys, monkeypatch) -> None:
+def test_with_source_date_epoch_later_times_become_it(
+    tree: Path, where: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")
     make_old_and_new(tree)
     assert build_and_list(tree, where, "coco") == {"new": "2001-09-09", "old": "2101-02-07"}
     assert "new (2106-02-08 becomes 2001-09-09)" in capsys.readouterr().err
 
 
-def test_a_time_of_the_directory_itself_counts_too(tree, where, capsys) -> None:
+def test_a_time_of_the_directory_itself_counts_too(tree: Path, where: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.utime(tree, (-1, -1))
     assert run(["build", str(tree), "coco", "--to", str(where), "--json"]) == 0
     (warning,) = json.loads(capsys.readouterr().out)["warnings"]
@@ -190,7 +202,9 @@ def test_a_time_of_the_directory_itself_counts_too(tree, where, capsys) -> None:
 
 
 @pytest.mark.parametrize("at", [0, 2**32 - 1])
-def test_the_earliest_and_the_latest_time_are_kept(tree, where, capsys, at) -> None:
+def test_the_earliest_and_the_latest_time_are_kept(
+    tree: Path, where: Path, capsys: pytest.CaptureFixture[str], at: int
+) -> None:
     os.utime(tree / "f", (at, at))
     assert run(["build", str(tree), "coco", "--to", str(where)]) == 0
     assert "warning" not in capsys.readouterr().err

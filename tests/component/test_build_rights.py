@@ -81,7 +81,9 @@ def as_user(*command: object) -> subprocess.CompletedProcess[bytes]:
 # ---- with whose rights
 
 
-def test_a_closed_tree_of_a_user_is_packed_with_his_rights_and_published_by_root(folder, tree, capsys) -> None:
+def test_a_closed_tree_of_a_user_is_packed_with_his_rights_and_published_by_root(
+    folder: Path, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert build(folder, tree, "--json") == 0
     told = capsys.readouterr()
     assert json.loads(told.out)["read_as"] == "games"
@@ -93,7 +95,9 @@ def test_a_closed_tree_of_a_user_is_packed_with_his_rights_and_published_by_root
     assert (unpacked(folder) / "sub/shadow").read_bytes() == b"harmless"
 
 
-def test_the_owner_of_a_tree_need_not_be_known_by_name(folder, tree, capsys) -> None:
+def test_the_owner_of_a_tree_need_not_be_known_by_name(
+    folder: Path, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     give(tree, UNKNOWN_UID)
     assert build(folder, tree, "--mode", "0600", "--json") == 0
     assert json.loads(capsys.readouterr().out)["read_as"] == f"uid {UNKNOWN_UID}"
@@ -101,7 +105,9 @@ def test_the_owner_of_a_tree_need_not_be_known_by_name(folder, tree, capsys) -> 
     assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (0, 0o600)
 
 
-def test_a_group_that_files_of_an_unknown_owner_have_gives_no_rights(folder, tree, capsys) -> None:
+def test_a_group_that_files_of_an_unknown_owner_have_gives_no_rights(
+    folder: Path, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     give(tree, UNKNOWN_UID)
     os.chown(tree / "a", 0, UNKNOWN_UID)
     (tree / "a").chmod(0o640)
@@ -109,7 +115,9 @@ def test_a_group_that_files_of_an_unknown_owner_have_gives_no_rights(folder, tre
 
 
 @pytest.mark.parametrize("way", ["root's own file", "hard link", "nested mount"])
-def test_what_the_owner_may_not_read_is_an_error_that_names_it(folder, tree, capsys, way) -> None:
+def test_what_the_owner_may_not_read_is_an_error_that_names_it(
+    folder: Path, tree: Path, capsys: pytest.CaptureFixture[str], way: str
+) -> None:
     if way == "root's own file":
         os.chown(tree / "sub/shadow", 0, 0)
     elif way == "hard link":
@@ -124,7 +132,9 @@ def test_what_the_owner_may_not_read_is_an_error_that_names_it(folder, tree, cap
     assert published(folder) == []
 
 
-def test_a_tree_of_root_that_others_may_change_is_read_as_everybody_could(folder, tree, capsys) -> None:
+def test_a_tree_of_root_that_others_may_change_is_read_as_everybody_could(
+    folder: Path, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     os.chown(tree, 0, 0)
     tree.chmod(0o755)
     (tree / "a").chmod(0o644)
@@ -136,7 +146,9 @@ def test_a_tree_of_root_that_others_may_change_is_read_as_everybody_could(folder
     assert "with the rights of nobody: others than root may change what is in sub" in capsys.readouterr().err
 
 
-def test_a_tree_of_root_that_nobody_else_may_change_is_read_by_root(folder, tree, capsys) -> None:
+def test_a_tree_of_root_that_nobody_else_may_change_is_read_by_root(
+    folder: Path, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     give(tree, 0)
     os.chown(tree / "a", USER.pw_uid, 0)  # a file of another is only a file
     assert build(folder, tree, "--json") == 0
@@ -145,20 +157,22 @@ def test_a_tree_of_root_that_nobody_else_may_change_is_read_by_root(folder, tree
     assert "warning" not in told.err
 
 
-def test_root_may_say_with_whose_rights(folder, tree, capsys) -> None:
+def test_root_may_say_with_whose_rights(folder: Path, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.chown(tree / "a", UNKNOWN_UID, UNKNOWN_UID)
     for user, code in (("daemon", 11), ("no-such-user", 2), ("99999999999999999999", 2), ("root", 0)):
         assert build(folder, tree, "--as", user) == code
     assert (unpacked(folder) / "a").stat().st_size == 300_000
 
 
-def test_nobody_but_root_reads_with_the_rights_of_others(folder, tree, capsys) -> None:
+def test_nobody_but_root_reads_with_the_rights_of_others(
+    folder: Path, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with as_nobody():
         assert build(folder, tree, "--as", "games") == 11
     assert "only root" in capsys.readouterr().err
 
 
-def test_the_rights_are_given_back(folder, tree) -> None:
+def test_the_rights_are_given_back(folder: Path, tree: Path) -> None:
     before = (os.getresuid(), os.getresgid(), os.getgroups())
     assert build(folder, tree) == 0
     assert (os.getresuid(), os.getresgid(), os.getgroups()) == before
@@ -168,7 +182,9 @@ def test_the_rights_are_given_back(folder, tree) -> None:
 
 
 @pytest.mark.parametrize("swapped", ["sub", "sub/shadow"])
-def test_what_is_swapped_for_a_link_while_it_is_packed_brings_in_nothing_of_roots(folder, tree, swapped) -> None:
+def test_what_is_swapped_for_a_link_while_it_is_packed_brings_in_nothing_of_roots(
+    folder: Path, tree: Path, swapped: str
+) -> None:
     """mksquashfs is stopped when it opens the first file, after its scan: the owner has all the time of the world."""
     with stopped_at_the_first_file(folder, tree) as (process, mksquashfs):
         images = list((folder / "source").glob(".coco.*.building"))
@@ -222,7 +238,9 @@ def find_stopped(folder: Path) -> int:
     return 0
 
 
-def test_a_link_of_a_user_does_not_send_root_to_what_is_roots(folder, tree, capsys) -> None:
+def test_a_link_of_a_user_does_not_send_root_to_what_is_roots(
+    folder: Path, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     link = folder / "link"
     link.symlink_to(folder / "rootonly")
     assert open_directory(link).path == folder / "rootonly", "root's own link"
@@ -237,7 +255,7 @@ def test_a_link_of_a_user_does_not_send_root_to_what_is_roots(folder, tree, caps
     assert published(folder) == []
 
 
-def test_a_link_of_a_user_to_his_own_tree_is_followed(folder, tree) -> None:
+def test_a_link_of_a_user_to_his_own_tree_is_followed(folder: Path, tree: Path) -> None:
     link = folder / "link"
     link.symlink_to("raw")
     os.chown(link, USER.pw_uid, USER.pw_gid, follow_symlinks=False)
@@ -245,14 +263,14 @@ def test_a_link_of_a_user_to_his_own_tree_is_followed(folder, tree) -> None:
 
 
 @pytest.mark.parametrize("name", ["loop", "missing", "file", "file/x", "a\0b"])
-def test_what_is_no_directory_is_wrong_usage(folder, name) -> None:
+def test_what_is_no_directory_is_wrong_usage(folder: Path, name: str) -> None:
     (folder / "loop").symlink_to("loop")
     (folder / "file").touch()
     with pytest.raises(UsageError):
         open_directory(folder / name)
 
 
-def test_an_image_goes_into_the_directory_that_was_looked_at_whatever_has_its_name_now(folder) -> None:
+def test_an_image_goes_into_the_directory_that_was_looked_at_whatever_has_its_name_now(folder: Path) -> None:
     where = open_directory(folder / "source")
     with Publication(where, "coco") as publication:
         os.write(publication.fd, b"hsqs" * 1000)
@@ -264,13 +282,15 @@ def test_an_image_goes_into_the_directory_that_was_looked_at_whatever_has_its_na
     assert [path.name for path in (folder / "rootonly").iterdir()] == ["shadow"]
 
 
-def test_a_device_in_a_tree_is_packed_as_a_device_and_not_read(folder, tree) -> None:
+def test_a_device_in_a_tree_is_packed_as_a_device_and_not_read(folder: Path, tree: Path) -> None:
     os.mknod(tree / "zero", stat.S_IFCHR | 0o666, os.makedev(1, 5))
     assert build(folder, tree) == 0
     assert stat.S_ISCHR((unpacked(folder) / "zero").lstat().st_mode)
 
 
-def test_a_wrapper_around_mksquashfs_has_no_way_back_to_root(folder, tree, monkeypatch, capsys) -> None:
+def test_a_wrapper_around_mksquashfs_has_no_way_back_to_root(
+    folder: Path, tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Shells take the real user id when the effective one is another."""
     wrapper = folder / "bin" / "mksquashfs"
     wrapper.parent.mkdir()

@@ -2,6 +2,8 @@
 
 import contextlib
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +16,7 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
 
 @contextlib.contextmanager
-def mounted(mount_point, fs_type="tmpfs"):
+def mounted(mount_point, fs_type="tmpfs") -> Iterator[None]:
     subprocess.run(["mount", "-t", fs_type, "-o", "mode=0755,size=64m", "none", mount_point], check=True)
     try:
         yield
@@ -22,7 +24,7 @@ def mounted(mount_point, fs_type="tmpfs"):
         subprocess.run(["umount", "-l", mount_point], check=True)
 
 
-def test_a_place_is_told_by_what_is_mounted_there_and_what_should_be(folder) -> None:
+def test_a_place_is_told_by_what_is_mounted_there_and_what_should_be(folder: Path) -> None:
     disk, fstab, units = folder / "a disk", folder / "fstab", folder / "units"
     (disk / "cache").mkdir(parents=True)
     units.mkdir()
@@ -48,12 +50,12 @@ def test_a_place_is_told_by_what_is_mounted_there_and_what_should_be(folder) -> 
     }
 
 
-def test_a_place_below_what_is_not_there_is_none(folder) -> None:
+def test_a_place_below_what_is_not_there_is_none(folder: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_place(folder / "ssd" / "cache", fstab=folder / "none", unit_dirs=[])
 
 
-def test_a_disk_that_is_mounted_later_is_used_without_a_restart_and_left_when_it_goes(folder) -> None:
+def test_a_disk_that_is_mounted_later_is_used_without_a_restart_and_left_when_it_goes(folder: Path) -> None:
     ssd = folder / "ssd"
     ssd.mkdir()
     daemon = RunningDaemon(folder, cache_dir=str(ssd / "cache"), cache_mount=str(ssd))
@@ -81,7 +83,7 @@ def test_a_disk_that_is_mounted_later_is_used_without_a_restart_and_left_when_it
             subprocess.run(["mount", "-t", "tmpfs", "none", folder / "disk" / "under"], check=True)  # for its clean-up
 
 
-def test_memory_is_no_disk_unless_the_site_says_so(folder) -> None:
+def test_memory_is_no_disk_unless_the_site_says_so(folder: Path) -> None:
     (folder / "ssd").mkdir()
     with mounted(folder / "ssd"):
         daemon = RunningDaemon(folder, cache_dir=str(folder / "ssd" / "cache"), cache_on_any_file_system=False)
@@ -95,7 +97,7 @@ def test_memory_is_no_disk_unless_the_site_says_so(folder) -> None:
             daemon.stop()
 
 
-def test_what_a_cleaner_removes_is_there_again_in_the_next_round(folder) -> None:
+def test_what_a_cleaner_removes_is_there_again_in_the_next_round(folder: Path) -> None:
     with RunningDaemon(folder) as daemon:
         make_version(daemon.source_dir, "coco", 1, file_bytes=50_000)
         make_version(daemon.source_dir, "other", 1, file_bytes=50_000)

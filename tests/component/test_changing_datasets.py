@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,21 +16,21 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
 
 @pytest.fixture
-def daemon(folder):
+def daemon(folder: Path) -> Iterator[RunningDaemon]:
     with RunningDaemon(folder) as running:
         yield running
 
 
-def cache(daemon, name, job_id=1):
+def cache(daemon: RunningDaemon, name: str, job_id: int = 1) -> None:
     daemon.pin(job_id, name)
     daemon.until(lambda: daemon.is_cached(name), f"{name} is cached")
 
 
-def nothing_cached(daemon):
+def nothing_cached(daemon: RunningDaemon) -> bool:
     return not daemon.cached_files() and not list((daemon.cache_dir / ".staging").iterdir())
 
 
-def test_a_new_image_is_mounted_within_one_round(folder) -> None:
+def test_a_new_image_is_mounted_within_one_round(folder: Path) -> None:
     with RunningDaemon(folder, interval="3") as daemon:
         make_version(daemon.source_dir, "first")
         daemon.until(lambda: daemon.is_mounted("first"))
@@ -38,7 +40,7 @@ def test_a_new_image_is_mounted_within_one_round(folder) -> None:
         assert daemon.read("coco") == version.data
 
 
-def test_a_job_that_asks_for_a_new_image_does_not_wait_for_the_next_round(folder) -> None:
+def test_a_job_that_asks_for_a_new_image_does_not_wait_for_the_next_round(folder: Path) -> None:
     with RunningDaemon(folder, interval="1h") as daemon:
         version = make_version(daemon.source_dir, "coco")
         daemon.pin(1, "coco")
@@ -47,7 +49,7 @@ def test_a_job_that_asks_for_a_new_image_does_not_wait_for_the_next_round(folder
         assert daemon.read("coco") == version.data
 
 
-def test_a_removed_dataset_disappears_cache_included_once_nobody_pins_it(daemon) -> None:
+def test_a_removed_dataset_disappears_cache_included_once_nobody_pins_it(daemon: RunningDaemon) -> None:
     version = make_version(daemon.source_dir, "coco")
     make_version(daemon.source_dir, "other")
     cache(daemon, "coco")
@@ -61,7 +63,7 @@ def test_a_removed_dataset_disappears_cache_included_once_nobody_pins_it(daemon)
     daemon.until(lambda: daemon.state("coco") is DatasetState.UNKNOWN)
 
 
-def test_a_removed_dataset_stays_readable_to_those_who_have_it_open(daemon) -> None:
+def test_a_removed_dataset_stays_readable_to_those_who_have_it_open(daemon: RunningDaemon) -> None:
     version = make_version(daemon.source_dir, "coco")
     make_version(daemon.source_dir, "other")
     daemon.until(lambda: daemon.is_mounted("coco"))
@@ -72,7 +74,7 @@ def test_a_removed_dataset_stays_readable_to_those_who_have_it_open(daemon) -> N
     daemon.until(lambda: len(backings_below(daemon.folder)) == 1)
 
 
-def test_the_last_dataset_is_not_taken_for_removed_when_the_source_shows_nothing(daemon) -> None:
+def test_the_last_dataset_is_not_taken_for_removed_when_the_source_shows_nothing(daemon: RunningDaemon) -> None:
     version = make_version(daemon.source_dir, "coco")
     cache(daemon, "coco")
     daemon.release(1)
@@ -87,7 +89,9 @@ def test_the_last_dataset_is_not_taken_for_removed_when_the_source_shows_nothing
 
 
 @pytest.mark.parametrize("backing", ["source", "cache"])
-def test_replaced_while_pinned__the_holder_reads_on_and_the_next_one_gets_the_new(daemon, backing) -> None:
+def test_replaced_while_pinned__the_holder_reads_on_and_the_next_one_gets_the_new(
+    daemon: RunningDaemon, backing: str
+) -> None:
     old = make_version(daemon.source_dir, "coco", 1)
     daemon.until(lambda: daemon.is_mounted("coco"))
     if backing == "cache":
@@ -121,7 +125,7 @@ def test_replaced_while_pinned__the_holder_reads_on_and_the_next_one_gets_the_ne
         daemon.until(lambda: len(daemon.cached_files()) == 1)
 
 
-def test_replaced_while_cached_and_unpinned(daemon) -> None:
+def test_replaced_while_cached_and_unpinned(daemon: RunningDaemon) -> None:
     make_version(daemon.source_dir, "coco", 1)
     cache(daemon, "coco")
     daemon.release(1)
@@ -133,7 +137,7 @@ def test_replaced_while_cached_and_unpinned(daemon) -> None:
     assert daemon.read("coco") == new.data
 
 
-def test_replaced_while_being_copied__no_mixture_is_served(folder) -> None:
+def test_replaced_while_being_copied__no_mixture_is_served(folder: Path) -> None:
     with RunningDaemon(folder, copy={"bandwidth": 4_000_000}) as daemon:
         old = make_version(daemon.source_dir, "coco", 1, file_bytes=8_000_000)
         daemon.pin(1, "coco")
@@ -150,7 +154,7 @@ def test_replaced_while_being_copied__no_mixture_is_served(folder) -> None:
 
 
 @pytest.mark.parametrize("pinned", [True, False], ids=["pinned", "unpinned"])
-def test_rewritten_in_place__a_cached_job_keeps_its_version(daemon, pinned) -> None:
+def test_rewritten_in_place__a_cached_job_keeps_its_version(daemon: RunningDaemon, pinned: bool) -> None:
     """What curators are told not to do: the source's file has changed under everybody who read it there."""
     old = make_version(daemon.source_dir, "coco", 1)
     cache(daemon, "coco")
@@ -171,7 +175,7 @@ def test_rewritten_in_place__a_cached_job_keeps_its_version(daemon, pinned) -> N
     assert daemon.read("coco") == new_data
 
 
-def test_touched_only__the_same_bytes_are_another_generation_and_nobody_notices(daemon) -> None:
+def test_touched_only__the_same_bytes_are_another_generation_and_nobody_notices(daemon: RunningDaemon) -> None:
     version = make_version(daemon.source_dir, "coco")
     cache(daemon, "coco")
     with opened(daemon.path("coco")) as reader:
@@ -184,7 +188,9 @@ def test_touched_only__the_same_bytes_are_another_generation_and_nobody_notices(
         assert in_child(read_held, reader) == version.data
 
 
-def test_two_files_that_claim_one_dataset__the_first_name_serves_and_the_other_takes_over(daemon) -> None:
+def test_two_files_that_claim_one_dataset__the_first_name_serves_and_the_other_takes_over(
+    daemon: RunningDaemon,
+) -> None:
     first = make_version(daemon.source_dir, "coco", 1)
     first.image.rename(daemon.source_dir / "coco.sqfs")
     second = make_version(daemon.source_dir, "coco", 2)
@@ -198,7 +204,7 @@ def test_two_files_that_claim_one_dataset__the_first_name_serves_and_the_other_t
     daemon.until(lambda: daemon.read("coco") == second.data)
 
 
-def test_one_file_under_two_names_is_two_datasets(daemon) -> None:
+def test_one_file_under_two_names_is_two_datasets(daemon: RunningDaemon) -> None:
     version = make_version(daemon.source_dir, "coco")
     os.link(version.image, daemon.source_dir / "copy.squashfs")
     daemon.pin(1, "coco", "copy")
@@ -209,7 +215,7 @@ def test_one_file_under_two_names_is_two_datasets(daemon) -> None:
     assert daemon.read("copy") == version.data
 
 
-def test_moved_to_a_new_name__the_old_dataset_goes_and_the_new_one_comes(daemon) -> None:
+def test_moved_to_a_new_name__the_old_dataset_goes_and_the_new_one_comes(daemon: RunningDaemon) -> None:
     version = make_version(daemon.source_dir, "coco")
     cache(daemon, "coco")
     version.image.rename(daemon.source_dir / "coco2.squashfs")
@@ -225,7 +231,7 @@ STATES = ("cached", "update-waiting", "removed-but-pinned", "staging")
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_taken_over_after_kill_9(folder, state) -> None:
+def test_taken_over_after_kill_9(folder: Path, state: str) -> None:
     with RunningDaemon(folder, copy={"bandwidth": 3_000_000} if state == "staging" else {}) as daemon:
         file_bytes = 6_000_000 if state == "staging" else 400_000
         version = make_version(daemon.source_dir, "coco", 1, file_bytes=file_bytes)
@@ -259,7 +265,7 @@ def test_taken_over_after_kill_9(folder, state) -> None:
             daemon.until(lambda: not daemon.path("coco").parent.exists() and nothing_cached(daemon))
 
 
-def test_what_others_put_into_the_cache_or_take_out_of_it(daemon) -> None:
+def test_what_others_put_into_the_cache_or_take_out_of_it(daemon: RunningDaemon) -> None:
     version = make_version(daemon.source_dir, "coco")
     cache(daemon, "coco")
     (cached,) = daemon.cached_files()

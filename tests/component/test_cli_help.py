@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,9 @@ def check_readable(text: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--config", "/nonexistent"]], ids=["bare", "bare-with-a-configuration"])
-def test_without_a_command_the_help_is_shown_line_by_line_and_the_usage_is_wrong(arguments, capsys) -> None:
+def test_without_a_command_the_help_is_shown_line_by_line_and_the_usage_is_wrong(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(arguments) == 2
     told = capsys.readouterr()
     assert told.out == ""
@@ -28,7 +31,7 @@ def test_without_a_command_the_help_is_shown_line_by_line_and_the_usage_is_wrong
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_every_help_is_readable(command, option, capsys) -> None:
+def test_every_help_is_readable(command: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*([command] if command else []), option]) == 0
     told = capsys.readouterr()
     assert told.err == ""
@@ -37,7 +40,7 @@ def test_every_help_is_readable(command, option, capsys) -> None:
 
 
 @pytest.mark.parametrize("command", [["preheat"], ["evict"], ["build"], ["build", "/tmp"], ["status", "--nonsense"]])
-def test_wrong_usage_is_two_readable_lines(command, capsys) -> None:
+def test_wrong_usage_is_two_readable_lines(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command) == 2
     told = capsys.readouterr()
     check_readable(told.err)
@@ -46,7 +49,7 @@ def test_wrong_usage_is_two_readable_lines(command, capsys) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["--nonsense"], 2), (["--unmount", "x"], 2)])
-def test_the_daemons_help_is_readable(arguments, code) -> None:
+def test_the_daemons_help_is_readable(arguments: list[str], code: int) -> None:
     told = subprocess.run([*DAEMON, *arguments], capture_output=True, text=True, check=False)
     assert told.returncode == code
     check_readable(told.stdout + told.stderr)
@@ -57,7 +60,7 @@ def test_the_daemons_help_is_readable(arguments, code) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["status", "--help"], ["status"], ["status", "--json"]])
-def test_output_that_cannot_be_written_is_said_in_a_line(arguments, tmp_path) -> None:
+def test_output_that_cannot_be_written_is_said_in_a_line(arguments: list[str], tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     names = ("source", "cache", "mount", "state", "run")
     config.write_text("".join(f"{name}_dir: {tmp_path}/{name}\n" for name in names))
@@ -70,7 +73,7 @@ def test_output_that_cannot_be_written_is_said_in_a_line(arguments, tmp_path) ->
     assert told.stderr.splitlines()[-1] == "scratch-slurm: standard output: no space left"
 
 
-def test_the_daemons_output_that_cannot_be_written_is_said_in_a_line(tmp_path) -> None:
+def test_the_daemons_output_that_cannot_be_written_is_said_in_a_line(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(f"source_dir: {tmp_path}/source\ncache_dir: {tmp_path}/cache\n")
     with open("/dev/full", "w") as full:

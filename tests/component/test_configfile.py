@@ -10,14 +10,16 @@ GOOD = "source_dir: /nfs/images\ncache_dir: /ssd/cache\n"
 
 
 @pytest.fixture
-def file(tmp_path):
+def file(tmp_path: Path) -> Path:
     path = tmp_path / "config.yaml"
     path.write_text(GOOD)
     path.chmod(0o644)
     return path
 
 
-def test_a_file_named_by_argument_comes_before_the_environment(file, tmp_path, monkeypatch) -> None:
+def test_a_file_named_by_argument_comes_before_the_environment(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SCRATCH_SLURM_CONFIG", str(tmp_path / "nothing"))
     config = load_config(file)
     assert str(config.source_dir) == "/nfs/images"
@@ -25,7 +27,7 @@ def test_a_file_named_by_argument_comes_before_the_environment(file, tmp_path, m
     assert load_config(str(file)) == config
 
 
-def test_a_file_named_by_the_environment(file, monkeypatch) -> None:
+def test_a_file_named_by_the_environment(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRATCH_SLURM_CONFIG", str(file))
     assert str(load_config().cache_dir) == "/ssd/cache"
 
@@ -42,26 +44,26 @@ BAD = [
 
 
 @pytest.mark.parametrize(("text", "wrong"), BAD)
-def test_what_is_wrong_is_said_with_the_files_name(file, text, wrong) -> None:
+def test_what_is_wrong_is_said_with_the_files_name(file: Path, text: str, wrong: str) -> None:
     file.write_text(text)
     with pytest.raises(ConfigError, match=wrong) as caught:
         load_config(file)
     assert caught.value.message.startswith(str(file))
 
 
-def test_bytes_that_are_no_text(file) -> None:
+def test_bytes_that_are_no_text(file: Path) -> None:
     file.write_bytes(b"source_dir: \xff\xfe\n")
     with pytest.raises(ConfigError, match=r"config\.yaml: "):
         load_config(file)
 
 
-def test_a_missing_file_says_how_to_name_another(tmp_path) -> None:
+def test_a_missing_file_says_how_to_name_another(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file") as caught:
         load_config(tmp_path / "nothing")
     assert "SCRATCH_SLURM_CONFIG" in (caught.value.hint or "")
 
 
-def test_neither_a_directory_nor_a_fifo_is_read(file) -> None:
+def test_neither_a_directory_nor_a_fifo_is_read(file: Path) -> None:
     with pytest.raises(ConfigError, match="Is a directory"):
         load_config(file.parent)
     os.mkfifo(file.parent / "fifo")
@@ -71,14 +73,14 @@ def test_neither_a_directory_nor_a_fifo_is_read(file) -> None:
 
 @pytest.mark.root
 @pytest.mark.parametrize("mode", [0o664, 0o646])
-def test_root_refuses_a_file_that_others_may_write(file, mode) -> None:
+def test_root_refuses_a_file_that_others_may_write(file: Path, mode: int) -> None:
     file.chmod(mode)
     with pytest.raises(ConfigError, match=f"mode {mode:04o}"):
         load_config(file)
 
 
 @pytest.mark.root
-def test_root_refuses_a_file_of_somebody_else(file) -> None:
+def test_root_refuses_a_file_of_somebody_else(file: Path) -> None:
     os.chown(file, 12345, 12345)
     with pytest.raises(ConfigError, match="uid 12345"):
         load_config(file)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def replace_killed_at(daemon: RunningDaemon, call: str, backing: Path, image: Pa
 
 
 @pytest.fixture
-def daemon(folder):
+def daemon(folder: Path) -> Iterator[RunningDaemon]:
     """A daemon that has ended and left version 1 of `coco` mounted."""
     running = RunningDaemon(folder)
     with running:
@@ -65,7 +66,7 @@ def is_settled_on(daemon: RunningDaemon, data: bytes) -> bool:
 
 
 @pytest.mark.parametrize("call", ["fsopen", "fsconfig", "fsmount", "move_mount", "umount2"])
-def test_a_replacement_killed_at_a_system_call_is_finished_by_the_next_daemon(daemon, call) -> None:
+def test_a_replacement_killed_at_a_system_call_is_finished_by_the_next_daemon(daemon: RunningDaemon, call: str) -> None:
     new = make_version(daemon.source_dir, "coco", 2)
     replace_killed_at(daemon, call, new.image, new.image)
     assert len(stack(daemon)) == (2 if call == "umount2" else 1)
@@ -75,7 +76,7 @@ def test_a_replacement_killed_at_a_system_call_is_finished_by_the_next_daemon(da
     daemon.until(lambda: not daemon.dataset("coco").update_waiting)
 
 
-def test_a_job_that_pins_keeps_what_it_meets_on_top_of_the_newer_one_and_is_told_so(daemon) -> None:
+def test_a_job_that_pins_keeps_what_it_meets_on_top_of_the_newer_one_and_is_told_so(daemon: RunningDaemon) -> None:
     new = make_version(daemon.source_dir, "coco", 2)
     replace_killed_at(daemon, "umount2", new.image, new.image)
     daemon.pin(1, "coco")
@@ -88,7 +89,7 @@ def test_a_job_that_pins_keeps_what_it_meets_on_top_of_the_newer_one_and_is_told
     daemon.until(lambda: is_settled_on(daemon, new.data), "the new version alone is there")
 
 
-def test_a_mend_that_was_cut_short_is_finished_though_pinned(daemon) -> None:
+def test_a_mend_that_was_cut_short_is_finished_though_pinned(daemon: RunningDaemon) -> None:
     image = daemon.source_dir / "coco.squashfs"
     replace_killed_at(daemon, "umount2", image, image)
     (fresh, _) = stack(daemon)
@@ -116,7 +117,7 @@ def make_sick_beneath(daemon: RunningDaemon) -> str:
     return sick
 
 
-def test_what_cannot_be_read_beneath_is_never_shown(daemon) -> None:
+def test_what_cannot_be_read_beneath_is_never_shown(daemon: RunningDaemon) -> None:
     sick = make_sick_beneath(daemon)
     with pytest.raises(ImageError, match="cannot be read"):
         mounts.uncover(daemon.mount_dir / "coco", sick)
@@ -132,7 +133,7 @@ def test_what_cannot_be_read_beneath_is_never_shown(daemon) -> None:
     assert daemon.logged("degraded dataset=coco action=uncover")
 
 
-def test_an_older_one_beneath_goes_when_the_source_has_a_third(daemon) -> None:
+def test_an_older_one_beneath_goes_when_the_source_has_a_third(daemon: RunningDaemon) -> None:
     second = make_version(daemon.source_dir, "coco", 2)
     replace_killed_at(daemon, "umount2", second.image, second.image)
     third = make_version(daemon.source_dir, "coco", 3)
@@ -140,7 +141,7 @@ def test_an_older_one_beneath_goes_when_the_source_has_a_third(daemon) -> None:
     daemon.until(lambda: is_settled_on(daemon, third.data), "the third version alone is there")
 
 
-def test_uncover_does_nothing_unless_that_device_lies_beneath(daemon) -> None:
+def test_uncover_does_nothing_unless_that_device_lies_beneath(daemon: RunningDaemon) -> None:
     path = daemon.mount_dir / "coco"
     before = stack(daemon)
     with pytest.raises(DeviceError, match="loop999 is not mounted beneath"):
@@ -152,7 +153,7 @@ def test_uncover_does_nothing_unless_that_device_lies_beneath(daemon) -> None:
     assert len(stack(daemon)) == 2
 
 
-def test_all_layers_of_ours_go_when_a_dataset_does_and_a_strangers_stays(daemon, folder) -> None:
+def test_all_layers_of_ours_go_when_a_dataset_does_and_a_strangers_stays(daemon: RunningDaemon, folder: Path) -> None:
     image = daemon.source_dir / "coco.squashfs"
     replace_killed_at(daemon, "umount2", image, image)
     path = daemon.mount_dir / "coco"
@@ -188,7 +189,7 @@ def run(request: op.Request) -> None:
     in_child(lambda: asyncio.run(do()))  # whose threads are gone with it
 
 
-def test_a_job_that_pins_while_a_newer_image_is_being_mounted_keeps_its_version(daemon) -> None:
+def test_a_job_that_pins_while_a_newer_image_is_being_mounted_keeps_its_version(daemon: RunningDaemon) -> None:
     daemon.start()
     daemon.until(lambda: daemon.is_mounted("coco"))
     before = daemon.read("coco")
@@ -221,7 +222,9 @@ def changes(daemon: RunningDaemon) -> dict[str, op.Request]:
 
 @pytest.mark.parametrize("change", ["replace", "uncover", "unmount"])
 @pytest.mark.parametrize("ledger", ["pinned", "missing", "garbage"])
-def test_nothing_changes_under_a_pin_or_while_pins_cannot_be_read(daemon, change, ledger) -> None:
+def test_nothing_changes_under_a_pin_or_while_pins_cannot_be_read(
+    daemon: RunningDaemon, change: str, ledger: str
+) -> None:
     image = daemon.source_dir / "coco.squashfs"
     replace_killed_at(daemon, "umount2", image, image)
     before = stack(daemon)
@@ -241,7 +244,7 @@ def test_nothing_changes_under_a_pin_or_while_pins_cannot_be_read(daemon, change
 
 
 @pytest.mark.parametrize("change", ["replace", "uncover", "unmount"])
-def test_a_change_goes_on_when_only_others_pin(daemon, change) -> None:
+def test_a_change_goes_on_when_only_others_pin(daemon: RunningDaemon, change: str) -> None:
     image = daemon.source_dir / "coco.squashfs"
     replace_killed_at(daemon, "umount2", image, image)
     daemon.pin(1, "other")

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,27 +15,27 @@ from tests.kit.people import STRANGER_UID, stranger_listens
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path: Path) -> Path:
     return tmp_path / "daemon.sock"
 
 
-def ask(path, timeout_s=5.0):
+def ask(path: Path, timeout_s: float = 5.0) -> bytes:
     return request(path, "POST", "/v1/wait", b'{"datasets": []}', timeout_s)
 
 
-def test_the_body_goes_and_comes_whole(path) -> None:
+def test_the_body_goes_and_comes_whole(path: Path) -> None:
     with FakeDaemon(path, lambda asked: http({"much": "x" * 500_000, "asked": asked})) as daemon:
         assert b'"asked"' in ask(path)
         assert daemon.requests == [{"method": "POST", "path": "/v1/wait", "body": {"datasets": []}}]
 
 
-def test_a_get_has_no_body(path) -> None:
+def test_a_get_has_no_body(path: Path) -> None:
     with FakeDaemon(path, http) as daemon:
         request(path, "GET", "/v1/status", None, 5.0)
         assert daemon.requests == [{"method": "GET", "path": "/v1/status", "body": None}]
 
 
-def test_an_error_comes_back_in_its_class(path) -> None:
+def test_an_error_comes_back_in_its_class(path: Path) -> None:
     told = {"error": "PinnedError", "message": "coco: pinned by job:7", "hint": "wait"}
     with FakeDaemon(path, lambda _: http(told, 409)), pytest.raises(PinnedError, match="coco: pinned") as caught:
         ask(path)
@@ -52,19 +53,19 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize(("answer", "wrong"), ANSWERS)
-def test_what_cannot_be_read_is_the_daemons_error(path, answer, wrong) -> None:
+def test_what_cannot_be_read_is_the_daemons_error(path: Path, answer: bytes, wrong: str) -> None:
     with FakeDaemon(path, lambda _: answer), pytest.raises(DaemonError, match=wrong):
         ask(path)
 
 
-def test_a_daemon_that_hangs_costs_the_time_limit(path) -> None:
+def test_a_daemon_that_hangs_costs_the_time_limit(path: Path) -> None:
     began_at = time.monotonic()
     with FakeDaemon(path, lambda _: None), pytest.raises(DaemonError, match=r"no answer within 0\.3 s"):
         ask(path, timeout_s=0.3)
     assert time.monotonic() - began_at < 3
 
 
-def test_a_daemon_that_trickles_does_not_stretch_the_limit(path) -> None:
+def test_a_daemon_that_trickles_does_not_stretch_the_limit(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
@@ -83,7 +84,7 @@ def test_a_daemon_that_trickles_does_not_stretch_the_limit(path) -> None:
         trickler.wait()
 
 
-def test_a_full_queue_of_the_kernel_is_waited_out(path) -> None:
+def test_a_full_queue_of_the_kernel_is_waited_out(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(0)
@@ -109,24 +110,24 @@ def test_a_full_queue_of_the_kernel_is_waited_out(path) -> None:
 BUSY = {"error": "DaemonError", "message": "user 7 has 3 connections open, which is the most", "hint": "try again"}
 
 
-def test_a_caller_that_was_turned_away_comes_again(path) -> None:
+def test_a_caller_that_was_turned_away_comes_again(path: Path) -> None:
     answers = [http(BUSY, 503), http(BUSY, 503), http({"all": "well"})]
     with FakeDaemon(path, lambda _: answers.pop(0)):
         assert ask(path) == b'{"all": "well"}'
     assert not answers
 
 
-def test_a_caller_that_is_turned_away_until_the_time_is_over_is_told_why(path) -> None:
+def test_a_caller_that_is_turned_away_until_the_time_is_over_is_told_why(path: Path) -> None:
     with FakeDaemon(path, lambda _: http(BUSY, 503)), pytest.raises(DaemonError, match="3 connections open"):
         ask(path, timeout_s=0.4)
 
 
-def test_a_caller_that_is_turned_away_before_anything_is_read_comes_again(path) -> None:
+def test_a_caller_that_is_turned_away_before_anything_is_read_comes_again(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
 
-        def turn_away_and_answer():
+        def turn_away_and_answer() -> None:
             connection, _ = listener.accept()
             with connection:
                 connection.sendall(http(BUSY, 503))
@@ -141,7 +142,7 @@ def test_a_caller_that_is_turned_away_before_anything_is_read_comes_again(path) 
         door.join(10)
 
 
-def test_nobody_there(path) -> None:
+def test_nobody_there(path: Path) -> None:
     with pytest.raises(DaemonError, match="does not run"):
         ask(path)
     with socket.socket(socket.AF_UNIX) as left_behind:
@@ -155,7 +156,7 @@ def test_nobody_there(path) -> None:
 
 
 @pytest.mark.root
-def test_root_does_not_talk_to_another_users_socket(path) -> None:
+def test_root_does_not_talk_to_another_users_socket(path: Path) -> None:
     with stranger_listens(path) as stranger:
         with pytest.raises(DaemonError, match=f"uid {STRANGER_UID} listens there"):
             ask(path)

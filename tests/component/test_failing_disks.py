@@ -4,6 +4,9 @@ import contextlib
 import os
 import sqlite3
 import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,19 +14,19 @@ from scratch_slurm.domain.errors import ScratchError
 from scratch_slurm.domain.messages import DatasetState
 from scratch_slurm.domain.model import job_holder
 from tests.kit.daemon import RunningDaemon
-from tests.kit.datasets import make_version
+from tests.kit.datasets import Version, make_version
 from tests.kit.disks import small_disk
 from tests.kit.sources import SlowSource, why_not
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
 
-def publish(daemon, *names, number=1):
+def publish(daemon: RunningDaemon, *names: str, number=1) -> dict[str, Version]:
     return {name: make_version(daemon.source_dir, name, number, file_bytes=50_000) for name in names}
 
 
 @contextlib.contextmanager
-def frozen(mount_point):
+def frozen(mount_point) -> Iterator[None]:
     """Nobody can write there; who tries is held by the kernel until it is over."""
     subprocess.run(["fsfreeze", "-f", str(mount_point)], check=True)
     try:
@@ -32,7 +35,7 @@ def frozen(mount_point):
         subprocess.run(["fsfreeze", "-u", str(mount_point)], check=True)
 
 
-def test_a_cache_that_hangs_on_writes_holds_up_neither_pins_nor_releases_nor_mounts(folder) -> None:
+def test_a_cache_that_hangs_on_writes_holds_up_neither_pins_nor_releases_nor_mounts(folder: Path) -> None:
     with small_disk(folder, folder / "cache", 64 << 20), RunningDaemon(folder, source_timeout="2") as daemon:
         versions = publish(daemon, "going", "other")
         daemon.pin(1, "going", "other")
@@ -60,7 +63,7 @@ def test_a_cache_that_hangs_on_writes_holds_up_neither_pins_nor_releases_nor_mou
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-def test_a_cache_that_gives_no_answer_is_told_and_everything_else_goes_on(folder) -> None:
+def test_a_cache_that_gives_no_answer_is_told_and_everything_else_goes_on(folder: Path) -> None:
     real = folder / "disk"
     daemon = RunningDaemon(folder, cache_dir=str(real), source_timeout="3")
     with daemon:
@@ -96,7 +99,7 @@ def test_a_cache_that_gives_no_answer_is_told_and_everything_else_goes_on(folder
             daemon.stop()
 
 
-def full(folder):
+def full(folder: Path):
     """Nothing can be written beside the ledger."""
     disk = small_disk(folder, folder / "state", 2 << 20)
     disk.__enter__()
@@ -106,28 +109,28 @@ def full(folder):
     return disk
 
 
-def lose_table(path):
+def lose_table(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("DROP TABLE pins")
 
 
-def newer_release(path):
+def newer_release(path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA user_version = 2")
 
 
-def of_this_release(path):
+def of_this_release(path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA user_version = 1")
 
 
-def unreadable(path):
+def unreadable(path) -> None:
     for file in path.parent.glob("ledger*"):
         file.rename(file.with_name(f"kept-{file.name}"))
     os.mkfifo(path)
 
 
-def readable(path):
+def readable(path) -> None:
     path.unlink()
     for file in path.parent.glob("kept-*"):
         file.rename(file.with_name(file.name.removeprefix("kept-")))
@@ -141,7 +144,7 @@ BROKEN = [
 
 @pytest.mark.parametrize(("break_it", "mend_it"), BROKEN)
 def test_a_ledger_that_cannot_be_used__what_may_be_pinned_stays_and_what_is_new_is_mounted(
-    folder, break_it, mend_it
+    folder: Path, break_it: Callable[..., Any], mend_it: Callable[..., Any]
 ) -> None:
     path = folder / "state" / "ledger.sqlite"
     with RunningDaemon(folder, capacity="200 kB") as daemon:
@@ -170,7 +173,7 @@ def test_a_ledger_that_cannot_be_used__what_may_be_pinned_stays_and_what_is_new_
         daemon.until(lambda: not daemon.is_mounted("removed") and not daemon.dataset("changed").update_waiting)
 
 
-def test_a_full_disk_under_the_ledger__the_daemon_starts_and_mounts(folder) -> None:
+def test_a_full_disk_under_the_ledger__the_daemon_starts_and_mounts(folder: Path) -> None:
     disk = full(folder)
     try:
         with RunningDaemon(folder) as daemon:
@@ -188,7 +191,7 @@ def test_a_full_disk_under_the_ledger__the_daemon_starts_and_mounts(folder) -> N
         disk.__exit__(None, None, None)
 
 
-def test_a_table_that_somebody_drops_while_the_daemon_runs_is_there_again(folder) -> None:
+def test_a_table_that_somebody_drops_while_the_daemon_runs_is_there_again(folder: Path) -> None:
     with RunningDaemon(folder) as daemon:
         publish(daemon, "coco")
         daemon.until(lambda: daemon.is_mounted("coco"))

@@ -3,12 +3,13 @@
 import contextlib
 import os
 import time
+from pathlib import Path
 
 import pytest
 
 from scratch_slurm.domain.messages import DatasetState
 from tests.kit.daemon import RunningDaemon
-from tests.kit.datasets import make_version
+from tests.kit.datasets import Version, make_version
 from tests.kit.processes import children_of
 from tests.kit.sources import SlowSource, why_not
 
@@ -24,13 +25,13 @@ TIMEOUT_S = 3.0
 
 
 @pytest.fixture
-def folder(folder):
+def folder(folder: Path) -> Path:
     (folder / "real").mkdir()
     return folder
 
 
 @contextlib.contextmanager
-def slow_node(folder, **config):
+def slow_node(folder: Path, **config):
     """A daemon over a source on FUSE that hangs and fails on demand; the daemon is not started."""
     with SlowSource(folder / "real", folder / "source") as source:
         daemon = RunningDaemon(folder, source_timeout=str(TIMEOUT_S), **config)
@@ -39,11 +40,11 @@ def slow_node(folder, **config):
             yield source, daemon
 
 
-def publish(folder, *names, number=1, file_bytes=400_000):
+def publish(folder: Path, *names: str, number=1, file_bytes: int = 400_000) -> dict[str, Version]:
     return {name: make_version(folder / "real", name, number, file_bytes=file_bytes) for name in names}
 
 
-def live_on(daemon, folder, versions, *, job_id):
+def live_on(daemon: RunningDaemon, folder: Path, versions: dict[str, Version], *, job_id: int) -> None:
     """Do everything that a daemon does, with datasets that do not hang, in bounded time."""
     began = time.monotonic()
     daemon.pin(job_id, "good")
@@ -63,7 +64,7 @@ def live_on(daemon, folder, versions, *, job_id):
     assert time.monotonic() - began < 3 * BOUND_S
 
 
-def test_reads_of_one_image_hang_while_it_is_copied__all_others_are_served(folder) -> None:
+def test_reads_of_one_image_hang_while_it_is_copied__all_others_are_served(folder: Path) -> None:
     versions = publish(folder, "bad", "good", "read")
     with slow_node(folder) as (source, daemon):
         daemon.start()
@@ -80,7 +81,7 @@ def test_reads_of_one_image_hang_while_it_is_copied__all_others_are_served(folde
         daemon.until(lambda: daemon.dataset("bad").problem == "")
 
 
-def test_a_new_image_hangs_when_it_is_opened__all_others_are_served(folder) -> None:
+def test_a_new_image_hangs_when_it_is_opened__all_others_are_served(folder: Path) -> None:
     versions = publish(folder, "good", "read")
     with slow_node(folder) as (source, daemon):
         daemon.start()
@@ -95,7 +96,7 @@ def test_a_new_image_hangs_when_it_is_opened__all_others_are_served(folder) -> N
         assert daemon.read("bad") == bad.data
 
 
-def test_a_mounted_image_hangs_when_it_is_opened__all_others_are_served(folder) -> None:
+def test_a_mounted_image_hangs_when_it_is_opened__all_others_are_served(folder: Path) -> None:
     """The switch back of an eviction opens it; the scan does not, as it has not changed."""
     versions = publish(folder, "bad", "good")
     with slow_node(folder, capacity="600 kB") as (source, daemon):
@@ -117,7 +118,7 @@ def test_a_mounted_image_hangs_when_it_is_opened__all_others_are_served(folder) 
         assert daemon.read("bad") == versions["bad"].data
 
 
-def test_the_whole_source_hangs__what_is_cached_is_served_and_pinned_and_reported(folder) -> None:
+def test_the_whole_source_hangs__what_is_cached_is_served_and_pinned_and_reported(folder: Path) -> None:
     versions = publish(folder, "cached", "read", "bad")
     with slow_node(folder) as (source, daemon):
         daemon.start()
@@ -144,7 +145,7 @@ def test_the_whole_source_hangs__what_is_cached_is_served_and_pinned_and_reporte
         assert daemon.read("bad") == versions["bad"].data
 
 
-def test_stopped_and_started_while_the_source_hangs__jobs_go_on_and_nothing_is_lost(folder) -> None:
+def test_stopped_and_started_while_the_source_hangs__jobs_go_on_and_nothing_is_lost(folder: Path) -> None:
     versions = publish(folder, "cached", "bad")
     with slow_node(folder) as (source, daemon):
         daemon.start()
@@ -169,7 +170,7 @@ def test_stopped_and_started_while_the_source_hangs__jobs_go_on_and_nothing_is_l
         daemon.until(lambda: len(children_of(daemon.pid)) <= 3, "the workers that hung are gone")
 
 
-def test_a_failing_source__its_dataset_is_degraded_and_heals(folder) -> None:
+def test_a_failing_source__its_dataset_is_degraded_and_heals(folder: Path) -> None:
     versions = publish(folder, "bad", "good", "read")
     with slow_node(folder) as (source, daemon):
         daemon.start()
@@ -187,7 +188,7 @@ def test_a_failing_source__its_dataset_is_degraded_and_heals(folder) -> None:
         assert daemon.read("bad") == versions["bad"].data
 
 
-def test_squashfs_that_remembers_an_error_is_mounted_anew(folder) -> None:
+def test_squashfs_that_remembers_an_error_is_mounted_anew(folder: Path) -> None:
     """After an I/O error squashfs goes on failing although the source is well again; the dataset must not."""
     versions = publish(folder, "bad", "good")
     with slow_node(folder, horizon="0.001") as (source, daemon):
@@ -208,7 +209,7 @@ def test_squashfs_that_remembers_an_error_is_mounted_anew(folder) -> None:
         daemon.until(is_well, "the dataset is readable again")
 
 
-def test_a_source_that_answers_with_enotconn_is_survived(folder) -> None:
+def test_a_source_that_answers_with_enotconn_is_survived(folder: Path) -> None:
     """The file server dies: its mount answers with errors until somebody mounts it again."""
     versions = publish(folder, "cached", "bad")
     with slow_node(folder) as (source, daemon):
@@ -232,7 +233,7 @@ def test_a_source_that_answers_with_enotconn_is_survived(folder) -> None:
             daemon.until(is_well, "readable again")
 
 
-def test_a_removed_image_whose_storage_answers_for_it_no_more_is_unmounted_by_the_next_daemon(folder) -> None:
+def test_a_removed_image_whose_storage_answers_for_it_no_more_is_unmounted_by_the_next_daemon(folder: Path) -> None:
     """The kernel asks the storage when it is asked for a device's tag: the mount must not pass for a stranger's."""
     versions = publish(folder, "coco", "other")
     with slow_node(folder) as (_, daemon):

@@ -3,6 +3,9 @@
 import contextlib
 import signal
 import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +21,7 @@ MB = 1_000_000
 
 
 @pytest.fixture
-def slow(folder):
+def slow(folder: Path) -> Iterator[SlowSource]:
     pytest.importorskip("mfusepy", reason="mfusepy is not installed")
     (folder / "real").mkdir()
     with SlowSource(folder / "real", folder / "source") as source:
@@ -29,7 +32,7 @@ def slow(folder):
 
 
 @pytest.fixture
-def reader():
+def reader() -> Iterator[Callable[..., Any]]:
     """Starts children that read a file, and ends them."""
     started = []
 
@@ -44,7 +47,7 @@ def reader():
 
 
 def test_a_reader_of_a_source_that_hangs_gets_an_error_and_the_mount_is_mended_when_the_source_is_back(
-    folder, slow, reader
+    folder: Path, slow: SlowSource, reader: Callable[..., Any]
 ) -> None:
     version = make_version(folder / "real", "coco", file_bytes=40 * MB)
     slow.set(bytes_per_s=4e6)
@@ -63,7 +66,7 @@ def test_a_reader_of_a_source_that_hangs_gets_an_error_and_the_mount_is_mended_w
             clean_up(folder / "datasets")
 
 
-def test_without_the_setting_nothing_is_aborted(folder, slow, reader) -> None:
+def test_without_the_setting_nothing_is_aborted(folder: Path, slow: SlowSource, reader: Callable[..., Any]) -> None:
     make_version(folder / "real", "coco", file_bytes=40 * MB)
     slow.set(bytes_per_s=4e6)
     with RunningDaemon(folder, interval="0.5") as daemon:
@@ -80,7 +83,7 @@ def test_without_the_setting_nothing_is_aborted(folder, slow, reader) -> None:
         cat.wait(60)
 
 
-def test_a_slow_source_is_not_aborted(folder, slow) -> None:
+def test_a_slow_source_is_not_aborted(folder: Path, slow: SlowSource) -> None:
     version = make_version(folder / "real", "coco", file_bytes=4 * MB)
     slow.set(bytes_per_s=4e5)
     with RunningDaemon(folder, source_abort="5", source_timeout="60") as daemon:
@@ -89,7 +92,7 @@ def test_a_slow_source_is_not_aborted(folder, slow) -> None:
         assert not daemon.logged("aborted")
 
 
-def test_the_connection_of_a_path_is_found_by_the_list_of_mounts_alone(folder, slow) -> None:
+def test_the_connection_of_a_path_is_found_by_the_list_of_mounts_alone(folder: Path, slow: SlowSource) -> None:
     slow.set(hang_all=True)
     mounts = mountinfo.read_mounts()
     found = mountinfo.find_mount(f"{folder}/source/coco.squashfs", mounts)

@@ -83,7 +83,7 @@ def running(folder: Path) -> Iterator[Node]:
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory) -> Iterator[Node]:
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     with running(tmp_path_factory.mktemp("node")) as node:
         yield node
 
@@ -106,7 +106,9 @@ BAD_BODIES = [
 
 
 @pytest.mark.parametrize("body", BAD_BODIES)
-def test_a_body_that_is_none_is_the_callers_error_and_no_line_of_the_log(node, body, caplog) -> None:
+def test_a_body_that_is_none_is_the_callers_error_and_no_line_of_the_log(
+    node: Node, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(ScratchError) as caught:
         node.ask("POST", "/v1/wait", body)
     msgspec.json.encode(caught.value.message)
@@ -133,7 +135,7 @@ BODIES = st.binary(max_size=60) | st.fixed_dictionaries({}, optional=FIELDS).map
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(sorted(PATHS)), BODIES)
-def test_whatever_is_sent_is_answered_or_is_the_callers_error(node, path, body) -> None:
+def test_whatever_is_sent_is_answered_or_is_the_callers_error(node: Node, path, body) -> None:
     try:
         answer = node.ask(PATHS[path], path, body)
     except ScratchError as exc:
@@ -141,7 +143,7 @@ def test_whatever_is_sent_is_answered_or_is_the_callers_error(node, path, body) 
     msgspec.json.encode(answer)
 
 
-def test_only_the_paths_that_there_are_with_their_methods(node) -> None:
+def test_only_the_paths_that_there_are_with_their_methods(node: Node) -> None:
     for method, path, status in (("GET", "/", 404), ("POST", "/v1/status", 405), ("GET", "/v1/wait", 405)):
         with pytest.raises(RefusedError) as caught:
             node.ask(method, path, b"")
@@ -149,12 +151,12 @@ def test_only_the_paths_that_there_are_with_their_methods(node) -> None:
 
 
 @pytest.mark.parametrize("body", [b'{"dataset":"a"}', b"\xff"])
-def test_a_stranger_evicts_nothing(node, body) -> None:
+def test_a_stranger_evicts_nothing(node: Node, body: bytes) -> None:
     with pytest.raises(ScratchError, match="only root may"):
         node.ask("POST", "/v1/evict", body, STRANGER)
 
 
-def test_strangers_do_not_make_the_daemon_run_rounds(node) -> None:
+def test_strangers_do_not_make_the_daemon_run_rounds(node: Node) -> None:
     async def ask_for_ever() -> None:
         while True:
             await node.interface._route(Request("POST", "/v1/wait", b'{"datasets":[]}'), STRANGER)

@@ -29,12 +29,12 @@ OVERHEAD_BYTES = 32 * 1024
 """The staging directory and the journals of copies under way count as used, too."""
 
 
-def holding(daemon, name):
+def holding(daemon: RunningDaemon, name: str):
     """Open a dataset's file as a job does that reads on and on."""
     return opened(daemon.path(name))
 
 
-def test_sector_size__reads_are_counted_in_bytes_on_a_device_of_4096_byte_sectors(folder) -> None:
+def test_sector_size__reads_are_counted_in_bytes_on_a_device_of_4096_byte_sectors(folder: Path) -> None:
     daemon = RunningDaemon(folder, horizon="0.001")  # nothing is worth a copy: all reads are the source's
     version = make_version(daemon.source_dir, "coco", file_bytes=4_000_000)
     tag = device_tag(generation_of(version.image).id)
@@ -53,7 +53,7 @@ def test_sector_size__reads_are_counted_in_bytes_on_a_device_of_4096_byte_sector
         assert not daemon.logged("mounted dataset=")  # it was taken over
 
 
-def test_a_set_over_capacity_by_rounding__one_byte_too_few_keeps_one_of_two_out(folder) -> None:
+def test_a_set_over_capacity_by_rounding__one_byte_too_few_keeps_one_of_two_out(folder: Path) -> None:
     daemon = RunningDaemon(folder)
     versions = [make_version(daemon.source_dir, name, extra_bytes=512) for name in ("coco", "imagenet")]
     assert all(version.size_bytes % 4096 for version in versions)
@@ -69,7 +69,7 @@ def test_a_set_over_capacity_by_rounding__one_byte_too_few_keeps_one_of_two_out(
     assert versions[0].size_bytes <= watch.most_bytes <= capacity_bytes
 
 
-def test_a_set_over_capacity_by_rounding__blocks_count_not_lengths(folder) -> None:
+def test_a_set_over_capacity_by_rounding__blocks_count_not_lengths(folder: Path) -> None:
     """Eight images of 512 bytes more than whole blocks take eight blocks more on the disk than their lengths say."""
     daemon = RunningDaemon(folder)
     names = [f"set{number}" for number in range(8)]
@@ -86,7 +86,7 @@ def test_a_set_over_capacity_by_rounding__blocks_count_not_lengths(folder) -> No
     assert watch.most_bytes <= capacity_bytes
 
 
-def test_drops_and_copies_at_once_exceeding_the_capacity__never_while_sets_are_swapped(folder) -> None:
+def test_drops_and_copies_at_once_exceeding_the_capacity__never_while_sets_are_swapped(folder: Path) -> None:
     daemon = RunningDaemon(folder, copy={"datasets": 4})
     sets = [["a1", "a2", "a3"], ["b1", "b2"], ["c1", "c2", "c3"]]
     versions = {}
@@ -106,7 +106,7 @@ def test_drops_and_copies_at_once_exceeding_the_capacity__never_while_sets_are_s
     assert watch.samples > 50
 
 
-def test_space_believed_free_that_a_reader_still_holds__counts_as_used(folder) -> None:
+def test_space_believed_free_that_a_reader_still_holds__counts_as_used(folder: Path) -> None:
     daemon = RunningDaemon(folder)
     old = make_version(daemon.source_dir, "coco", 1, file_bytes=1_000_000)
     other = make_version(daemon.source_dir, "imagenet", file_bytes=1_000_000)
@@ -131,7 +131,7 @@ def test_space_believed_free_that_a_reader_still_holds__counts_as_used(folder) -
     assert watch.most_bytes <= capacity_bytes
 
 
-def test_space_counted_twice__a_copy_counts_once_when_it_is_published_and_not_yet_recorded(folder) -> None:
+def test_space_counted_twice__a_copy_counts_once_when_it_is_published_and_not_yet_recorded(folder: Path) -> None:
     daemon = RunningDaemon(folder, copy={"bandwidth": 1_000_000})
     version = make_version(daemon.source_dir, "coco", file_bytes=1_000_000)
     with daemon:
@@ -147,7 +147,7 @@ def test_space_counted_twice__a_copy_counts_once_when_it_is_published_and_not_ye
         daemon.until(lambda: daemon.is_cached("coco"))
 
 
-def test_an_error_that_blacklists_for_ever__a_bad_image_that_is_mended_is_served(folder) -> None:
+def test_an_error_that_blacklists_for_ever__a_bad_image_that_is_mended_is_served(folder: Path) -> None:
     daemon = RunningDaemon(folder)
     image = make_image_file(daemon.source_dir, "coco", 1, FILE_BYTES)
     bad = daemon.source_dir / "coco.squashfs"
@@ -163,7 +163,7 @@ def test_an_error_that_blacklists_for_ever__a_bad_image_that_is_mended_is_served
         assert daemon.dataset("coco").problem == ""
 
 
-def test_an_error_that_blacklists_for_ever__an_image_that_only_the_kernel_refuses_is_mended(folder) -> None:
+def test_an_error_that_blacklists_for_ever__an_image_that_only_the_kernel_refuses_is_mended(folder: Path) -> None:
     daemon = RunningDaemon(folder)
     image = make_image_file(daemon.source_dir, "coco", 1, FILE_BYTES)
     data = bytearray(image.read_bytes())
@@ -178,7 +178,7 @@ def test_an_error_that_blacklists_for_ever__an_image_that_only_the_kernel_refuse
 
 
 @needs_fuse
-def test_an_error_that_blacklists_for_ever__a_failed_copy_is_tried_again(folder) -> None:
+def test_an_error_that_blacklists_for_ever__a_failed_copy_is_tried_again(folder: Path) -> None:
     (folder / "real").mkdir()
     version = make_version(folder / "real", "coco", file_bytes=2_000_000)
     with SlowSource(folder / "real", folder / "source") as source, RunningDaemon(folder) as daemon:
@@ -193,7 +193,7 @@ def test_an_error_that_blacklists_for_ever__a_failed_copy_is_tried_again(folder)
         assert daemon.dataset("coco").problem == ""
 
 
-def test_the_loop_stopped_by_a_copy__all_others_are_served_meanwhile(folder) -> None:
+def test_the_loop_stopped_by_a_copy__all_others_are_served_meanwhile(folder: Path) -> None:
     # A range of a copy at its widest takes longer than a source may be silent: the limit is no hang.
     daemon = RunningDaemon(folder, copy={"bandwidth": 1_000_000}, source_timeout="3.5")
     make_version(daemon.source_dir, "huge", file_bytes=60_000_000)
@@ -224,7 +224,7 @@ def test_the_loop_stopped_by_a_copy__all_others_are_served_meanwhile(folder) -> 
         daemon.until(lambda: not list((daemon.cache_dir / ".staging").iterdir()), "and leaves nothing behind")
 
 
-def test_a_stale_copy_after_a_crash__is_never_served_for_the_new_image(folder) -> None:
+def test_a_stale_copy_after_a_crash__is_never_served_for_the_new_image(folder: Path) -> None:
     daemon = RunningDaemon(folder)
     old = make_version(daemon.source_dir, "coco", 1)
     with daemon:
@@ -244,7 +244,7 @@ def test_a_stale_copy_after_a_crash__is_never_served_for_the_new_image(folder) -
         daemon.until(lambda: len(daemon.cached_files()) == 1)
 
 
-def test_a_stale_copy_after_a_crash__of_the_whole_node(folder) -> None:
+def test_a_stale_copy_after_a_crash__of_the_whole_node(folder: Path) -> None:
     daemon = RunningDaemon(folder)
     make_version(daemon.source_dir, "coco", 1)
     with daemon:
@@ -259,7 +259,7 @@ def test_a_stale_copy_after_a_crash__of_the_whole_node(folder) -> None:
         daemon.until(lambda: len(daemon.cached_files()) == 1)
 
 
-def test_a_stale_copy_after_a_crash__in_the_middle_of_it(folder) -> None:
+def test_a_stale_copy_after_a_crash__in_the_middle_of_it(folder: Path) -> None:
     daemon = RunningDaemon(folder, copy={"bandwidth": 2_000_000})
     make_version(daemon.source_dir, "coco", 1, file_bytes=6_000_000)
     with daemon:
@@ -277,7 +277,7 @@ def test_a_stale_copy_after_a_crash__in_the_middle_of_it(folder) -> None:
         daemon.until(lambda: not list((daemon.cache_dir / ".staging").iterdir()))
 
 
-def test_cached_files_leaving_no_room_to_others__the_cache_shrinks_by_itself_but_for_pins(folder) -> None:
+def test_cached_files_leaving_no_room_to_others__the_cache_shrinks_by_itself_but_for_pins(folder: Path) -> None:
     daemon = RunningDaemon(folder)
     names = ("pinned", "read1", "read2")
     versions = {name: make_version(daemon.source_dir, name, file_bytes=8_000_000) for name in names}
@@ -302,7 +302,7 @@ def test_cached_files_leaving_no_room_to_others__the_cache_shrinks_by_itself_but
         clean_up(folder / "datasets")
 
 
-def test_a_look_that_began_before_a_copy_ended_and_ended_after_it_starts_no_second_copy(folder) -> None:
+def test_a_look_that_began_before_a_copy_ended_and_ended_after_it_starts_no_second_copy(folder: Path) -> None:
     daemon = RunningDaemon(folder, copy={"bandwidth": 500_000})
     make_version(daemon.source_dir, "coco", file_bytes=1_000_000)
     with daemon:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -19,15 +20,17 @@ WANTED = [
 
 
 @pytest.mark.parametrize(("environment", "seconds"), WANTED)
-def test_how_often_a_sign_is_wanted(environment, seconds) -> None:
+def test_how_often_a_sign_is_wanted(environment: dict[str, str], seconds: float | None) -> None:
     assert watchdog_s(environment) == seconds
 
 
-def test_signs_are_given_twice_as_often_as_wanted_and_stop_while_something_does_not_go_on(caplog) -> None:
+def test_signs_are_given_twice_as_often_as_wanted_and_stop_while_something_does_not_go_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     said, slept = [], []
     stalls = iter(["", "", "no round", "no round", "", "no round"])
 
-    async def sleep(seconds):
+    async def sleep(seconds) -> None:
         slept.append(seconds)
         if len(slept) == 6:
             raise KeyboardInterrupt
@@ -42,7 +45,9 @@ def test_signs_are_given_twice_as_often_as_wanted_and_stop_while_something_does_
     assert caplog.text.count("no round") == 2  # once each time
 
 
-def test_a_service_manager_that_reads_nothing_does_not_hold_the_daemon_up(tmp_path, monkeypatch) -> None:
+def test_a_service_manager_that_reads_nothing_does_not_hold_the_daemon_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
         end.bind(str(path))

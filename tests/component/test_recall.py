@@ -4,21 +4,24 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from scratch_slurm.domain.config import build_config
+from scratch_slurm.domain.config import Config, build_config
 from scratch_slurm.domain.messages import DatasetState
 from scratch_slurm.service.recall import Recall
 from tests.kit.daemon import RunningDaemon
-from tests.kit.datasets import make_version
+from tests.kit.datasets import Version, make_version
 from tests.kit.images import clean_up
 from tests.kit.strategies import image
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
 
-def config(folder, **values):
+def config(folder: Path, **values: list[str] | str) -> Config:
     said = {"source_dir": "/source", "cache_dir": "/cache", "state_dir": str(folder), **values}
     return build_config(said, origin="test", host_name="node")
 
@@ -26,13 +29,13 @@ def config(folder, **values):
 IMAGES = {"a": image("a"), "b": image("b", 20, 2)}
 
 
-def test_what_is_kept_is_recalled(tmp_path) -> None:
+def test_what_is_kept_is_recalled(tmp_path: Path) -> None:
     Recall(config(tmp_path)).save(IMAGES)
     assert Recall(config(tmp_path)).load() == IMAGES
     assert (tmp_path / "catalog.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_what_has_not_changed_is_not_written_again(tmp_path) -> None:
+def test_what_has_not_changed_is_not_written_again(tmp_path: Path) -> None:
     recall = Recall(config(tmp_path))
     recall.save(IMAGES)
     inode = (tmp_path / "catalog.json").stat().st_ino
@@ -43,13 +46,13 @@ def test_what_has_not_changed_is_not_written_again(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("other", [{"source_dir": "/elsewhere"}, {"source_owners": ["curator"]}], ids=["dir", "owners"])
-def test_another_source_is_not_recalled(tmp_path, other) -> None:
+def test_another_source_is_not_recalled(tmp_path: Path, other: dict[str, list[str] | str]) -> None:
     Recall(config(tmp_path)).save(IMAGES)
     assert Recall(config(tmp_path, **other)).load() == {}
 
 
 def spoil(change):
-    def do(path):
+    def do(path) -> None:
         body = json.loads(path.read_text())
         change(body["images"])
         path.write_text(json.dumps(body))
@@ -78,13 +81,13 @@ def spoil(change):
         pytest.param(spoil(lambda images: images["b"]["generation"].update(id="../../x")), ["a"], id="no-id"),
     ],
 )
-def test_what_is_no_good_is_not_recalled(tmp_path, change, left) -> None:
+def test_what_is_no_good_is_not_recalled(tmp_path: Path, change: Callable[..., Any], left: list[str]) -> None:
     Recall(config(tmp_path)).save(IMAGES)
     change(tmp_path / "catalog.json")
     assert list(Recall(config(tmp_path)).load()) == left
 
 
-def test_a_listing_that_cannot_be_kept_harms_nobody(tmp_path) -> None:
+def test_a_listing_that_cannot_be_kept_harms_nobody(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path)
     Recall(config(tmp_path)).save(IMAGES)
     assert Recall(config(tmp_path)).load() == {}
@@ -93,13 +96,13 @@ def test_a_listing_that_cannot_be_kept_harms_nobody(tmp_path) -> None:
 # On a node.
 
 
-def boot(daemon):
+def boot(daemon: RunningDaemon) -> None:
     """As after a reboot: no mounts, no devices."""
     daemon.stop()
     clean_up(daemon.folder)
 
 
-def cached(daemon, *names):
+def cached(daemon: RunningDaemon, *names: str) -> list[Version]:
     versions = [make_version(daemon.source_dir, name) for name in names]
     daemon.pin(1, *names)
     daemon.until(lambda: daemon.is_cached(*names))
@@ -107,7 +110,7 @@ def cached(daemon, *names):
     return versions
 
 
-def test_copies_are_served_before_the_source_is_there_and_the_rest_has_a_reason(folder) -> None:
+def test_copies_are_served_before_the_source_is_there_and_the_rest_has_a_reason(folder: Path) -> None:
     with RunningDaemon(folder) as daemon:
         (version,) = cached(daemon, "coco")
         make_version(daemon.source_dir, "other")
@@ -126,7 +129,7 @@ def test_copies_are_served_before_the_source_is_there_and_the_rest_has_a_reason(
         assert len(daemon.logged("staging dataset=coco")) == 1
 
 
-def test_an_empty_mount_point_in_the_sources_place_is_no_proof_that_a_copy_is_not_wanted(folder) -> None:
+def test_an_empty_mount_point_in_the_sources_place_is_no_proof_that_a_copy_is_not_wanted(folder: Path) -> None:
     with RunningDaemon(folder) as daemon:
         (version,) = cached(daemon, "coco")
         boot(daemon)
@@ -137,7 +140,7 @@ def test_an_empty_mount_point_in_the_sources_place_is_no_proof_that_a_copy_is_no
         assert daemon.read("coco") == version.data
 
 
-def test_what_changed_in_the_source_meanwhile_counts_as_soon_as_it_is_there(folder) -> None:
+def test_what_changed_in_the_source_meanwhile_counts_as_soon_as_it_is_there(folder: Path) -> None:
     with RunningDaemon(folder) as daemon:
         cached(daemon, "newer", "removed", "closed", "kept")
         boot(daemon)
@@ -154,7 +157,7 @@ def test_what_changed_in_the_source_meanwhile_counts_as_soon_as_it_is_there(fold
         assert daemon.is_cached("kept")
 
 
-def test_a_source_that_answers_is_asked_before_anything_is_recalled(folder) -> None:
+def test_a_source_that_answers_is_asked_before_anything_is_recalled(folder: Path) -> None:
     """Else a job could pin the old image in the moment before the listing."""
     with RunningDaemon(folder) as daemon:
         cached(daemon, "coco")
@@ -166,7 +169,7 @@ def test_a_source_that_answers_is_asked_before_anything_is_recalled(folder) -> N
         assert not daemon.logged("mounted dataset=coco", "an earlier listing")
 
 
-def test_a_copy_whose_image_was_for_few_is_for_as_few_without_the_source(folder) -> None:
+def test_a_copy_whose_image_was_for_few_is_for_as_few_without_the_source(folder: Path) -> None:
     with RunningDaemon(folder) as daemon:
         cached(daemon, "coco")
         boot(daemon)

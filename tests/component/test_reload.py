@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,11 +15,11 @@ from tests.kit.processes import children_of
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
 
-def times_served(daemon):
+def times_served(daemon: RunningDaemon) -> int:
     return len(daemon.logged("serving socket="))
 
 
-def test_a_reload_puts_the_new_values_in_force_in_the_same_process_and_mounts_and_pins_go_on(folder) -> None:
+def test_a_reload_puts_the_new_values_in_force_in_the_same_process_and_mounts_and_pins_go_on(folder: Path) -> None:
     with RunningDaemon(folder, capacity="1 GB") as daemon:
         coco = make_version(daemon.source_dir, "coco", 1, file_bytes=300_000)
         daemon.pin(1, "coco")
@@ -51,7 +52,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("config", "words"), WRONG)
-def test_a_wrong_configuration_is_refused_whole_and_told_and_everything_goes_on(folder, config, words) -> None:
+def test_a_wrong_configuration_is_refused_whole_and_told_and_everything_goes_on(
+    folder: Path, config: dict[str, str], words: str
+) -> None:
     with RunningDaemon(folder, capacity="1 GB") as daemon:
         make_version(daemon.source_dir, "coco", 1)
         daemon.until(lambda: daemon.is_mounted("coco"))
@@ -68,7 +71,7 @@ def test_a_wrong_configuration_is_refused_whole_and_told_and_everything_goes_on(
         daemon.until(lambda: daemon.plan().period_s == 7, "a right one is taken afterwards")
 
 
-def test_a_copy_under_way_is_resumed_by_the_reloaded_daemon(folder) -> None:
+def test_a_copy_under_way_is_resumed_by_the_reloaded_daemon(folder: Path) -> None:
     with RunningDaemon(folder, copy={"bandwidth": "25 MB"}) as daemon:
         big = make_version(daemon.source_dir, "big", 1, file_bytes=140_000_000)
         daemon.pin(1, "big")
@@ -81,7 +84,7 @@ def test_a_copy_under_way_is_resumed_by_the_reloaded_daemon(folder) -> None:
         assert staged
 
 
-def test_hangups_at_every_moment_end_nothing(folder) -> None:
+def test_hangups_at_every_moment_end_nothing(folder: Path) -> None:
     with RunningDaemon(folder) as daemon:
         make_version(daemon.source_dir, "coco", 1)
         daemon.until(lambda: daemon.is_mounted("coco"))
@@ -92,7 +95,7 @@ def test_hangups_at_every_moment_end_nothing(folder) -> None:
         daemon.stop()
 
 
-def test_the_service_manager_is_told_that_it_begins_anew_and_never_that_it_ends(folder) -> None:
+def test_the_service_manager_is_told_that_it_begins_anew_and_never_that_it_ends(folder: Path) -> None:
     path = folder / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
         end.bind(str(path))

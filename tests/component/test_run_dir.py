@@ -4,6 +4,9 @@ import contextlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,25 +16,27 @@ from tests.kit.datasets import make_version
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 
 
-def remove_all(run_dir):
+def remove_all(run_dir) -> None:
     shutil.rmtree(run_dir)
 
 
-def remove_socket(run_dir):
+def remove_socket(run_dir) -> None:
     (run_dir / "daemon.sock").unlink()
 
 
-def remove_root_socket(run_dir):
+def remove_root_socket(run_dir) -> None:
     (run_dir / "root.sock").unlink()
 
 
-def replace_socket(run_dir):
+def replace_socket(run_dir) -> None:
     (run_dir / "daemon.sock").unlink()
     (run_dir / "daemon.sock").touch()
 
 
 @pytest.mark.parametrize("take", [remove_all, remove_socket, remove_root_socket, replace_socket])
-def test_the_daemon_is_heard_again_after_its_run_dir_or_a_socket_was_removed(folder, take) -> None:
+def test_the_daemon_is_heard_again_after_its_run_dir_or_a_socket_was_removed(
+    folder: Path, take: Callable[..., Any]
+) -> None:
     with RunningDaemon(folder) as daemon:
         make_version(daemon.source_dir, "coco", 1, file_bytes=50_000)
         daemon.pin(1, "coco")
@@ -44,7 +49,7 @@ def test_the_daemon_is_heard_again_after_its_run_dir_or_a_socket_was_removed(fol
         daemon.stop()
 
 
-def test_no_second_daemon_starts_when_the_lock_in_run_dir_is_gone(folder) -> None:
+def test_no_second_daemon_starts_when_the_lock_in_run_dir_is_gone(folder: Path) -> None:
     with RunningDaemon(folder, interval="30") as daemon:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(daemon.run_dir)

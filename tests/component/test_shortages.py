@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,24 +20,24 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_mounts")]
 _PIDS = Path("/sys/fs/cgroup/pids")
 
 
-def kill_workers(daemon):
+def kill_workers(daemon: RunningDaemon) -> None:
     """Let the next request need a new process."""
     for pid in children_of(daemon.pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
-def names(directory):
+def names(directory: str) -> list[str]:
     return [path.name for path in Path(directory).iterdir()]
 
 
-def publish(daemon, *datasets):
+def publish(daemon: RunningDaemon, *datasets: str) -> None:
     for name in datasets:
         make_version(daemon.source_dir, name, 1, file_bytes=50_000)
 
 
 @pytest.fixture
-def pids(request):
+def pids(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A group of processes with a bound; the daemon is moved into it."""
     if not (_PIDS / "tasks").exists():
         pytest.skip("no pids controller of cgroup v1 here")
@@ -50,7 +51,9 @@ def pids(request):
     group.rmdir()
 
 
-def test_no_process_can_be_started_for_a_moment__that_is_told_and_the_source_is_listed_again(folder, pids) -> None:
+def test_no_process_can_be_started_for_a_moment__that_is_told_and_the_source_is_listed_again(
+    folder: Path, pids: Path
+) -> None:
     with RunningDaemon(folder, interval="0.3") as daemon:
         publish(daemon, "before")
         daemon.until(lambda: daemon.is_mounted("before"))
@@ -69,7 +72,7 @@ def test_no_process_can_be_started_for_a_moment__that_is_told_and_the_source_is_
         daemon.until(lambda: daemon.status().problem == "")
 
 
-def test_no_descriptor_is_left_for_a_moment__that_is_survived(folder) -> None:
+def test_no_descriptor_is_left_for_a_moment__that_is_survived(folder: Path) -> None:
     with RunningDaemon(folder, interval="0.3") as daemon:
         publish(daemon, "before")
         daemon.until(lambda: daemon.is_mounted("before"))
@@ -84,7 +87,7 @@ def test_no_descriptor_is_left_for_a_moment__that_is_survived(folder) -> None:
 
 @pytest.mark.parametrize("spare_bytes", [0, 1 << 18, 1 << 22])
 def test_no_memory_can_be_had_for_a_moment__the_daemon_answers_again_or_ends_and_never_hangs(
-    folder, spare_bytes
+    folder: Path, spare_bytes: int
 ) -> None:
     with RunningDaemon(folder, interval="0.3") as daemon:
         publish(daemon, "before", "pinned")
@@ -108,7 +111,7 @@ def test_no_memory_can_be_had_for_a_moment__the_daemon_answers_again_or_ends_and
         assert daemon.dataset("pinned").holders == ("job:1",)
 
 
-def test_the_daemon_starts_no_thread_while_it_serves(folder) -> None:
+def test_the_daemon_starts_no_thread_while_it_serves(folder: Path) -> None:
     with RunningDaemon(folder, interval="0.3") as daemon:
         publish(daemon, "coco")
         daemon.until(lambda: daemon.is_mounted("coco"))

@@ -60,7 +60,7 @@ class Node:
 
 
 @pytest.fixture
-def pyslurm(tmp_path):
+def pyslurm(tmp_path: Path) -> tuple[PyslurmClasses, Path]:
     """pyslurm's classes over a package like it; the commands beside it write to a log."""
     (tmp_path / "pyslurm.py").write_text(PYSLURM)
     state = tmp_path / "state.json"
@@ -79,7 +79,7 @@ def pyslurm(tmp_path):
     return PyslurmClasses(programs, "25.11.2", Commands(programs, "25.11.2")), log
 
 
-def test_pyslurm_judges_jobs_by_their_own_record(pyslurm) -> None:
+def test_pyslurm_judges_jobs_by_their_own_record(pyslurm: tuple[PyslurmClasses, Path]) -> None:
     slurm, _ = pyslurm
     found = slurm.job_presence([1, 2, 3, 4, 5, 6], ["n1"])
     gone, live, unknown = Presence.GONE, Presence.LIVE, Presence.UNKNOWN
@@ -87,7 +87,9 @@ def test_pyslurm_judges_jobs_by_their_own_record(pyslurm) -> None:
     assert slurm.job_presence([1], ["n3"]) == {1: gone}
 
 
-def test_pyslurm_reads_and_writes_features_and_leaves_empty_lists_to_the_commands(pyslurm) -> None:
+def test_pyslurm_reads_and_writes_features_and_leaves_empty_lists_to_the_commands(
+    pyslurm: tuple[PyslurmClasses, Path],
+) -> None:
     slurm, log = pyslurm
     assert slurm.read_features("n1") == NodeFeatures(("gpu",), (), "")
     slurm.write_features("n1", NodeFeatures(("gpu", "ds:a"), ("ds:a",), "{}"))
@@ -97,7 +99,7 @@ def test_pyslurm_reads_and_writes_features_and_leaves_empty_lists_to_the_command
     assert log.read_text() == "update nodename=n1 availablefeatures=gpu activefeatures=\n"
 
 
-def test_a_pyslurm_that_does_not_load_knows_nothing(tmp_path) -> None:
+def test_a_pyslurm_that_does_not_load_knows_nothing(tmp_path: Path) -> None:
     (tmp_path / "pyslurm.py").write_text("import os; os._exit(3)")
     root = Path(__file__).parents[2]
     programs = Programs({"PATH": "", "PYTHONPATH": f"{tmp_path}:{root}"}, timeout_s=20)
@@ -118,18 +120,18 @@ def test_a_pyslurm_that_does_not_load_knows_nothing(tmp_path) -> None:
         ("odd", "odd", False),
     ],
 )
-def test_pyslurm_serves_for_its_own_release_only(release, version, serves) -> None:
+def test_pyslurm_serves_for_its_own_release_only(release: str, version: str, serves: bool) -> None:
     assert (pyslurm_problem(release, version) == "") is serves
 
 
-def make_commands(folder, version="slurm-wlm 22.05.8", code=0):
+def make_commands(folder: Path, version: str = "slurm-wlm 22.05.8", code: int = 0) -> dict[str, str]:
     for name in ("scontrol", "sinfo", "squeue"):
         (folder / name).write_text(f"#!/bin/sh\necho '{version}'\nexit {code}\n")
         (folder / name).chmod(0o755)
     return {"PATH": f"{folder}:/usr/bin:/bin"}
 
 
-def test_without_commands_there_is_no_slurm(tmp_path) -> None:
+def test_without_commands_there_is_no_slurm(tmp_path: Path) -> None:
     assert choose_slurm({"PATH": str(tmp_path)}) is None
     assert choose_slurm({}) is None
     make_commands(tmp_path)
@@ -137,13 +139,13 @@ def test_without_commands_there_is_no_slurm(tmp_path) -> None:
     assert choose_slurm({"PATH": str(tmp_path)}) is None
 
 
-def test_with_commands_they_serve(tmp_path) -> None:
+def test_with_commands_they_serve(tmp_path: Path) -> None:
     slurm = choose_slurm(make_commands(tmp_path))
     assert slurm is not None
     assert slurm.name.endswith(" 22.05.8")
 
 
-def test_commands_that_have_no_configuration_yet_serve_when_they_have(tmp_path) -> None:
+def test_commands_that_have_no_configuration_yet_serve_when_they_have(tmp_path: Path) -> None:
     environ = make_commands(tmp_path, code=1)
     slurm = choose_slurm(environ)
     assert slurm is not None
@@ -159,7 +161,7 @@ def test_only_what_says_where_slurm_is_reaches_the_commands() -> None:
     assert clean_environment(environ) == {"PATH": "/bin", "SLURM_CONF": "/x", "LANG": "C", "LC_ALL": "C"}
 
 
-def test_a_program_that_hangs_ends_with_its_children(tmp_path) -> None:
+def test_a_program_that_hangs_ends_with_its_children(tmp_path: Path) -> None:
     programs = Programs({"PATH": os.environ["PATH"]}, timeout_s=0.3)
     with pytest.raises(SlurmError, match="no answer within"):
         programs.run(["sh", "-c", f"sleep 987 & echo $! > {tmp_path}/child; wait"])
@@ -182,13 +184,13 @@ def test_close_ends_the_program_under_way() -> None:
 
 
 @pytest.mark.parametrize("argv", [["no-such-program-at-all"], ["false"]])
-def test_a_program_that_fails_is_an_error(argv) -> None:
+def test_a_program_that_fails_is_an_error(argv: list[str]) -> None:
     with pytest.raises(SlurmError, match=argv[0]):
         Programs({"PATH": "/usr/bin:/bin"}, timeout_s=5).run(argv)
 
 
 @pytest.mark.parametrize("said", ["n2|a|a|", "n1|a", "rubbish"])
-def test_an_answer_that_is_none_is_no_features(tmp_path, said) -> None:
+def test_an_answer_that_is_none_is_no_features(tmp_path: Path, said: str) -> None:
     environ = make_commands(tmp_path, version=said)
     with pytest.raises(SlurmError):
         Commands(Programs(environ, timeout_s=5), "1").read_features("n1")

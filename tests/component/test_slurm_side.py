@@ -4,11 +4,14 @@ import asyncio
 import dataclasses
 import logging
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from scratch_slurm.domain.config import build_config
+from scratch_slurm.domain.config import Config, build_config
 from scratch_slurm.domain.features import NodeFeatures, format_extra
 from scratch_slurm.domain.model import ADMINISTRATOR, Backing, Permissions
 from scratch_slurm.domain.observation import Observation
@@ -29,20 +32,28 @@ PATIENCE_S = 10.0
 class LoopInMemory:
     """The part of the loop that is looked at: the latest round, and its end."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.snapshot = None
         self.memory = SimpleNamespace(readers={})
         self.nudges = 0
         self._ended = asyncio.Condition()
 
-    async def wait_for_change(self):
+    async def wait_for_change(self) -> None:
         async with self._ended:
             await self._ended.wait()
 
-    def nudge(self):
+    def nudge(self) -> None:
         self.nudges += 1
 
-    async def show(self, *cached, on_source=(), leaving=(), pins=(), private=(), not_known=()):
+    async def show(
+        self,
+        *cached: str,
+        on_source: list[str] = (),
+        leaving: list[str] = (),
+        pins: list[tuple[float | str, ...]] = (),
+        private: list[str] = (),
+        not_known: list[str] = (),
+    ) -> None:
         mounts = [world.mounted(name, backing=Backing.CACHE) for name in cached]
         mounts += [world.mounted(name) for name in on_source]
         seen: Observation = world.observation((), mounts, pins=tuple(pins), leaving=frozenset(leaving))
@@ -53,28 +64,28 @@ class LoopInMemory:
             self._ended.notify_all()
 
 
-def make_config(reconcile="1h", node="n1", **more):
+def make_config(reconcile: str = "1h", node="n1", **more: bool) -> Config:
     slurm = {"reconcile_interval": reconcile, "node_name": node, **more}
     values = {"source_dir": "/source", "cache_dir": "/cache", "interval": "1s", "slurm": slurm}
     return build_config(values, origin="test", host_name="n1")
 
 
-async def until(is_so):
+async def until(is_so: Callable[..., Any]) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not is_so():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
 
 
-def told(*names, own=()):
+def told(*names: str, own: list[str] = ()) -> NodeFeatures:
     features = (*own, *(f"ds:{name}" for name in names))
     return NodeFeatures(features, features, format_extra(names))
 
 
-def tell(scenario, slurm, retry_s=5.0, **values):
+def tell(scenario: Callable[..., Any], slurm: FakeSlurm, retry_s: float = 5.0, **values: bool | str) -> None:
     """Run a scenario beside a teller."""
 
-    async def run():
+    async def run() -> None:
         loop, config = LoopInMemory(), make_config(**values)
         task = asyncio.create_task(
             FeatureTeller(config, SlurmCalls(slurm), loop, NodeName(config), retry_s=retry_s).run()
@@ -92,7 +103,7 @@ def tell(scenario, slurm, retry_s=5.0, **values):
 def test_nothing_is_told_before_the_first_round_then_what_is_served_from_the_cache() -> None:
     slurm = FakeSlurm("n1")
 
-    async def scenario(loop):
+    async def scenario(loop) -> None:
         await asyncio.sleep(0)
         assert slurm.calls == []
         await loop.show("a", "b", on_source=["c"], leaving=["b"])
@@ -104,7 +115,7 @@ def test_nothing_is_told_before_the_first_round_then_what_is_served_from_the_cac
 def test_a_private_dataset_is_not_told_to_the_cluster() -> None:
     slurm = FakeSlurm("n1")
 
-    async def scenario(loop):
+    async def scenario(loop) -> None:
         await loop.show("a", "secret", private=["secret"])
         await until(lambda: slurm.features["n1"] == told("a"))
 
@@ -114,7 +125,7 @@ def test_a_private_dataset_is_not_told_to_the_cluster() -> None:
 def test_a_private_dataset_is_told_where_the_site_says_so() -> None:
     slurm = FakeSlurm("n1")
 
-    async def scenario(loop):
+    async def scenario(loop) -> None:
         await loop.show("a", "secret", private=["secret"])
         await until(lambda: slurm.features["n1"] == told("a", "secret"))
 
@@ -125,7 +136,7 @@ def test_until_it_is_known_who_may_read_a_dataset_it_is_told_only_if_slurm_has_i
     slurm = FakeSlurm("n1")
     slurm.features["n1"] = told("a", "b")
 
-    async def scenario(loop):
+    async def scenario(loop) -> None:
         await loop.show("a", "b", "c", "d", not_known=["a", "b", "c"])
         await until(lambda: slurm.features["n1"] == told("a", "b", "d"))
         await loop.show("a", "b", "c", "d", private=["b"])
@@ -138,7 +149,7 @@ def test_what_is_not_known_yet_is_not_asked_about_again_and_again() -> None:
     slurm = FakeSlurm("n1")
     slurm.features["n1"] = told("a")
 
-    async def scenario(loop):
+    async def scenario(loop) -> None:
         for _ in range(20):
             await loop.show("a", "b", not_known=["a", "b"])
             await asyncio.sleep(0.01)
@@ -150,7 +161,7 @@ def test_what_is_not_known_yet_is_not_asked_about_again_and_again() -> None:
 def test_changes_that_come_together_are_told_together() -> None:
     slurm = FakeSlurm("n1")
 
-    async def scenario(loop):
+    async def scenario(loop) -> None:
         await loop.show()
         await until(lambda: slurm.calls == ["read"])
         for names in (["a"], ["a", "b"], ["b"], ["b", "c"]):
@@ -165,7 +176,7 @@ def test_changes_that_come_together_are_told_together() -> None:
 def test_what_did_not_change_is_not_asked_about_again() -> None:
     slurm = FakeSlurm("n1")
 
-    async def scenario(loop):
+    async def scenario(loop) -> None:
         await loop.show("a")
         await until(lambda: slurm.calls == ["read", "write"])
         for _ in range(20):
@@ -179,7 +190,7 @@ def test_what_did_not_change_is_not_asked_about_again() -> None:
 def test_what_slurm_forgot_is_told_again_within_the_interval() -> None:
     slurm = FakeSlurm("n1")
 
-    async def scenario(loop):
+    async def scenario(loop) -> None:
         await loop.show("a")
         await until(lambda: slurm.features["n1"] == told("a"))
         slurm.features["n1"] = NodeFeatures(("gpu",), ("gpu",), format_extra(["a"]))
@@ -191,7 +202,7 @@ def test_what_slurm_forgot_is_told_again_within_the_interval() -> None:
 def test_a_job_that_comes_is_a_reason_to_look_sooner() -> None:
     slurm = FakeSlurm("n1")
 
-    async def scenario(loop):
+    async def scenario(loop) -> None:
         await loop.show("a")
         await until(lambda: slurm.calls == ["read", "write"])
         slurm.features["n1"] = NodeFeatures()
@@ -203,12 +214,12 @@ def test_a_job_that_comes_is_a_reason_to_look_sooner() -> None:
     tell(scenario, slurm, reconcile="12s")
 
 
-def test_a_controller_that_is_down_is_tried_again_and_said_once(caplog) -> None:
+def test_a_controller_that_is_down_is_tried_again_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     slurm = FakeSlurm("n1")
     slurm.down = True
     caplog.set_level(logging.INFO)
 
-    async def scenario(loop):
+    async def scenario(loop) -> None:
         await loop.show("a")
         await until(lambda: len(slurm.calls) >= 3)
         slurm.down = False
@@ -219,11 +230,13 @@ def test_a_controller_that_is_down_is_tried_again_and_said_once(caplog) -> None:
     assert caplog.text.count("slurm-answers") == 1
 
 
-def test_a_node_that_slurm_does_not_know_yet_is_asked_about_again_and_that_is_said_once(caplog) -> None:
+def test_a_node_that_slurm_does_not_know_yet_is_asked_about_again_and_that_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     slurm = FakeSlurm("n2")
     caplog.set_level(logging.INFO)
 
-    async def scenario(loop):
+    async def scenario(loop) -> None:
         await loop.show("a")
         await until(lambda: len(slurm.calls) >= 3)
         slurm.features["n1"] = NodeFeatures(("gpu",), ("gpu",), "")
@@ -236,7 +249,7 @@ def test_a_node_that_slurm_does_not_know_yet_is_asked_about_again_and_that_is_sa
 def test_a_node_that_slurm_does_not_know_is_asked_about_ever_more_seldom() -> None:
     slurm = FakeSlurm("n2")
 
-    async def scenario(loop):
+    async def scenario(loop) -> None:
         for names in (["a"], ["b"], ["a"]):
             await loop.show(*names)
             await until(lambda: slurm.calls)
@@ -252,7 +265,7 @@ def test_a_node_that_slurm_does_not_know_is_asked_about_ever_more_seldom() -> No
 def test_a_job_on_a_node_that_slurm_did_not_know_is_a_reason_to_ask_at_once() -> None:
     slurm = FakeSlurm("n2")
 
-    async def scenario(loop):
+    async def scenario(loop) -> None:
         await loop.show("a")
         await until(lambda: slurm.calls == ["read"])
         slurm.features["n1"] = NodeFeatures()
@@ -262,12 +275,12 @@ def test_a_job_on_a_node_that_slurm_did_not_know_is_a_reason_to_ask_at_once() ->
     tell(scenario, slurm, retry_s=3600)
 
 
-def test_an_extra_of_the_administrators_is_left_alone_and_said_once(caplog) -> None:
+def test_an_extra_of_the_administrators_is_left_alone_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     slurm = FakeSlurm("n1")
     slurm.features["n1"] = NodeFeatures((), (), "rack 7")
     caplog.set_level(logging.INFO)
 
-    async def scenario(loop):
+    async def scenario(loop) -> None:
         await loop.show("a")
         await until(lambda: slurm.calls.count("read") >= 3)
 
@@ -277,23 +290,23 @@ def test_an_extra_of_the_administrators_is_left_alone_and_said_once(caplog) -> N
 
 
 @pytest.fixture(params=[0.0, -1e9, 1e9], ids=["a-clock-that-is-right", "thirty-years-back", "thirty-years-ahead"])
-def clock(request):
+def clock(request: pytest.FixtureRequest):
     """When pins are asked for: by the clock that counts since the boot, and by the wall clock, which says anything."""
     return SimpleNamespace(at=time.monotonic(), wall=time.time() + request.param)
 
 
 @pytest.fixture
-def ledger(tmp_path, clock):
+def ledger(tmp_path: Path, clock) -> Iterator[Ledger]:
     tmp_path.chmod(0o700)
     path = tmp_path / "state" / "ledger.sqlite"
     with Ledger(path, boot_id="boot", now=lambda: clock.wall, monotonic=lambda: clock.at) as opened:
         yield opened
 
 
-def judge(scenario, slurm, ledger):
+def judge(scenario: Callable[..., Any], slurm: FakeSlurm, ledger: Ledger) -> None:
     """Run a scenario beside a judge."""
 
-    async def run():
+    async def run() -> None:
         loop = LoopInMemory()
         config = make_config(reconcile="0.05s")
         task = asyncio.create_task(PinJudge(config, SlurmCalls(slurm), loop, ledger, NodeName(config)).run())
@@ -307,18 +320,18 @@ def judge(scenario, slurm, ledger):
     asyncio.run(run())
 
 
-def holders(ledger):
+def holders(ledger: Ledger) -> set[str]:
     return {pin.holder for pin in ledger.pins()}
 
 
-def pin(ledger, clock, age_s, *job_ids):
+def pin(ledger: Ledger, clock, age_s: int, *job_ids: int) -> None:
     clock.at = time.monotonic() - age_s
     for job_id in job_ids:
         ledger.pin(f"job:{job_id}", ["a"], uid=0)
     clock.at = time.monotonic()
 
 
-def test_only_what_is_certainly_gone_is_released(ledger, clock) -> None:
+def test_only_what_is_certainly_gone_is_released(ledger: Ledger, clock: float) -> None:
     slurm = FakeSlurm("n1", "n2")
     slurm.jobs = {
         1: ("RUNNING", ("n1",)),
@@ -330,7 +343,7 @@ def test_only_what_is_certainly_gone_is_released(ledger, clock) -> None:
     pin(ledger, clock, 600, 1, 2, 3, 4, 5, 6)
     ledger.pin(ADMINISTRATOR, ["a"], uid=0)
 
-    async def scenario(loop):
+    async def scenario(loop) -> None:
         await until(lambda: loop.nudges == 3)
         await until(lambda: slurm.calls.count("presence") >= 4)
 
@@ -340,12 +353,12 @@ def test_only_what_is_certainly_gone_is_released(ledger, clock) -> None:
     assert gone == {"job:2", "job:4", "job:5"}
 
 
-def test_a_node_whose_name_slurm_does_not_know_judges_nobody_by_nodes(ledger, clock) -> None:
+def test_a_node_whose_name_slurm_does_not_know_judges_nobody_by_nodes(ledger: Ledger, clock: float) -> None:
     slurm = FakeSlurm("n7")  # this node is n1 by its configuration
     slurm.jobs = {1: ("RUNNING", ("n7",)), 2: ("FAILED", ()), 3: ("COMPLETING", ("n1",))}
     pin(ledger, clock, 300, 1, 2, 3, 4)
 
-    async def scenario(loop):
+    async def scenario(loop) -> None:
         await until(lambda: holders(ledger) == {"job:1", "job:3"})
         await until(lambda: slurm.calls.count("presence") >= 3)
         assert holders(ledger) == {"job:1", "job:3"}, "what has ended is gone, and nobody else"
@@ -353,13 +366,13 @@ def test_a_node_whose_name_slurm_does_not_know_judges_nobody_by_nodes(ledger, cl
     judge(scenario, slurm, ledger)
 
 
-def test_a_young_pin_is_not_asked_about_nor_is_its_jobs_older_one(ledger, clock) -> None:
+def test_a_young_pin_is_not_asked_about_nor_is_its_jobs_older_one(ledger: Ledger, clock: float) -> None:
     slurm = FakeSlurm("n1")
     pin(ledger, clock, 100, 1)
     pin(ledger, clock, 600, 2, 3)
     ledger.pin("job:2", ["b"], uid=0)
 
-    async def scenario(loop):
+    async def scenario(loop) -> None:
         await until(lambda: "job:3" not in holders(ledger))
         await asyncio.sleep(0.2)
 
@@ -368,13 +381,15 @@ def test_a_young_pin_is_not_asked_about_nor_is_its_jobs_older_one(ledger, clock)
     assert slurm.calls == ["presence"]
 
 
-def test_with_the_controller_down_every_pin_stays_and_that_is_said_once(ledger, clock, caplog) -> None:
+def test_with_the_controller_down_every_pin_stays_and_that_is_said_once(
+    ledger: Ledger, clock: float, caplog: pytest.LogCaptureFixture
+) -> None:
     slurm = FakeSlurm("n1")
     slurm.down = True
     caplog.set_level(logging.INFO)
     pin(ledger, clock, 600, 1, 2)
 
-    async def scenario(loop):
+    async def scenario(loop) -> None:
         await until(lambda: len(slurm.calls) >= 4)
         assert holders(ledger) == {"job:1", "job:2"}
         slurm.down = False
@@ -384,13 +399,13 @@ def test_with_the_controller_down_every_pin_stays_and_that_is_said_once(ledger, 
     assert caplog.text.count("pins-stay") == 1
 
 
-def test_many_jobs_are_asked_about_in_turns(ledger, clock) -> None:
+def test_many_jobs_are_asked_about_in_turns(ledger: Ledger, clock: float) -> None:
     slurm = FakeSlurm("n1")
     jobs = range(1, 3 * JOBS_AT_ONCE)
     slurm.jobs = dict.fromkeys(jobs, ("RUNNING", ("n1",)))
     pin(ledger, clock, 600, *jobs)
 
-    async def scenario(loop):
+    async def scenario(loop) -> None:
         await until(lambda: len(slurm.calls) >= 3)
         del slurm.jobs[max(jobs)]
         await until(lambda: f"job:{max(jobs)}" not in holders(ledger))
@@ -399,11 +414,11 @@ def test_many_jobs_are_asked_about_in_turns(ledger, clock) -> None:
     assert len(holders(ledger)) == len(jobs) - 1
 
 
-def test_nobody_is_asked_while_no_job_pins(ledger) -> None:
+def test_nobody_is_asked_while_no_job_pins(ledger: Ledger) -> None:
     slurm = FakeSlurm("n1")
     ledger.pin(ADMINISTRATOR, ["a"], uid=0)
 
-    async def scenario(loop):
+    async def scenario(loop) -> None:
         await asyncio.sleep(0.3)
 
     judge(scenario, slurm, ledger)
@@ -413,7 +428,7 @@ def test_nobody_is_asked_while_no_job_pins(ledger) -> None:
 # Slurm's rules for prologs
 
 
-def test_the_hooks_learn_slurms_rules_for_prologs_at_the_start_and_whenever_they_change(tmp_path) -> None:
+def test_the_hooks_learn_slurms_rules_for_prologs_at_the_start_and_whenever_they_change(tmp_path: Path) -> None:
     slurm, run_dir = FakeSlurm("n1"), tmp_path / "run"
     run_dir.mkdir(mode=0o755)
     (tmp_path / "config.yaml").write_text(f"{{source_dir: /s, cache_dir: /c, run_dir: {run_dir}}}")
@@ -421,7 +436,7 @@ def test_the_hooks_learn_slurms_rules_for_prologs_at_the_start_and_whenever_they
     config = build_config(values, origin="test", host_name="n1")
     base = HookConfig("/datasets", str(run_dir), "/state", 10.0, 600.0)
 
-    async def run():
+    async def run() -> None:
         slurm.down = True
         task = asyncio.create_task(RulesReader(config, SlurmCalls(slurm), retry_s=0.01).run())
         try:
@@ -445,7 +460,7 @@ def test_the_hooks_learn_slurms_rules_for_prologs_at_the_start_and_whenever_they
 @pytest.mark.parametrize(
     "text", ["", "7", "{}", '{"prolog_timeout_s": "x", "prolog_timeout_key": "", "prolog_serial": 1}']
 )
-def test_rules_that_are_none_change_nothing(tmp_path, text) -> None:
+def test_rules_that_are_none_change_nothing(tmp_path: Path, text: str) -> None:
     base = HookConfig("/datasets", str(tmp_path), "/state", 10.0, 600.0)
     (tmp_path / "slurm.json").write_text(text)
     assert _with_rules(base) == base

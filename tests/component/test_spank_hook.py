@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,12 +18,12 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
+def library(tmp_path_factory: pytest.TempPathFactory):
     return build(tmp_path_factory.mktemp("spank"))
 
 
 @pytest.fixture
-def hook(tmp_path):
+def hook(tmp_path: Path) -> Callable[..., Any]:
     """Write the hook: `hook(lines)`."""
 
     def write(lines: str, first: str = "#!/bin/sh") -> str:
@@ -44,19 +46,21 @@ LIMITS = [
 
 
 @pytest.mark.parametrize(("timeout_s", "limit_ms"), LIMITS)
-def test_the_limit_is_below_slurms(library, timeout_s, limit_ms) -> None:
+def test_the_limit_is_below_slurms(library, timeout_s: int, limit_ms: int) -> None:
     library.hook_limit_ms.restype = ctypes.c_long
     assert library.hook_limit_ms(timeout_s) == limit_ms
 
 
 @pytest.mark.parametrize("code", [0, 1, 143])
-def test_a_hook_runs_to_its_end_whatever_it_returns(library, hook, tmp_path, code) -> None:
+def test_a_hook_runs_to_its_end_whatever_it_returns(
+    library, hook: Callable[..., Any], tmp_path: Path, code: int
+) -> None:
     assert run_hook(library, hook(f"echo $$ >{tmp_path}/ran; exit {code}")) == ""
     assert (tmp_path / "ran").exists()
 
 
 def test_a_hook_has_the_environment_but_no_input_no_output_and_no_signal_ignored_or_blocked(
-    library, hook, tmp_path
+    library, hook: Callable[..., Any], tmp_path: Path
 ) -> None:
     """As a process of its own sees it: what slurmstepd blocks or ignores would else be blocked in the job's hook."""
     lines = f"exec >{tmp_path}/seen; echo $ASKED; readlink /proc/self/fd/0; grep -E '^Sig(Blk|Ign)' /proc/self/status"
@@ -111,19 +115,23 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("spoil", "reason"), BROKEN)
-def test_a_hook_that_cannot_be_run_is_a_reason_and_nothing_more(library, hook, spoil, reason) -> None:
+def test_a_hook_that_cannot_be_run_is_a_reason_and_nothing_more(
+    library, hook: Callable[..., Any], spoil: Callable[..., Any], reason: str
+) -> None:
     path = hook("exit 0")
     spoil(Path(path))
     assert run_hook(library, path) == reason
 
 
 @pytest.mark.parametrize("ignored", ["", "trap '' TERM"], ids=["ends-at-sigterm", "ignores-sigterm"])
-def test_a_hook_that_takes_too_long_is_left(library, hook, tmp_path, ignored) -> None:
+def test_a_hook_that_takes_too_long_is_left(library, hook: Callable[..., Any], tmp_path: Path, ignored: str) -> None:
     os.mkfifo(tmp_path / "gate")
     assert run_hook(library, hook(f"{ignored}\nread _ <{tmp_path}/gate"), 100) == "it took more than 100 ms"
 
 
-def test_sigterm_meanwhile_ends_the_process_at_once_with_exit_code_0(library, hook, tmp_path) -> None:
+def test_sigterm_meanwhile_ends_the_process_at_once_with_exit_code_0(
+    library, hook: Callable[..., Any], tmp_path: Path
+) -> None:
     """So slurmd ends what has outlived PrologEpilogTimeout, also where the signal was blocked."""
     os.mkfifo(tmp_path / "gate")
     path = hook(f"trap '' TERM\necho >{tmp_path}/started\nread _ <{tmp_path}/gate")

@@ -36,11 +36,11 @@ for line in sys.stdin:
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
+def library(tmp_path_factory: pytest.TempPathFactory):
     return build(tmp_path_factory.mktemp("spank"))
 
 
-def run(*words) -> None:
+def run(*words: Path | str) -> None:
     subprocess.run([str(word) for word in words], check=True)
 
 
@@ -106,7 +106,9 @@ def job(library: Path) -> Iterator[Callable[[Path, str], Job]]:
         each.process.communicate()
 
 
-def test_a_private_copy_is_replaced_once_by_a_clone_that_hears_of_later_mounts(folder, job) -> None:
+def test_a_private_copy_is_replaced_once_by_a_clone_that_hears_of_later_mounts(
+    folder: Path, job: Callable[[Path, str], Job]
+) -> None:
     node = Node(folder, "shared")
     node.mount("early")
     task = job(node.mount_dir, "private")
@@ -120,7 +122,7 @@ def test_a_private_copy_is_replaced_once_by_a_clone_that_hears_of_later_mounts(f
     assert task.sees("prologs") == ""
 
 
-def test_what_the_job_mounts_there_does_not_reach_the_node(folder, job) -> None:
+def test_what_the_job_mounts_there_does_not_reach_the_node(folder: Path, job: Callable[[Path, str], Job]) -> None:
     node = Node(folder, "shared")
     node.mount("alpha")
     task = job(node.mount_dir, "private")
@@ -133,7 +135,9 @@ def test_what_the_job_mounts_there_does_not_reach_the_node(folder, job) -> None:
 
 
 @pytest.mark.parametrize("propagation", ["slave", "unchanged", ""], ids=["slave", "shared", "no-namespace"])
-def test_nothing_is_done_where_the_node_s_mounts_come_by_themselves(folder, job, propagation) -> None:
+def test_nothing_is_done_where_the_node_s_mounts_come_by_themselves(
+    folder: Path, job: Callable[[Path, str], Job], propagation: str
+) -> None:
     node = Node(folder, "shared")
     task = job(node.mount_dir, propagation)
     assert task.show() == "shown"
@@ -142,7 +146,9 @@ def test_nothing_is_done_where_the_node_s_mounts_come_by_themselves(folder, job,
     assert task.sees("later") == "of-later"
 
 
-def test_a_copy_that_is_shared_with_others_than_the_node_is_replaced(folder, job) -> None:
+def test_a_copy_that_is_shared_with_others_than_the_node_is_replaced(
+    folder: Path, job: Callable[[Path, str], Job]
+) -> None:
     """After `mount --make-shared` it has a group of mounts, but another one."""
     node = Node(folder, "shared")
     task = job(node.mount_dir, "private")
@@ -152,7 +158,9 @@ def test_a_copy_that_is_shared_with_others_than_the_node_is_replaced(folder, job
     assert task.sees("later") == "of-later"
 
 
-def test_where_the_node_propagates_nothing_each_task_sees_what_is_mounted_when_it_starts(folder, job) -> None:
+def test_where_the_node_propagates_nothing_each_task_sees_what_is_mounted_when_it_starts(
+    folder: Path, job: Callable[[Path, str], Job]
+) -> None:
     node = Node(folder, "private")
     node.mount("early")
     task = job(node.mount_dir, "private")
@@ -165,7 +173,9 @@ def test_where_the_node_propagates_nothing_each_task_sees_what_is_mounted_when_i
         assert task.ask("mounts") == "1", "they do not pile up"
 
 
-def test_a_directory_behind_a_symbolic_link(folder, job, tmp_path_factory) -> None:
+def test_a_directory_behind_a_symbolic_link(
+    folder: Path, job: Callable[[Path, str], Job], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     node = Node(folder, "shared")
     link = tmp_path_factory.mktemp("links") / "datasets"
     link.symlink_to(node.mount_dir)
@@ -176,7 +186,7 @@ def test_a_directory_behind_a_symbolic_link(folder, job, tmp_path_factory) -> No
     assert task.ask("mounts") == "1"
 
 
-def test_a_directory_that_is_a_mount_point_itself(folder, job) -> None:
+def test_a_directory_that_is_a_mount_point_itself(folder: Path, job: Callable[[Path, str], Job]) -> None:
     node = Node(folder, "shared")
     run("mount", "--bind", node.mount_dir, node.mount_dir)
     run("mount", "--make-shared", node.mount_dir)
@@ -186,7 +196,7 @@ def test_a_directory_that_is_a_mount_point_itself(folder, job) -> None:
     assert task.sees("prologs") == "of-prologs"
 
 
-def test_a_directory_that_is_missing_is_a_reason(folder, job) -> None:
+def test_a_directory_that_is_missing_is_a_reason(folder: Path, job: Callable[[Path, str], Job]) -> None:
     node = Node(folder, "shared")
     task = job(node.mount_dir, "private")
     assert task.ask(f"mount -t tmpfs none {folder}") == "0 ", "the job has something else there"

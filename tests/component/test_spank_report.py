@@ -1,5 +1,8 @@
 import errno
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,49 +16,49 @@ TEXT = b"SCRATCH_DATASETS=a\nmessage=hello\n"
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory):
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
     return Reports(build(tmp_path_factory.mktemp("spank")))
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path: Path) -> Path:
     (tmp_path / "jobs").mkdir(mode=0o755)
     return tmp_path / "jobs" / str(JOB)
 
 
-def test_reads_what_the_prolog_wrote(reports, tmp_path) -> None:
+def test_reads_what_the_prolog_wrote(reports: Reports, tmp_path: Path) -> None:
     write_report(str(tmp_path / "jobs"), JOB, TEXT.decode())
     assert reports.read(tmp_path, JOB) == (TEXT, True)
 
 
-def test_messages_are_for_the_first_step_only(reports, tmp_path, path) -> None:
+def test_messages_are_for_the_first_step_only(reports: Reports, tmp_path: Path, path: Path) -> None:
     path.write_bytes(TEXT)
     assert [reports.read(tmp_path, JOB)[1] for _ in range(3)] == [True, False, False]
 
 
-def test_messages_are_new_when_a_requeued_job_starts_again(reports, tmp_path) -> None:
+def test_messages_are_new_when_a_requeued_job_starts_again(reports: Reports, tmp_path: Path) -> None:
     for _ in range(2):
         write_report(str(tmp_path / "jobs"), JOB, TEXT.decode())
         assert reports.read(tmp_path, JOB) == (TEXT, True)
         assert reports.read(tmp_path, JOB) == (TEXT, False)
 
 
-def test_the_largest_report(reports, tmp_path, path) -> None:
+def test_the_largest_report(reports: Reports, tmp_path: Path, path: Path) -> None:
     path.write_bytes(b"x" * REPORT_SIZE_MAX)
     assert reports.read(tmp_path, JOB) == (b"x" * REPORT_SIZE_MAX, True)
 
 
-def symlink(path):
+def symlink(path) -> None:
     (path.parent / "target").write_bytes(TEXT)
     path.symlink_to("target")
 
 
-def of_a_user(path):
+def of_a_user(path) -> None:
     path.write_bytes(TEXT)
     os.chown(path, 65534, 65534)
 
 
-def writable_by_all(path):
+def writable_by_all(path) -> None:
     path.write_bytes(TEXT)
     path.chmod(0o666)
 
@@ -72,7 +75,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("make", "number"), BAD)
-def test_refuses(reports, tmp_path, path, make, number) -> None:
+def test_refuses(reports: Reports, tmp_path: Path, path: Path, make: Callable[..., Any], number: int) -> None:
     make(path)
     with pytest.raises(OSError) as refusal:
         reports.read(tmp_path, JOB)

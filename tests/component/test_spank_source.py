@@ -5,7 +5,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,17 +23,17 @@ LIMIT_S = 2.0
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
+def library(tmp_path_factory: pytest.TempPathFactory):
     return build(tmp_path_factory.mktemp("spank"))
 
 
 @pytest.fixture(scope="module")
-def source(library):
+def source(library) -> Source:
     return Source(library)
 
 
 @pytest.fixture
-def directory(tmp_path):
+def directory(tmp_path: Path) -> Path:
     """A source with a few images."""
     for name in ("imagenet.squashfs", "imagenet21k.sqsh", "coco.sqfs", "laion.erofs", "laion.json", ".hidden.erofs"):
         (tmp_path / name).touch()
@@ -46,11 +48,11 @@ DISTANCES = [
 
 
 @pytest.mark.parametrize(("a", "b", "distance"), DISTANCES)
-def test_edit_distance(source, a, b, distance) -> None:
+def test_edit_distance(source: Source, a: str, b: str, distance: int) -> None:
     assert (source.distance(a, b), source.distance(b, a)) == (distance, distance)
 
 
-def slow_distance(a, b):
+def slow_distance(a: str, b: str) -> int:
     """Optimal string alignment by its definition."""
     a, b = a.lower(), b.lower()
     table = {(i, 0): i for i in range(len(a) + 1)} | {(0, j): j for j in range(len(b) + 1)}
@@ -65,7 +67,7 @@ def slow_distance(a, b):
 
 @settings(max_examples=300, deadline=None)
 @given(SHORT | NAMES, SHORT | NAMES)
-def test_edit_distance_is_what_its_definition_says(source, a, b) -> None:
+def test_edit_distance_is_what_its_definition_says(source: Source, a, b) -> None:
     assert source.distance(a, b) == slow_distance(a, b)
 
 
@@ -83,21 +85,21 @@ NEAREST = [
 
 
 @pytest.mark.parametrize(("wanted", "names", "near"), NEAREST)
-def test_nearest(source, wanted, names, near) -> None:
+def test_nearest(source: Source, wanted: str, names: list[str], near: list[str]) -> None:
     assert source.nearest(wanted, names) == near
     assert source.nearest(wanted, names[::-1]) == near
 
 
 @settings(max_examples=200, deadline=None)
 @given(NAMES, st.lists(NAMES, max_size=12))
-def test_no_more_than_three_and_only_what_was_offered(source, wanted, names) -> None:
+def test_no_more_than_three_and_only_what_was_offered(source: Source, wanted, names) -> None:
     near = source.nearest(wanted, names)
     assert len(near) <= 3
     assert set(near) <= set(names)
     assert len(source.hint(wanted, names)) < 256
 
 
-def test_the_hint_in_words(source) -> None:
+def test_the_hint_in_words(source: Source) -> None:
     assert source.hint("abcd", []) == ""
     assert source.hint("abcd", ["abce"]) == "; did you mean abce?"
     assert source.hint("abcd", ["abcf", "abce"]) == "; did you mean abce or abcf?"
@@ -107,29 +109,29 @@ def test_the_hint_in_words(source) -> None:
 
 
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
-def test_every_kind_of_image_is_known(source, directory, suffix) -> None:
+def test_every_kind_of_image_is_known(source: Source, directory: Path, suffix: str) -> None:
     (directory / f"mine{suffix}").touch()
     assert source.unknown(directory, "coco,mine,imagenet") is None
 
 
-def test_the_first_unknown_dataset_with_the_nearest(source, directory) -> None:
+def test_the_first_unknown_dataset_with_the_nearest(source: Source, directory: Path) -> None:
     assert source.unknown(directory, "coco,imagenett,xyz") == ("imagenett", ["imagenet", "imagenet21k"])
     assert source.unknown(directory, "xyz") == ("xyz", [])
     assert source.unknown(directory, ",".join([*(["coco"] * 63), "z" * 64])) == ("z" * 64, [])
 
 
-def test_other_files_are_no_images(source, directory) -> None:
+def test_other_files_are_no_images(source: Source, directory: Path) -> None:
     for name in ("x.json", "x.squashfs.new", "x", "x.tar", ".x.squashfs", "-x.squashfs"):
         (directory / name).touch()
     assert source.unknown(directory, "x") == ("x", [])
 
 
-def test_what_a_link_points_to_is_not_touched(source, directory) -> None:
+def test_what_a_link_points_to_is_not_touched(source: Source, directory: Path) -> None:
     (directory / "far.squashfs").symlink_to("/nowhere/far")
     assert source.unknown(directory, "far") is None
 
 
-def test_names_of_strangers_reach_no_terminal(source, directory) -> None:
+def test_names_of_strangers_reach_no_terminal(source: Source, directory: Path) -> None:
     (directory / "abc\x1b[31m.squashfs").touch()
     (directory / ("abcd" * 17 + ".squashfs")).touch()
     assert source.unknown(directory, "abc") == ("abc", [])
@@ -143,13 +145,17 @@ SILENT = [
 
 
 @pytest.mark.parametrize("make", SILENT)
-def test_a_source_that_tells_nothing_makes_nothing_unknown(source, directory, make) -> None:
+def test_a_source_that_tells_nothing_makes_nothing_unknown(
+    source: Source, directory: Path, make: Callable[..., Any]
+) -> None:
     assert source.unknown(make(directory), "xyz") is None
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("mode", [0o000, 0o711, 0o444])
-def test_a_source_that_the_user_may_not_read_makes_nothing_unknown(library, source, directory, mode) -> None:
+def test_a_source_that_the_user_may_not_read_makes_nothing_unknown(
+    library, source: Source, directory: Path, mode: int
+) -> None:
     directory.chmod(mode)
     parents = [path for path in directory.parents if path.owner() == "root" and not path.stat().st_mode & 1]
     for path in parents:
@@ -162,13 +168,13 @@ def test_a_source_that_the_user_may_not_read_makes_nothing_unknown(library, sour
 
 
 @pytest.fixture
-def hanging(tmp_path):
+def hanging(tmp_path: Path) -> Iterator[Path]:
     with hanging_directory(tmp_path / "hanging") as path:
         yield path
 
 
 @pytest.mark.root
-def test_a_source_that_hangs_is_given_up_and_keeps_nothing_open(library, hanging) -> None:
+def test_a_source_that_hangs_is_given_up_and_keeps_nothing_open(library, hanging: Path) -> None:
     """Whoever reads the output of sbatch sees its end at once."""
     program = (
         "import ctypes, sys, time\n"
@@ -186,7 +192,7 @@ def test_a_source_that_hangs_is_given_up_and_keeps_nothing_open(library, hanging
     assert time.monotonic() - started < float(took) + 10
 
 
-def test_no_process_is_left(source, directory) -> None:
+def test_no_process_is_left(source: Source, directory: Path) -> None:
     """The child is waited for; the grandchild is nobody's of ours."""
     children = Path(f"/proc/self/task/{threading.get_native_id()}/children")
     before = children.read_text()
@@ -223,7 +229,7 @@ ARGUMENTS = [
 
 
 @pytest.mark.parametrize(("words", "changes", "logged"), ARGUMENTS)
-def test_arguments(library, words, changes, logged) -> None:
+def test_arguments(library, words: list[str], changes: dict[str, str], logged: int) -> None:
     assert Arguments(library).read(*words) == ({**DEFAULTS, **changes}, logged)
 
 

@@ -42,7 +42,7 @@ def unmount(daemon: RunningDaemon, *more: str) -> subprocess.CompletedProcess[st
 # ---- evict
 
 
-def test_a_pin_of_a_name_that_is_nowhere_is_taken_back(folder) -> None:
+def test_a_pin_of_a_name_that_is_nowhere_is_taken_back(folder: Path) -> None:
     with RunningDaemon(folder) as daemon:
         pin(daemon, "nowhere")
         assert cli(daemon, "evict", "nowhere") == 0
@@ -50,7 +50,7 @@ def test_a_pin_of_a_name_that_is_nowhere_is_taken_back(folder) -> None:
         assert cli(daemon, "evict", "nowhere") == 4, "there is nothing left to take back"
 
 
-def test_a_pin_of_what_waits_for_room_is_taken_back_and_another_one_stays(folder) -> None:
+def test_a_pin_of_what_waits_for_room_is_taken_back_and_another_one_stays(folder: Path) -> None:
     daemon = RunningDaemon(folder, capacity="1 MB")
     make_version(daemon.source_dir, "large", file_bytes=3_000_000)
     make_version(daemon.source_dir, "small", file_bytes=100_000)
@@ -64,7 +64,7 @@ def test_a_pin_of_what_waits_for_room_is_taken_back_and_another_one_stays(folder
         assert daemon.is_cached("small")
 
 
-def test_a_pin_whose_image_left_the_source_is_taken_back(folder) -> None:
+def test_a_pin_whose_image_left_the_source_is_taken_back(folder: Path) -> None:
     daemon = RunningDaemon(folder, capacity="1 MB")
     gone = make_version(daemon.source_dir, "gone", file_bytes=3_000_000)
     with daemon:
@@ -74,14 +74,14 @@ def test_a_pin_whose_image_left_the_source_is_taken_back(folder) -> None:
         assert pinned(daemon) == []
 
 
-def test_a_name_that_is_neither_pinned_nor_cached_is_still_an_error(folder) -> None:
+def test_a_name_that_is_neither_pinned_nor_cached_is_still_an_error(folder: Path) -> None:
     daemon = RunningDaemon(folder)
     make_version(daemon.source_dir, "coco")
     with daemon:
         assert cli(daemon, "evict", "coco") == 4
 
 
-def test_preheat_of_what_nobody_can_tell_of_yet_is_not_said_to_be_missing(folder) -> None:
+def test_preheat_of_what_nobody_can_tell_of_yet_is_not_said_to_be_missing(folder: Path) -> None:
     daemon = RunningDaemon(folder)
     daemon.source_dir.rmdir()
     with daemon:
@@ -104,7 +104,7 @@ def test_preheat_of_what_nobody_can_tell_of_yet_is_not_said_to_be_missing(folder
 
 
 @pytest.fixture
-def down(folder) -> RunningDaemon:
+def down(folder: Path) -> RunningDaemon:
     """A node whose daemon was stopped, with three mounted datasets. This machine's Slurm is none of its business."""
     daemon = RunningDaemon(folder, slurm={"features": False})
     for name in ("free", "held", "kept"):
@@ -123,7 +123,7 @@ def mounted(daemon: RunningDaemon) -> set[str]:
     return {path.name for path in daemon.mount_dir.iterdir() if os.path.ismount(path)}
 
 
-def test_unmount_leaves_and_names_what_jobs_pin(down) -> None:
+def test_unmount_leaves_and_names_what_jobs_pin(down: RunningDaemon) -> None:
     data = down.path("held").read_bytes()
     done = unmount(down)
     assert done.returncode == 6
@@ -135,7 +135,7 @@ def test_unmount_leaves_and_names_what_jobs_pin(down) -> None:
     assert down.path("held").read_bytes() == data
 
 
-def test_unmount_takes_the_rest_when_its_jobs_have_ended(down) -> None:
+def test_unmount_takes_the_rest_when_its_jobs_have_ended(down: RunningDaemon) -> None:
     assert unmount(down).returncode == 6
     for job_id in (7, 8):
         down.release(job_id)
@@ -144,13 +144,13 @@ def test_unmount_takes_the_rest_when_its_jobs_have_ended(down) -> None:
     assert mounted(down) == set()
 
 
-def test_unmount_by_force_takes_all(down) -> None:
+def test_unmount_by_force_takes_all(down: RunningDaemon) -> None:
     done = unmount(down, "--force")
     assert (done.returncode, done.stderr) == (0, "")
     assert mounted(down) == set()
 
 
-def test_pins_of_an_earlier_boot_keep_no_mount(down) -> None:
+def test_pins_of_an_earlier_boot_keep_no_mount(down: RunningDaemon) -> None:
     with sqlite3.connect(down.folder / "state" / "ledger.sqlite") as db:
         db.execute("UPDATE pins SET boot_id = 'an earlier one' WHERE holder != ?", (ADMINISTRATOR,))
     db.close()
@@ -159,7 +159,7 @@ def test_pins_of_an_earlier_boot_keep_no_mount(down) -> None:
 
 
 @pytest.mark.parametrize("broken", [b"not a database at all" * 100, None], ids=["garbage", "a-directory"])
-def test_pins_that_cannot_be_read_might_be_there(down, broken) -> None:
+def test_pins_that_cannot_be_read_might_be_there(down: RunningDaemon, broken: bytes | None) -> None:
     ledger = down.folder / "state" / "ledger.sqlite"
     for path in ledger.parent.glob("ledger.sqlite*"):
         path.unlink()
@@ -175,14 +175,14 @@ def test_pins_that_cannot_be_read_might_be_there(down, broken) -> None:
     assert mounted(down) == set()
 
 
-def test_without_a_ledger_nothing_is_pinned(down) -> None:
+def test_without_a_ledger_nothing_is_pinned(down: RunningDaemon) -> None:
     for path in (down.folder / "state").glob("ledger.sqlite*"):
         path.unlink()
     assert unmount(down).returncode == 0
     assert mounted(down) == set()
 
 
-def test_force_is_for_unmount_alone(folder) -> None:
+def test_force_is_for_unmount_alone(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "scratch_slurm.service.main", "--force"], capture_output=True, text=True, check=False
     )
@@ -190,7 +190,7 @@ def test_force_is_for_unmount_alone(folder) -> None:
     assert "--force goes with --unmount" in done.stderr
 
 
-def test_an_eviction_as_json_tells_what_was_freed(folder, tmp_path) -> None:
+def test_an_eviction_as_json_tells_what_was_freed(folder: Path, tmp_path: Path) -> None:
     daemon = RunningDaemon(folder)
     version = make_version(daemon.source_dir, "coco")
     with daemon:

@@ -3,7 +3,9 @@
 import contextlib
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +37,7 @@ def flush(folder: Path, name: str) -> None:
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-def test_a_squashfs_that_remembers_an_error_is_mounted_anew_though_pinned(folder) -> None:
+def test_a_squashfs_that_remembers_an_error_is_mounted_anew_though_pinned(folder: Path) -> None:
     (folder / "real").mkdir()
     make_image(folder / "real/many.squashfs", files=4000, file_bytes=10)
     # There is no room to cache it: it is read from the source all along.
@@ -57,7 +59,7 @@ def test_a_squashfs_that_remembers_an_error_is_mounted_anew_though_pinned(folder
         assert daemon.dataset("many").holders == ("job:1",)
 
 
-def test_a_copy_that_cannot_be_read_goes_and_the_source_serves_until_there_is_another(folder) -> None:
+def test_a_copy_that_cannot_be_read_goes_and_the_source_serves_until_there_is_another(folder: Path) -> None:
     version = make_version(folder, "coco")
     with RunningDaemon(folder) as daemon:
         version.image.rename(daemon.source_dir / "coco.squashfs")
@@ -87,7 +89,7 @@ def test_a_copy_that_cannot_be_read_goes_and_the_source_serves_until_there_is_an
         pytest.param(lambda copy: copy.write_bytes(bytes(copy.stat().st_size)), id="zeroed"),
     ],
 )
-def test_a_copy_that_cannot_be_mounted_does_not_keep_its_dataset_away(folder, spoil) -> None:
+def test_a_copy_that_cannot_be_mounted_does_not_keep_its_dataset_away(folder: Path, spoil: Callable[..., Any]) -> None:
     """As after a crash that the SSD did not survive whole: the copy is there, and nothing is mounted."""
     version = make_version(folder, "coco")
     with RunningDaemon(folder) as daemon:
@@ -104,7 +106,7 @@ def test_a_copy_that_cannot_be_mounted_does_not_keep_its_dataset_away(folder, sp
         assert daemon.read("coco") == version.data
 
 
-def test_with_a_dead_ssd_everything_is_read_from_the_source(folder) -> None:
+def test_with_a_dead_ssd_everything_is_read_from_the_source(folder: Path) -> None:
     versions = {}
     with small_disk(folder, folder / "cache", 16 << 20):
         daemon = RunningDaemon(folder)

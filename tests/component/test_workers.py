@@ -6,6 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,7 @@ from scratch_slurm.domain.errors import ScratchError, SourceError
 from scratch_slurm.domain.model import SourceImage
 from scratch_slurm.service import operations as op
 from scratch_slurm.service import workers as workers_module
+from scratch_slurm.service.operations import Scan, SwitchBacking
 from scratch_slurm.service.workers import Workers
 from tests.kit.generations import generation_of
 from tests.kit.images import wait_until
@@ -23,7 +27,7 @@ LONG_S = 60.0
 
 
 @pytest.fixture
-def source_dir(tmp_path):
+def source_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "source"
     folder.mkdir()
     (folder / "coco.squashfs").write_text("not an image")
@@ -31,7 +35,7 @@ def source_dir(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def no_leftovers():
+def no_leftovers() -> Iterator[None]:
     """Whatever a test does, its workers are gone when the pool is closed, and none is a zombie."""
     before = children()
     yield
@@ -39,14 +43,14 @@ def no_leftovers():
 
 
 @pytest.fixture
-def endless(tmp_path):
+def endless(tmp_path: Path) -> SwitchBacking:
     """A request that a worker never answers: it opens a FIFO that nobody writes."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     return op.SwitchBacking("loop-none", str(fifo), None)
 
 
-def scan_of(folder, names=None):
+def scan_of(folder: Path, names=None) -> Scan:
     return op.Scan(str(folder), names, (), {})
 
 
@@ -59,14 +63,14 @@ async def pool(**options):
         await workers.close(patience_s=10)
 
 
-async def until(condition):
+async def until(condition: Callable[..., Any]) -> None:
     """Wait for what no event tells: the state of another process."""
     async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.005)
 
 
-def speak(monkeypatch, script):
+def speak(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """Let a script stand for the worker: it may say anything."""
     monkeypatch.setattr(workers_module, "_COMMAND", (sys.executable, "-I", "-S", "-c", script))
 
@@ -74,7 +78,7 @@ def speak(monkeypatch, script):
 # Answers.
 
 
-def test_lines_come_one_by_one_and_done_ends_them(source_dir) -> None:
+def test_lines_come_one_by_one_and_done_ends_them(source_dir: Path) -> None:
     async def story():
         lines: list[op.Line] = []
         async with pool() as workers:
@@ -87,7 +91,7 @@ def test_lines_come_one_by_one_and_done_ends_them(source_dir) -> None:
     assert scanned.file_name == "coco.squashfs" and "no magic number" in scanned.skipped.reason
 
 
-def test_a_worker_s_error_comes_back_as_its_class(source_dir) -> None:
+def test_a_worker_s_error_comes_back_as_its_class(source_dir: Path) -> None:
     async def story():
         async with pool() as workers:
             for _ in range(2):
@@ -100,7 +104,7 @@ def test_a_worker_s_error_comes_back_as_its_class(source_dir) -> None:
     assert children() <= before
 
 
-def test_one_process_serves_one_request_after_the_other(source_dir) -> None:
+def test_one_process_serves_one_request_after_the_other(source_dir: Path) -> None:
     async def story():
         before = children()
         async with pool() as workers:
@@ -114,8 +118,8 @@ def test_one_process_serves_one_request_after_the_other(source_dir) -> None:
     assert len(asyncio.run(story())) == 1
 
 
-def test_no_more_idle_processes_are_kept_than_asked_for(source_dir) -> None:
-    async def story():
+def test_no_more_idle_processes_are_kept_than_asked_for(source_dir: Path) -> None:
+    async def story() -> None:
         before = children()
         async with pool(max_idle=1) as workers:
             await asyncio.gather(*(workers.run(scan_of(source_dir), silence_s=LONG_S) for _ in range(3)))
@@ -124,8 +128,8 @@ def test_no_more_idle_processes_are_kept_than_asked_for(source_dir) -> None:
     asyncio.run(story())
 
 
-def test_an_idle_process_ends_after_a_while(source_dir) -> None:
-    async def story():
+def test_an_idle_process_ends_after_a_while(source_dir: Path) -> None:
+    async def story() -> None:
         before = children()
         async with pool(idle_s=0) as workers:
             await workers.run(scan_of(source_dir), silence_s=LONG_S)
@@ -135,8 +139,8 @@ def test_an_idle_process_ends_after_a_while(source_dir) -> None:
     asyncio.run(story())
 
 
-def test_an_idle_process_that_was_killed_is_not_used_again(source_dir) -> None:
-    async def story():
+def test_an_idle_process_that_was_killed_is_not_used_again(source_dir: Path) -> None:
+    async def story() -> None:
         before = children()
         async with pool() as workers:
             await workers.run(scan_of(source_dir), silence_s=LONG_S)
@@ -152,8 +156,10 @@ def test_an_idle_process_that_was_killed_is_not_used_again(source_dir) -> None:
 # What goes wrong.
 
 
-def test_a_worker_that_is_killed_is_an_error_and_the_next_request_goes_well(source_dir, endless) -> None:
-    async def story():
+def test_a_worker_that_is_killed_is_an_error_and_the_next_request_goes_well(
+    source_dir: Path, endless: SwitchBacking
+) -> None:
+    async def story() -> None:
         before = children()
         async with pool() as workers:
             task = asyncio.create_task(workers.run(endless, silence_s=LONG_S))
@@ -168,8 +174,8 @@ def test_a_worker_that_is_killed_is_an_error_and_the_next_request_goes_well(sour
     asyncio.run(story())
 
 
-def test_a_silent_worker_is_killed(source_dir, endless) -> None:
-    async def story():
+def test_a_silent_worker_is_killed(source_dir: Path, endless: SwitchBacking) -> None:
+    async def story() -> None:
         before, hangs = children(), []
         async with pool() as workers:
             with pytest.raises(SourceError, match="no sign of life for 0 s in switching loop-none"):
@@ -192,7 +198,7 @@ sys.stdin.readline()
 """
 
 
-def test_a_worker_s_hint_comes_along(monkeypatch) -> None:
+def test_a_worker_s_hint_comes_along(monkeypatch: pytest.MonkeyPatch) -> None:
     speak(monkeypatch, TALK_THEN_DIE)
 
     async def story():
@@ -216,10 +222,10 @@ def test_a_worker_s_hint_comes_along(monkeypatch) -> None:
         pytest.param("input(); print('x' * 40_000_000); input()", id="endless-line"),
     ],
 )
-def test_nonsense_is_an_error_and_ends_the_process(monkeypatch, script) -> None:
+def test_nonsense_is_an_error_and_ends_the_process(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     speak(monkeypatch, script)
 
-    async def story():
+    async def story() -> None:
         before = children()
         async with pool() as workers:
             with pytest.raises(SourceError, match="answered nonsense in reading the tag of loop0"):
@@ -229,7 +235,7 @@ def test_nonsense_is_an_error_and_ends_the_process(monkeypatch, script) -> None:
     asyncio.run(story())
 
 
-def test_what_a_library_prints_is_no_answer(monkeypatch, source_dir) -> None:
+def test_what_a_library_prints_is_no_answer(monkeypatch: pytest.MonkeyPatch, source_dir: Path) -> None:
     """In the worker, standard output is not where the answers go."""
     speak(
         monkeypatch,
@@ -250,10 +256,10 @@ def test_what_a_library_prints_is_no_answer(monkeypatch, source_dir) -> None:
     assert [type(line) for line in asyncio.run(story())] == [op.Reached, op.Listed, op.Scanned]
 
 
-def test_a_worker_that_cannot_be_started_is_an_error(monkeypatch) -> None:
+def test_a_worker_that_cannot_be_started_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers_module, "_COMMAND", ("/nowhere/python",))
 
-    async def story():
+    async def story() -> None:
         async with pool() as workers:
             with pytest.raises(ScratchError, match="cannot start a worker process: No such file"):
                 await workers.run(op.ReadTag("loop0"), silence_s=LONG_S)
@@ -261,13 +267,13 @@ def test_a_worker_that_cannot_be_started_is_an_error(monkeypatch) -> None:
     asyncio.run(story())
 
 
-def test_an_error_in_the_listener_ends_the_process(source_dir) -> None:
+def test_an_error_in_the_listener_ends_the_process(source_dir: Path) -> None:
     """Else it would be neither idle nor known to be running."""
 
-    async def story():
+    async def story() -> None:
         before = children()
 
-        def refuse(line):
+        def refuse(line) -> None:
             raise LookupError("bug")
 
         async with pool() as workers:
@@ -281,8 +287,8 @@ def test_an_error_in_the_listener_ends_the_process(source_dir) -> None:
 # Stopping.
 
 
-def test_cancelling_kills_the_process(endless) -> None:
-    async def story():
+def test_cancelling_kills_the_process(endless: SwitchBacking) -> None:
+    async def story() -> None:
         before = children()
         async with pool() as workers:
             task = asyncio.create_task(workers.run(endless, silence_s=LONG_S))
@@ -295,8 +301,8 @@ def test_cancelling_kills_the_process(endless) -> None:
     asyncio.run(story())
 
 
-def test_cancelling_before_the_process_is_there_leaves_none(endless) -> None:
-    async def story():
+def test_cancelling_before_the_process_is_there_leaves_none(endless: SwitchBacking) -> None:
+    async def story() -> None:
         before = children()
         async with pool() as workers:
             for rounds in range(6):
@@ -318,10 +324,10 @@ while True:
 """
 
 
-def test_close_ends_idle_and_working_processes(monkeypatch, source_dir) -> None:
+def test_close_ends_idle_and_working_processes(monkeypatch: pytest.MonkeyPatch, source_dir: Path) -> None:
     speak(monkeypatch, BEGIN_AND_HANG)
 
-    async def story():
+    async def story() -> None:
         before, workers = children(), Workers()
         begun: asyncio.Queue[op.Line] = asyncio.Queue()
         tasks = [
@@ -341,8 +347,8 @@ def test_close_ends_idle_and_working_processes(monkeypatch, source_dir) -> None:
     asyncio.run(story())
 
 
-def test_slots_bound_the_number_of_processes(endless) -> None:
-    async def story():
+def test_slots_bound_the_number_of_processes(endless: SwitchBacking) -> None:
+    async def story() -> None:
         before = children()
         async with pool(slots=2) as workers:
             tasks = [asyncio.create_task(workers.run(endless, silence_s=LONG_S)) for _ in range(5)]
@@ -375,15 +381,15 @@ def test_a_worker_whose_daemon_is_gone_already_does_nothing() -> None:
 
 
 @pytest.fixture
-def slow(source_dir, tmp_path):
+def slow(source_dir: Path, tmp_path: Path) -> Iterator[SlowSource]:
     pytest.importorskip("mfusepy", reason="mfusepy is not installed")
     with SlowSource(source_dir, tmp_path / "slow") as source:
         yield source
 
 
 @pytest.mark.root
-def test_a_worker_that_the_kernel_holds_is_waited_for_without_its_slot(source_dir, slow) -> None:
-    async def story():
+def test_a_worker_that_the_kernel_holds_is_waited_for_without_its_slot(source_dir: Path, slow: SlowSource) -> None:
+    async def story() -> None:
         before = children()
         hung = asyncio.Event()
         async with pool(slots=1) as workers:
@@ -404,7 +410,9 @@ def test_a_worker_that_the_kernel_holds_is_waited_for_without_its_slot(source_di
 
 
 @pytest.mark.root
-def test_a_copy_from_a_slow_source_is_not_silent_until_the_source_hangs(source_dir, tmp_path, slow) -> None:
+def test_a_copy_from_a_slow_source_is_not_silent_until_the_source_hangs(
+    source_dir: Path, tmp_path: Path, slow: SlowSource
+) -> None:
     """The one range of this image takes longer than a worker may be silent."""
     (source_dir / "coco.squashfs").write_bytes(os.urandom(1_000_000))
     image = slow.path / "coco.squashfs"
@@ -413,7 +421,7 @@ def test_a_copy_from_a_slow_source_is_not_silent_until_the_source_hangs(source_d
         SourceImage("coco", str(image), generation, "squashfs"), str(tmp_path / "coco.part"), 16, None
     )
 
-    async def story():
+    async def story() -> None:
         async with pool() as workers:
             slow.set(bytes_per_s=200_000.0)
             await workers.run(request, silence_s=3.0)
@@ -431,8 +439,8 @@ def test_a_copy_from_a_slow_source_is_not_silent_until_the_source_hangs(source_d
 
 
 @pytest.mark.root
-def test_close_does_not_wait_for_what_the_kernel_holds(slow) -> None:
-    async def story():
+def test_close_does_not_wait_for_what_the_kernel_holds(slow: SlowSource) -> None:
+    async def story() -> None:
         before = children()
         workers = Workers()
         slow.set(hang_all=True)
@@ -472,7 +480,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 @pytest.mark.root
-def test_workers_die_with_the_daemon(tmp_path, slow) -> None:
+def test_workers_die_with_the_daemon(tmp_path: Path, slow: SlowSource) -> None:
     """A worker that outlived it could still switch or mount, beside the next daemon's."""
     slow.set(hang=True)
     daemon = subprocess.Popen(

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ DESCRIPTORS = 700
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _namespace():
+def _namespace() -> Iterator[None]:
     with apart():
         yield
 
@@ -109,13 +110,13 @@ def run(folder: Path, seed: int, duration_s: float, change_s: float) -> tuple[in
         return jobs, count
 
 
-def test_hooks_get_their_answers_while_users_do_their_worst(folder) -> None:
+def test_hooks_get_their_answers_while_users_do_their_worst(folder: Path) -> None:
     _, count = run(folder, 1, SHORT_S, 1e9)
     assert count == len(KINDS)
 
 
 @pytest.mark.stress
-def test_hooks_get_their_answers_while_users_do_their_worst_for_long(folder) -> None:
+def test_hooks_get_their_answers_while_users_do_their_worst_for_long(folder: Path) -> None:
     seed = int(os.environ.get("SCRATCH_STRESS_SEED") or random.SystemRandom().randrange(10**6))
     jobs, count = run(folder, seed, float(os.environ.get("SCRATCH_STRESS_SECONDS") or 600), 20.0)
     print(f"seed {seed}: {jobs} jobs beside {count} attackers")

@@ -8,6 +8,8 @@ import contextlib
 import os
 import random
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,19 +27,19 @@ SHORT_S = 8.0
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _namespace():
+def _namespace() -> Iterator[None]:
     with apart():
         yield
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path):
     (tmp_path / "real").mkdir()
     yield tmp_path
     clean_up(tmp_path)
 
 
-def run(folder, seed, duration_s):
+def run(folder: Path, seed, duration_s):
     config: dict[str, Any] = {
         "capacity": str(CAPACITY_BYTES),
         "reserve": str(RESERVE_BYTES),
@@ -74,12 +76,12 @@ def run(folder, seed, duration_s):
         return world
 
 
-def test_every_promise_holds_after_every_step_of_a_short_run(folder) -> None:
+def test_every_promise_holds_after_every_step_of_a_short_run(folder: Path) -> None:
     assert run(folder, 1, SHORT_S).steps > 10
 
 
 @pytest.mark.stress
-def test_every_promise_holds_after_every_step_of_a_long_run(folder) -> None:
+def test_every_promise_holds_after_every_step_of_a_long_run(folder: Path) -> None:
     seed = int(os.environ.get("SCRATCH_STRESS_SEED") or random.SystemRandom().randrange(10**6))
     world = run(folder, seed, float(os.environ.get("SCRATCH_STRESS_SECONDS") or 600))
     print(f"seed {seed}: {world.steps} steps")

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from scratch_slurm.domain import access
 from scratch_slurm.domain.access import Person
-from scratch_slurm.domain.model import Backing, MountedImage, Permissions
+from scratch_slurm.domain.model import Backing, MountedImage, Permissions, SourceImage
 from tests.kit.strategies import catalog, image, mounted
 
 ALICE, BOB, ROOT = 1000, 1001, 0
 STAFF, GUESTS = 50, 60
 
 
-def file(mode, uid=ROOT, gid=STAFF):
+def file(mode: int, uid=ROOT, gid=STAFF) -> Permissions:
     return Permissions(uid, gid, mode)
 
 
@@ -47,7 +47,7 @@ READS = [
 
 
 @pytest.mark.parametrize(("who", "permissions", "wanted"), READS)
-def test_may_read(who, permissions, wanted) -> None:
+def test_may_read(who: Person, permissions: Permissions, wanted: bool | None) -> None:
     assert access.may_read(who, permissions) is wanted
 
 
@@ -71,7 +71,7 @@ GATES = [
 
 
 @pytest.mark.parametrize(("root", "image_file", "wanted"), GATES)
-def test_too_open(root, image_file, wanted) -> None:
+def test_too_open(root: Permissions, image_file: Permissions, wanted: str | None) -> None:
     assert access.too_open(root, image_file) == wanted
 
 
@@ -115,7 +115,9 @@ TRUST = [
 
 
 @pytest.mark.parametrize(("permissions", "directory", "owners", "wanted"), TRUST)
-def test_distrust_file(permissions, directory, owners, wanted) -> None:
+def test_distrust_file(
+    permissions: Permissions, directory: Permissions, owners: tuple[int, ...], wanted: str | None
+) -> None:
     reason = access.distrust_file(permissions, directory, owners)
     assert reason is None if wanted is None else wanted in (reason or "")
 
@@ -131,12 +133,12 @@ DIRECTORIES = [
 
 
 @pytest.mark.parametrize(("directory", "owners", "wanted"), DIRECTORIES)
-def test_distrust_directory(directory, owners, wanted) -> None:
+def test_distrust_directory(directory: Permissions, owners: tuple[int, ...], wanted: str | None) -> None:
     reason = access.distrust_directory(directory, owners)
     assert reason is None if wanted is None else wanted in (reason or "")
 
 
-def private_image(dataset="a", version=1, mode=0o640):
+def private_image(dataset: str = "a", version: int = 1, mode=0o640) -> SourceImage:
     plain = image(dataset, version=version)
     return type(plain)(**{**vars(plain), "permissions": file(mode)})
 

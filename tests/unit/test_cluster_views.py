@@ -34,7 +34,7 @@ def test_without_slurm_the_source_is_listed() -> None:
 
 
 @pytest.mark.parametrize("feature", ["ds:", "ds:.hidden", "ds:a=2fb", "Ds:a", "xds:a", "ds:" + "x" * 65, "a"])
-def test_other_features_are_no_datasets(feature) -> None:
+def test_other_features_are_no_datasets(feature: str) -> None:
     assert list_datasets(None, {"n1": (feature,)}, prefix="ds:") == ()
 
 
@@ -61,7 +61,7 @@ ALL = list_datasets({"imagenet": 1, "imagenet-21k": 2, "Coco": 3, "x+y": 4}, Non
         ("", ["Coco", "imagenet", "imagenet-21k", "x+y"]),
     ],
 )
-def test_choose(pattern, names) -> None:
+def test_choose(pattern: str | None, names: list[str] | None) -> None:
     if names is None:
         with pytest.raises(NotFoundError):
             choose(ALL, pattern)
@@ -117,6 +117,6 @@ def test_parse_active_features() -> None:
 
 
 @pytest.mark.parametrize("text", ["nonsense", "|a|", "n1|a|\nslurm is sad\n"])
-def test_what_is_no_line_of_sinfo_is_an_error(text) -> None:
+def test_what_is_no_line_of_sinfo_is_an_error(text: str) -> None:
     with pytest.raises(SlurmError):
         parse_active_features(text)

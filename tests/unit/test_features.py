@@ -42,7 +42,7 @@ own_features = st.lists(
         pytest.param(NodeFeatures(("ds:a", "gpu"), ("ds:a",), OURS), ["a"], None, id="order-alone-is-no-change"),
     ],
 )
-def test_plan(now, cached, wanted) -> None:
+def test_plan(now: NodeFeatures, cached: list[str], wanted: NodeFeatures | None) -> None:
     assert plan_features(now, cached, prefix="ds:") == wanted
 
 
@@ -78,7 +78,7 @@ def test_two_names_never_share_a_feature_and_slurm_takes_each(one, other) -> Non
 
 
 @pytest.mark.parametrize("name", ["a b", "a=20b", "a,b", "a&b", "ü", "\udcff", "a=2Cb"])
-def test_what_slurm_does_not_take_is_written_in_digits(name) -> None:
+def test_what_slurm_does_not_take_is_written_in_digits(name: str) -> None:
     assert not DATASET_NAME.fullmatch(name)
     assert SLURMS_ALPHABET.fullmatch(feature_name(name, "ds:"))
     assert feature_name(name, "") != name
@@ -98,7 +98,7 @@ def test_what_slurm_does_not_take_is_written_in_digits(name) -> None:
         ("[" * 100_000, False),
     ],
 )
-def test_whose_extra(text, ours) -> None:
+def test_whose_extra(text: str, ours: bool) -> None:
     assert is_extra_ours(text) is ours
 
 
@@ -108,5 +108,5 @@ def test_extra_is_json_for_tools() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "a,b", "a b", "(", "|", "&", "*", "a" * 33, "ü", "ds:\n"])
-def test_a_bad_prefix_is_none(prefix) -> None:
+def test_a_bad_prefix_is_none(prefix: str) -> None:
     assert not FEATURE_PREFIX.fullmatch(prefix)

@@ -54,11 +54,11 @@ PATH_EFFECTS = {
 }  # fmt: skip
 
 
-def sources(folder):
+def sources(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
 
 
-def imports(path):
+def imports(path: Path) -> list[str]:
     """The full names that a file imports, at its top and inside functions: `from a.b import c` is a.b.c."""
     names = []
     for node in ast.walk(ast.parse(path.read_text())):
@@ -70,7 +70,7 @@ def imports(path):
     return names
 
 
-def our_imports(path):
+def our_imports(path: Path) -> set[tuple[str, ...]]:
     """(floor, module) of each import from this package."""
     own = [name.split(".") for name in imports(path) if name.split(".")[0] == "scratch_slurm"]
     return {(parts[1], parts[2] if len(parts) > 2 else "") for parts in own if parts[1] in FLOORS}
@@ -88,18 +88,20 @@ def test_every_folder_is_a_floor() -> None:
 
 
 @by_floor(*FLOORS)
-def test_a_floor_imports_only_what_lies_below(floor, path) -> None:
+def test_a_floor_imports_only_what_lies_below(floor: str, path: Path) -> None:
     assert {below for below, _ in our_imports(path)} <= FLOORS[floor]
 
 
 @by_floor("hooks")
-def test_of_the_service_a_hook_knows_only_what_a_worker_is_asked_and_only_where_it_mounts(floor, path) -> None:
+def test_of_the_service_a_hook_knows_only_what_a_worker_is_asked_and_only_where_it_mounts(
+    floor: str, path: Path
+) -> None:
     known = {module for below, module in our_imports(path) if below == "service"}
     assert known == ({"operations"} if path.stem == "mounting" else set())
 
 
 @by_floor("node")
-def test_a_room_of_node_does_not_know_the_others(floor, path) -> None:
+def test_a_room_of_node_does_not_know_the_others(floor: str, path: Path) -> None:
     known = {module for below, module in our_imports(path) if below == "node"} - WORDS
     room = path.parent.name
     assert known <= (ROOMS[room] if room in ROOMS else PARTS_OF_ONE_THING.get(path.stem, set()))
@@ -116,7 +118,7 @@ def test_no_part_is_allowed_that_is_not_used() -> None:
 
 
 @by_floor("domain")
-def test_domain_is_pure(floor, path) -> None:
+def test_domain_is_pure(floor: str, path: Path) -> None:
     assert {name.split(".")[0] for name in imports(path)}.isdisjoint(IMPURE)
     tree = ast.parse(path.read_text())
     calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
@@ -127,13 +129,13 @@ def test_domain_is_pure(floor, path) -> None:
 
 
 @by_floor("domain")
-def test_domain_depends_on_one_library_only(floor, path) -> None:
+def test_domain_depends_on_one_library_only(floor: str, path: Path) -> None:
     foreign = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
     assert foreign <= {"msgspec", "scratch_slurm"}
 
 
 @pytest.mark.parametrize("path", sources(PACKAGE), ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_no_shell_starts_a_program(path) -> None:
+def test_no_shell_starts_a_program(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
             shells = [keyword for keyword in node.keywords if keyword.arg == "shell"]
@@ -145,5 +147,5 @@ def test_no_shell_starts_a_program(path) -> None:
 @pytest.mark.parametrize(
     "path", [*sources(PACKAGE), *sources(TESTS)], ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
-def test_nothing_is_mocked(path) -> None:
+def test_nothing_is_mocked(path: Path) -> None:
     assert not [name for name in imports(path) if name.split(".")[0] in ("mock", "pytest_mock") or "unittest" in name]

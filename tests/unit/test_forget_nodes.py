@@ -33,7 +33,7 @@ def test_the_features_of_all_nodes_are_read() -> None:
     assert parse_nodes("No nodes in the system\n") == {}
 
 
-def node(*features, extra=""):
+def node(*features: str, extra: str | None = "") -> NodeFeatures:
     return NodeFeatures(features, features, extra)
 
 

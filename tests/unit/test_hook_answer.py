@@ -65,6 +65,6 @@ BAD = [
 
 
 @pytest.mark.parametrize("content", BAD)
-def test_anything_else_is_refused(content) -> None:
+def test_anything_else_is_refused(content: bytes) -> None:
     with pytest.raises(ValueError):
         parse_answer(content)

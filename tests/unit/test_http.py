@@ -41,12 +41,12 @@ TAKEN = [
 
 
 @pytest.mark.parametrize(("content", "wanted"), TAKEN)
-def test_a_request_is_taken(content, wanted) -> None:
+def test_a_request_is_taken(content: bytes, wanted: Request | None) -> None:
     assert RequestReader().feed(content) == wanted
 
 
 @pytest.mark.parametrize(("content", "wanted"), TAKEN)
-def test_a_request_that_comes_byte_by_byte_is_the_same(content, wanted) -> None:
+def test_a_request_that_comes_byte_by_byte_is_the_same(content: bytes, wanted: Request | None) -> None:
     reader, found = RequestReader(), None
     for byte in content:
         found = found or reader.feed(bytes([byte]))
@@ -85,7 +85,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("content", "status"), REFUSED)
-def test_a_request_is_refused(content, status) -> None:
+def test_a_request_is_refused(content: bytes, status: int) -> None:
     with pytest.raises(RefusedError) as caught:
         RequestReader().feed(content)
     assert caught.value.status == status

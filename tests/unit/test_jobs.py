@@ -25,7 +25,7 @@ LIVE, GONE, UNKNOWN = Presence.LIVE, Presence.GONE, Presence.UNKNOWN
         ],
     ],
 )
-def test_judge(state, on_node, presence) -> None:
+def test_judge(state: str, on_node: bool | None, presence: Presence) -> None:
     assert judge(state, on_node=on_node) is presence
     assert has_nodes(state) or presence is judge(state, on_node=not on_node)
 

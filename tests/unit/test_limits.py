@@ -63,7 +63,9 @@ FOLDERS = [
 
 
 @pytest.mark.parametrize(("cgroups", "mountinfo", "expected"), FOLDERS)
-def test_the_folders_are_the_own_group_and_all_above_it(cgroups, mountinfo, expected) -> None:
+def test_the_folders_are_the_own_group_and_all_above_it(
+    cgroups: str, mountinfo: str, expected: list[tuple[str, ...]]
+) -> None:
     found = find_folders(cgroups, mountinfo)
     assert [(folder.path, ",".join(sorted(folder.controllers))) for folder in found] == expected
 
@@ -72,7 +74,7 @@ AMOUNTS = [("629145600\n", 600 * MIB), ("max\n", None), ("9223372036854771712\n"
 
 
 @pytest.mark.parametrize(("text", "expected"), AMOUNTS)
-def test_parse_amount(text, expected) -> None:
+def test_parse_amount(text: str, expected: int | None) -> None:
     assert parse_amount(text) == expected
 
 
@@ -87,7 +89,7 @@ QUOTAS = [
 
 
 @pytest.mark.parametrize(("text", "expected"), QUOTAS)
-def test_parse_quota(text, expected) -> None:
+def test_parse_quota(text: str, expected: float | None) -> None:
     assert parse_quota(text) == expected
 
 
@@ -129,7 +131,9 @@ LEFT = [
 
 
 @pytest.mark.parametrize(("folders", "files", "memory", "processors"), LEFT)
-def test_read_cgroups(folders, files, memory, processors) -> None:
+def test_read_cgroups(
+    folders: list[tuple[str, ...]], files: dict[str, str], memory: tuple[int, str] | None, processors: float | None
+) -> None:
     given_folders = [CgroupFolder(path, frozenset(names.split(",")) - {""}) for path, names in folders]
     assert read_cgroups(given_folders, files) == (Bound(*memory) if memory else None, processors)
 
@@ -146,7 +150,7 @@ CHOICES = [
 
 
 @pytest.mark.parametrize(("limits", "total_bytes", "expected", "by"), CHOICES)
-def test_choose_resources(limits, total_bytes, expected, by) -> None:
+def test_choose_resources(limits: Limits, total_bytes: int, expected: tuple[int, ...], by: str) -> None:
     chosen = choose_resources(limits, entries=0, total_bytes=total_bytes)
     assert (chosen.memory_bytes, chosen.processors) == expected
     assert by in chosen.by

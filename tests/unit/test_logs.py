@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+from pathlib import Path
 
 import pytest
 
@@ -95,7 +96,7 @@ LEVELS = [(logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.
 
 
 @pytest.mark.parametrize(("level", "number"), LEVELS)
-def test_the_journal_is_told_a_priority(level, number) -> None:
+def test_the_journal_is_told_a_priority(level: int, number: int) -> None:
     assert priority_prefix(level) == f"<{number}>"
 
 
@@ -108,7 +109,7 @@ def test_each_line_of_a_record_has_its_priority() -> None:
     assert all(line.startswith("<3>") for line in lines)
 
 
-def test_only_the_stream_that_the_journal_reads_is_the_journal_s(tmp_path) -> None:
+def test_only_the_stream_that_the_journal_reads_is_the_journal_s(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as log:
         status = os.fstat(log.fileno())
         assert is_journal(log, f"{status.st_dev}:{status.st_ino}")

@@ -1,4 +1,7 @@
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +32,7 @@ BOUND = LoopDevice(
 
 
 @pytest.fixture
-def sys_block(tmp_path):
+def sys_block(tmp_path: Path) -> Callable[..., Any]:
     def add(name, **changes):
         for attribute, text in {**ATTRIBUTES, **changes}.items():
             if text is not None:
@@ -41,7 +44,7 @@ def sys_block(tmp_path):
     return add
 
 
-def test_a_bound_device(sys_block) -> None:
+def test_a_bound_device(sys_block: Callable[..., Any]) -> None:
     assert read_loop_device("loop3", sys_block("loop3")) == BOUND
 
 
@@ -53,7 +56,7 @@ ODD_PATHS = [
 
 
 @pytest.mark.parametrize(("shown", "path", "deleted"), ODD_PATHS)
-def test_odd_backing_paths(sys_block, shown, path, deleted) -> None:
+def test_odd_backing_paths(sys_block: Callable[..., Any], shown: str, path: str, deleted: bool) -> None:
     root = sys_block("loop3", **{"loop/backing_file": shown})
     device = read_loop_device("loop3", root)
     assert device is not None
@@ -61,7 +64,7 @@ def test_odd_backing_paths(sys_block, shown, path, deleted) -> None:
     assert read_backings(root) == {"loop3": LoopBacking(path, deleted)}
 
 
-def test_backings_of_bound_loop_devices_alone(sys_block) -> None:
+def test_backings_of_bound_loop_devices_alone(sys_block: Callable[..., Any]) -> None:
     for name in ("loop10", "loop9", "vda", "loopback", "loop\u0663"):
         root = sys_block(name)
     sys_block("loop2", **{"loop/backing_file": None, "loop/offset": None})  # not bound
@@ -70,11 +73,11 @@ def test_backings_of_bound_loop_devices_alone(sys_block) -> None:
     assert read_backings(root)["loop9"] == LoopBacking("/cache/other", False)
 
 
-def test_a_device_that_is_unbound_meanwhile(sys_block) -> None:
+def test_a_device_that_is_unbound_meanwhile(sys_block: Callable[..., Any]) -> None:
     assert read_loop_device("loop4", sys_block("loop4", size=None)) is None
 
 
-def test_a_missing_sysfs_is_an_error(tmp_path) -> None:
+def test_a_missing_sysfs_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="cannot read the loop devices"):
         read_backings(tmp_path / "none")
 
@@ -85,6 +88,6 @@ def test_a_name_that_is_no_loop_device_never_becomes_a_path() -> None:
 
 
 @pytest.mark.parametrize("tag", ["x" * 64, "é" * 32, "a\0b"], ids=["64-bytes", "64-bytes-in-32-letters", "nul"])
-def test_a_tag_that_the_kernel_would_cut_is_refused(tag) -> None:
+def test_a_tag_that_the_kernel_would_cut_is_refused(tag: str) -> None:
     with pytest.raises(ValueError, match="tag"):
         attach(-1, tag=tag, direct_io=False)

@@ -20,7 +20,7 @@ def test_every_exit_code_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("name", main.COMMANDS)
-def test_every_command_and_option_is_described(name) -> None:
+def test_every_command_and_option_is_described(name: str) -> None:
     assert f"\n.Ss {name}\n" in PAGE
     command = importlib.import_module(f"scratch_slurm.cli.{name.replace('-', '_')}").command
     flat = PAGE.replace("Fl -", "--").replace("Fl ", "-")

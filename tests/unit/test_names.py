@@ -29,12 +29,12 @@ INVALID = [
 
 
 @pytest.mark.parametrize("text", VALID, ids=lambda text: text[:20])
-def test_a_dataset_name(text) -> None:
+def test_a_dataset_name(text: str) -> None:
     assert names.parse_dataset_name(text) == text
 
 
 @pytest.mark.parametrize("text", INVALID, ids=ascii)
-def test_no_dataset_name(text) -> None:
+def test_no_dataset_name(text: str) -> None:
     with pytest.raises(UsageError, match="is not valid") as caught:
         names.parse_dataset_name(text)
     assert repr(text[:80]) in caught.value.message
@@ -61,7 +61,7 @@ def test_a_dataset_name_is_one_plain_path_component(text) -> None:
     ],
     ids=["one", "in-the-order-of-asking", "each-once", "as-many-as-64"],
 )
-def test_a_dataset_list(text, expected) -> None:
+def test_a_dataset_list(text: str, expected: tuple[str, ...]) -> None:
     assert names.parse_dataset_list(text) == expected
 
 
@@ -79,7 +79,7 @@ def test_a_dataset_list(text, expected) -> None:
     ],
     ids=["empty", "comma", "trailing-comma", "double-comma", "space", "path", "sixty-five", "a-million"],
 )
-def test_no_dataset_list(text, match) -> None:
+def test_no_dataset_list(text: str, match: str) -> None:
     with pytest.raises(UsageError, match=match) as caught:
         names.parse_dataset_list(text)
     assert len(caught.value.message) < 200
@@ -110,7 +110,7 @@ def test_no_dataset_list(text, match) -> None:
     ],
     ids=ascii,
 )
-def test_an_image_name(file_name, expected) -> None:
+def test_an_image_name(file_name: str, expected: tuple[str, ...] | None) -> None:
     assert names.parse_image_name(file_name) == expected
 
 
@@ -140,7 +140,7 @@ def test_cached_file_names_read_back(dataset, generation_id) -> None:
         f"coco@{GENERATION}.image\n",
     ],
 )
-def test_no_cached_file_name(file_name) -> None:
+def test_no_cached_file_name(file_name: str) -> None:
     assert names.parse_cached_file_name(file_name) is None
 
 
@@ -162,7 +162,7 @@ def test_device_tags_read_back_and_fit_into_a_loop_device_s_name(generation_id) 
         GENERATION,
     ],
 )
-def test_a_device_of_others_has_no_generation(tag) -> None:
+def test_a_device_of_others_has_no_generation(tag: str) -> None:
     assert names.parse_device_tag(tag) is None
 
 
@@ -175,5 +175,5 @@ def test_a_device_of_others_has_no_generation(tag) -> None:
         ("zzz", None),
     ],
 )
-def test_the_nearest_names_are_told(name, expected) -> None:
+def test_the_nearest_names_are_told(name: str, expected: str | None) -> None:
     assert names.nearest_hint(name, iter(["coco", "imagenet", "coco-2017"])) == expected

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from scratch_slurm.domain.errors import DeviceError
@@ -28,6 +30,6 @@ def test_an_empty_file_has_no_devices() -> None:
     assert parse_diskstats("") == {}
 
 
-def test_a_missing_file_is_an_error(tmp_path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="diskstats: cannot read it"):
         read_diskstats(tmp_path / "diskstats")

@@ -1,6 +1,8 @@
 """Whose groups are known, asked for and trusted, with a name service written by hand."""
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 from scratch_slurm.domain.errors import NotFoundError, ScratchError
 from scratch_slurm.domain.model import Permissions
@@ -36,16 +38,16 @@ class Story:
         self.news = asyncio.Event()
         self.people = People(self.service, on_news=self.news.set, monotonic=lambda: self.now)
 
-    def judge(self, uid=7):
+    def judge(self, uid: int = 7) -> bool | None:
         return self.people.judge(uid, FOR_STAFF)
 
-    async def told(self):
+    async def told(self) -> None:
         await self.news.wait()
         self.news.clear()
 
 
-def told(story):
-    async def tell():
+def told(story: Callable[..., Any]) -> None:
+    async def tell() -> None:
         await story(Story())
 
     asyncio.run(tell())
@@ -53,7 +55,7 @@ def told(story):
 
 def test_it_is_unknown_until_the_name_service_has_answered_and_is_asked_once() -> None:
     @told
-    async def story(it):
+    async def story(it) -> None:
         it.service.groups[7] = (7, 50)
         assert [it.judge(), it.judge(), it.judge()] == [None, None, None]
         await it.told()
@@ -62,7 +64,7 @@ def test_it_is_unknown_until_the_name_service_has_answered_and_is_asked_once() -
 
 def test_nobody_asks_where_groups_do_not_matter() -> None:
     @told
-    async def story(it):
+    async def story(it) -> None:
         assert it.people.judge(7, Permissions(0, 50, 0o644)) is True
         assert it.people.judge(7, Permissions(0, 50, 0o600)) is False
         assert it.judge(0) is True
@@ -71,7 +73,7 @@ def test_nobody_asks_where_groups_do_not_matter() -> None:
 
 def test_nobody_asks_while_the_permissions_are_not_known() -> None:
     @told
-    async def story(it):
+    async def story(it) -> None:
         assert it.people.judge(7, None) is None
         assert it.people.judge(0, None) is True
         assert it.service.asked == []
@@ -79,7 +81,7 @@ def test_nobody_asks_while_the_permissions_are_not_known() -> None:
 
 def test_no_more_users_wait_to_be_asked_about_than_are_remembered() -> None:
     @told
-    async def story(it):
+    async def story(it) -> None:
         it.people = People(it.service, on_news=it.news.set, most=5)
         it.service.answers.clear()
         assert [it.judge(uid) for uid in range(1, 50)] == [None] * 49
@@ -89,7 +91,7 @@ def test_no_more_users_wait_to_be_asked_about_than_are_remembered() -> None:
 
 def test_a_name_service_that_hangs_holds_up_nobody() -> None:
     @told
-    async def story(it):
+    async def story(it) -> None:
         it.service.answers.clear()
         assert [it.judge(uid) for uid in range(1, 50)] == [None] * 49
         for _ in range(10):
@@ -101,7 +103,7 @@ def test_a_name_service_that_hangs_holds_up_nobody() -> None:
 
 def test_an_old_answer_holds_until_the_new_one_is_there() -> None:
     @told
-    async def story(it):
+    async def story(it) -> None:
         it.service.groups[7] = (7, 50)
         it.judge()
         await it.told()
@@ -116,7 +118,7 @@ def test_an_old_answer_holds_until_the_new_one_is_there() -> None:
 
 def test_a_failure_is_told_and_tried_again_after_a_pause_and_takes_nothing_away() -> None:
     @told
-    async def story(it):
+    async def story(it) -> None:
         it.service.failure = NotFoundError("user 7 is not known to this node")
         it.judge()
         await it.told()
@@ -136,7 +138,7 @@ def test_a_failure_is_told_and_tried_again_after_a_pause_and_takes_nothing_away(
 
 def test_strangers_do_not_fill_the_memory() -> None:
     @told
-    async def story(it):
+    async def story(it) -> None:
         for uid in range(10_000, 15_000):
             it.service.groups[uid] = (50,)
             it.judge(uid)

@@ -17,7 +17,7 @@ FSTABS = [
 
 
 @pytest.mark.parametrize(("text", "points"), FSTABS)
-def test_mount_points_in_fstab(text, points) -> None:
+def test_mount_points_in_fstab(text: str, points: list[str]) -> None:
     assert parse_fstab(text) == points
 
 
@@ -35,7 +35,7 @@ UNITS = [
 
 
 @pytest.mark.parametrize(("name", "point"), UNITS)
-def test_mount_points_in_the_names_of_units(name, point) -> None:
+def test_mount_points_in_the_names_of_units(name: str, point: str | None) -> None:
     assert parse_mount_unit(name) == point
 
 
@@ -51,7 +51,7 @@ WAYS = [
 
 
 @pytest.mark.parametrize(("points", "directory", "chosen"), WAYS)
-def test_only_what_lies_on_the_way_counts(points, directory, chosen) -> None:
+def test_only_what_lies_on_the_way_counts(points: list[str], directory: str, chosen: list[str]) -> None:
     assert on_the_way(points, directory) == chosen
 
 
@@ -74,7 +74,7 @@ PLACES = [
 
 
 @pytest.mark.parametrize(("place", "any_file_system", "problem", "warning"), PLACES)
-def test_the_verdict(place, any_file_system, problem, warning) -> None:
+def test_the_verdict(place: Place, any_file_system: bool, problem: str, warning: str) -> None:
     found = judge_place(place, "/ssd/scratch-slurm", any_file_system=any_file_system)
     for text, words in zip(found, (problem, warning), strict=True):
         assert (words in text) if words else text == ""

@@ -1,5 +1,8 @@
 """A plan as it is told: to those that may be told of a dataset, and to the others."""
 
+from collections.abc import Callable
+from typing import Any
+
 from scratch_slurm.domain.model import Backing
 from scratch_slurm.domain.planner import plan as make_plan
 from scratch_slurm.service.plans import answer_plan
@@ -15,7 +18,7 @@ SEEN = observation(
 )
 
 
-def told(is_told):
+def told(is_told: Callable[..., Any]):
     answer = answer_plan(SEEN, make_plan(SEEN), 600.0, is_told)
     return [(each.kind, each.dataset, each.reason) for each in answer.actions], {each.name for each in answer.verdicts}
 

@@ -29,7 +29,7 @@ RULES = [
 
 
 @pytest.mark.parametrize(("text", "expected"), RULES)
-def test_the_rules(text, expected) -> None:
+def test_the_rules(text: str, expected: PrologRules) -> None:
     assert parse_prolog_rules(text) == expected
 
 

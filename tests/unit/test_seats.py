@@ -28,12 +28,12 @@ def test_nothing_is_kept_of_users_that_are_gone() -> None:
 
 
 def test_a_user_has_one_turn_at_a_time_and_others_have_theirs_meanwhile() -> None:
-    async def story():
+    async def story() -> None:
         seats, has_it, ends = Seats(2), [], {name: asyncio.Event() for name in ("a", "b", "c")}
         for uid in (7, 7, 8):
             seats.take(uid)
 
-        async def speak(name, uid):
+        async def speak(name, uid) -> None:
             async with seats.turn(uid):
                 has_it.append(name)
                 await ends[name].wait()
@@ -55,11 +55,11 @@ def test_a_user_has_one_turn_at_a_time_and_others_have_theirs_meanwhile() -> Non
 
 
 def test_many_callers_at_once_share_what_begins_after_they_asked() -> None:
-    async def story():
+    async def story() -> None:
         begun: list[int] = []
         ends = asyncio.Event()
 
-        async def do():
+        async def do() -> None:
             begun.append(len(begun))
             await ends.wait()
 
@@ -78,10 +78,10 @@ def test_many_callers_at_once_share_what_begins_after_they_asked() -> None:
 
 
 def test_it_begins_no_sooner_than_a_pause_after_the_last_beginning() -> None:
-    async def story():
+    async def story() -> None:
         now, begun = [100.0], []
 
-        async def do():
+        async def do() -> None:
             begun.append(now[0])
 
         paced = Paced(do, 3600.0, monotonic=lambda: now[0])

@@ -38,7 +38,7 @@ DISK = 1000
         ("33.39%", 333),
     ],
 )
-def test_a_size(text, expected) -> None:
+def test_a_size(text: str, expected: int) -> None:
     size = parse_size(text, whole_bytes=DISK)
     assert size == expected and isinstance(size, int)
 
@@ -52,7 +52,7 @@ NO_SIZES = [
 
 
 @pytest.mark.parametrize("text", NO_SIZES, ids=lambda text: text[:12])
-def test_no_size(text) -> None:
+def test_no_size(text: str) -> None:
     with pytest.raises(UsageError, match="is not valid") as caught:
         parse_size(text, whole_bytes=DISK)
     assert caught.value.hint
@@ -97,7 +97,7 @@ def test_any_text_is_a_size_or_refused(text) -> None:
         (-2500, "-2.5 kB"),
     ],
 )
-def test_bytes_for_people(n_bytes, text) -> None:
+def test_bytes_for_people(n_bytes: float, text: str) -> None:
     assert format_bytes(n_bytes) == text
 
 
@@ -121,7 +121,7 @@ def test_bytes_for_people_read_back_within_their_digits(n_bytes) -> None:
         (" 1 d ", 86400),
     ],
 )
-def test_a_duration(text, seconds) -> None:
+def test_a_duration(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
@@ -132,7 +132,7 @@ NO_DURATIONS = [
 
 
 @pytest.mark.parametrize("text", NO_DURATIONS, ids=lambda text: text[:12])
-def test_no_duration(text) -> None:
+def test_no_duration(text: str) -> None:
     with pytest.raises(UsageError, match="is not valid") as caught:
         parse_duration(text)
     assert caught.value.hint and len(caught.value.message) < 100
@@ -166,7 +166,7 @@ def test_any_text_is_a_finite_duration_or_refused(text) -> None:
         ("1-01:01:01", 90061),
     ],
 )
-def test_a_wait(text, seconds) -> None:
+def test_a_wait(text: str, seconds: float) -> None:
     assert parse_wait(text) == seconds
 
 
@@ -178,7 +178,7 @@ NO_WAITS = [
 
 
 @pytest.mark.parametrize("text", NO_WAITS, ids=lambda text: repr(text[:12]))
-def test_no_wait(text) -> None:
+def test_no_wait(text: str) -> None:
     with pytest.raises(UsageError, match="is not a time") as caught:
         parse_wait(text)
     assert caught.value.hint and len(caught.value.message) < 120
@@ -207,5 +207,5 @@ def test_any_text_is_a_wait_or_refused(text) -> None:
         (864000, "10.0 d"),
     ],
 )
-def test_seconds_for_people(seconds, text) -> None:
+def test_seconds_for_people(seconds: int, text: str) -> None:
     assert format_duration(seconds) == text

@@ -39,14 +39,16 @@ def unit() -> configparser.ConfigParser:
 
 
 @pytest.mark.parametrize(("section", "key", "value", "reason"), KEYS, ids=[key for _, key, _, _ in KEYS])
-def test_a_key_that_something_relies_on(unit, section, key, value, reason) -> None:
+def test_a_key_that_something_relies_on(
+    unit: configparser.ConfigParser, section: str, key: str, value: str, reason: str
+) -> None:
     assert unit[section].get(key) == value, reason
 
 
-def test_the_controller_can_still_be_told_at_a_shutdown(unit) -> None:
+def test_the_controller_can_still_be_told_at_a_shutdown(unit: configparser.ConfigParser) -> None:
     assert {"network.target", "munge.service", "remote-fs.target"} <= set(unit["Unit"]["After"].split())
 
 
 @pytest.mark.parametrize("key", FORBIDDEN)
-def test_a_key_that_would_break_it(unit, key) -> None:
+def test_a_key_that_would_break_it(unit: configparser.ConfigParser, key: str) -> None:
     assert key not in unit["Service"]
