@@ -261,6 +261,10 @@ class FakeNode:
         """Let the next such verb on a dataset fail."""
         self._faults.append((verb, dataset, error or DeviceError(f"{dataset}: {verb} failed")))
 
+    def clear_faults(self) -> None:
+        """Let nothing fail any more that has not yet."""
+        self._faults.clear()
+
     def hang(self, dataset: str) -> None:
         """Let every verb on a dataset hang from now on."""
         self._hanging.setdefault(dataset, asyncio.Event())

@@ -1,0 +1,192 @@
+"""A node in memory under random operations, and what must be true after each of them.
+
+People, jobs, faults, hangs, full and dying disks and crashes of the daemon come in any order; the promises of
+docs/ARCHITECTURE.md are checked at every verb and after every step. A seed gives the same story again.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from scratch_slurm.service.rounds import Rounds
+from tests.kit.fake_hands import Device, FakeNode
+
+NAMES = ("a", "b", "c", "d")
+CAPACITY_BYTES = 1_000_000_000
+_SIZES = (100_000_000, 250_000_000, 400_000_000, 700_000_000, 1_200_000_000)
+_VERBS = ("show", "switch", "copy", "publish", "drop", "retire", "discard", "unmount", "uncover", "identify")
+
+
+@dataclass
+class RandomNode:
+    """See the module: `step()` does one thing, lets time pass, and checks all."""
+
+    rng: random.Random
+    node: FakeNode = field(default_factory=lambda: FakeNode(capacity="1 GB", interval="10", period="60"))
+    rounds: Rounds | None = None
+    history: list[str] = field(default_factory=list)
+    published: dict[str, set[str]] = field(default_factory=lambda: {name: set() for name in NAMES})
+    """Dataset -> all generations that there ever were."""
+    shown: set[str] = field(default_factory=set)
+    """Datasets that served what the source has, and whose image was not removed since."""
+    held: list[tuple[Device, str]] = field(default_factory=list)
+    """Open files, and the generation that each had."""
+    kept: dict[str, str] = field(default_factory=dict)
+    """Dataset that is pinned and was met at rest -> its generation."""
+
+    def begin(self) -> None:
+        self.node.on_verb = lambda verb, dataset: self.check()
+        self.rounds = self.node.start()
+
+    async def step(self) -> None:
+        does = self.rng.choice(
+            (self.publish, self.publish, self.remove, self.pin, self.pin, self.pin, self.release, self.release,
+             self.read, self.read, self.hold, self.let_go, self.fail, self.hang_or_heal, self.fill, self.sicken,
+             self.lose_ledger)
+        )  # fmt: skip
+        self.history.append(does())
+        self.check()
+        if self.rng.random() < 0.08:
+            await self.crash()
+        if self.rounds is not None:
+            self.rounds.nudge()
+        await self.node.until(self._time_has_come(self.rng.choice((0.0, 0.05, 1.0, 5.0, 20.0))))
+        self.check()
+
+    def _time_has_come(self, seconds: float) -> Callable[[], bool]:
+        left = [seconds]
+
+        def is_so() -> bool:
+            self.check()
+            left[0] -= 0.02
+            return left[0] <= 0
+
+        return is_so
+
+    async def crash(self) -> None:
+        assert self.rounds is not None
+        await self.node.crash(self.rounds)
+        self.history.append("crash")
+        self.rounds = self.node.start()
+
+    def publish(self) -> str:
+        name = self.rng.choice(NAMES)
+        image = self.node.publish(name, size_bytes=self.rng.choice(_SIZES))
+        self.published[name].add(image.generation.id)
+        return f"publish {name} {image.generation.id[-3:]} {image.size_bytes}"
+
+    def remove(self) -> str:
+        name = self.rng.choice(NAMES)
+        self.node.remove(name)
+        self.shown.discard(name)
+        return f"remove {name}"
+
+    def pin(self) -> str:
+        name, job = self.rng.choice(NAMES), self.rng.randrange(1, 4)
+        self.node.ledger.pin(name, job)
+        return f"pin {name} by {job}"
+
+    def release(self) -> str:
+        job = self.rng.randrange(1, 4)
+        self.node.ledger.unpin(job)
+        self.kept = {name: each for name, each in self.kept.items() if self._is_pinned(name)}
+        return f"release {job}"
+
+    def read(self) -> str:
+        name = self.rng.choice(NAMES)
+        if self.node.device(name):
+            self.node.read(name, self.rng.choice((10**6, 10**9, 10**11)))
+        return f"read {name}"
+
+    def hold(self) -> str:
+        name = self.rng.choice(NAMES)
+        content = self.node.content(name)
+        if content:
+            self.held.append((self.node.open(name), content))
+        return f"hold {name}"
+
+    def let_go(self) -> str:
+        if self.held:
+            self.node.close(self.held.pop(0)[0])
+        return "let go"
+
+    def fail(self) -> str:
+        verb, name = self.rng.choice(_VERBS), self.rng.choice(NAMES)
+        self.node.fail(verb, name)
+        return f"fail {verb} {name}"
+
+    def hang_or_heal(self) -> str:
+        name = self.rng.choice(NAMES)
+        for hanging in self.node.hanging:
+            self.node.heal(hanging)
+        if self.rng.random() < 0.3:
+            self.node.hang(name)
+        return f"hang or heal {name}"
+
+    def fill(self) -> str:
+        self.node.disk.whole_bytes = 2 * CAPACITY_BYTES
+        self.node.disk.other_bytes = self.rng.choice((0, 0, CAPACITY_BYTES, 19 * CAPACITY_BYTES // 10))
+        return f"fill {self.node.disk.other_bytes}"
+
+    def sicken(self) -> str:
+        disk = self.node.disk
+        disk.problem, disk.is_unknown = self.rng.choice((*[("", False)] * 6, ("EIO", False), ("hangs", True)))
+        return f"disk {disk.problem!r}"
+
+    def lose_ledger(self) -> str:
+        self.node.ledger.error = self.rng.choice((*[""] * 5, "cannot be read"))
+        return f"ledger {self.node.ledger.error!r}"
+
+    def _is_pinned(self, name: str) -> bool:
+        return any(pin.dataset == name for pin in self.node.ledger.held)
+
+    def check(self) -> None:
+        """Check what must hold at every moment. Raises: AssertionError."""
+        node, story = self.node, "\n".join(self.history[-40:])
+        used_bytes = node.disk.used_bytes(node.devices.values())
+        assert used_bytes <= CAPACITY_BYTES, f"{used_bytes} bytes\n{story}"
+        for name in NAMES:
+            content = node.content(name)
+            if content is not None:
+                if name in node.source and content == node.source[name][0].generation.id:
+                    self.shown.add(name)
+                assert content in self.published[name], f"{name}: readers get {content}\n{story}"
+            assert content is not None or name not in self.shown or name not in node.source, f"{name}: no path\n{story}"
+            if name in self.kept:
+                assert content == self.kept[name], f"{name}: replaced under a pin\n{story}"
+            elif self._is_pinned(name) and content is not None and self._is_settled(name):
+                self.kept[name] = content
+        for device, content in self.held:
+            assert device.file.content == content, f"an open file has changed\n{story}"
+
+    def _is_settled(self, name: str) -> bool:
+        """Whether a job that pins the dataset would have been told to start: a round has seen its pin."""
+        if self.rounds is None or self.rounds.snapshot is None or self.rounds.is_busy:
+            return False
+        seen = self.rounds.snapshot
+        moves = {action.dataset for action in seen.plan.actions}
+        return name not in moves and any(pin.dataset == name for pin in seen.seen.pins)
+
+    async def settle(self) -> None:
+        """End all hardship and all jobs, and see that the node becomes what it should be."""
+        node = self.node
+        assert self.rounds is not None
+        for name in NAMES:
+            node.heal(name)
+        node.disk.other_bytes, node.disk.problem, node.disk.is_unknown, node.ledger.error = 0, "", False, ""
+        node.clear_faults()
+        for job in (1, 2, 3):
+            node.ledger.unpin(job)
+        self.kept.clear()
+        self.publish()  # an empty source is not believed
+        story = "\n".join(self.history[-40:])
+        await node.rest(self.rounds, 1300)  # what failed is tried again after ten minutes at most
+        await node.rest(self.rounds, 1300)
+        self.check()
+        for name in NAMES:
+            image = node.source[name][0] if name in node.source else None
+            assert node.content(name) == (image.generation.id if image else None), f"{name}\n{story}"
+            assert len(node.mounts.get(name, ())) <= 1, f"{name}: mounts left\n{story}"
+        latest = self.rounds.latest()
+        assert not latest.plan.actions, f"{latest.plan.actions}\n{story}"
+        assert all(verdict.reason for verdict in latest.plan.wishes.verdicts.values())
