@@ -35,8 +35,15 @@ class RandomNode:
     """Dataset that is pinned and was met at rest -> its generation."""
 
     def begin(self) -> None:
-        self.node.on_verb = lambda verb, dataset: self.check()
+        self.node.on_verb = self._see
         self.rounds = self.node.start()
+
+    def _see(self, verb: str, dataset: str) -> None:
+        if verb == "unmount" and len(self.node.mounts.get(dataset, ())) > 1:
+            # A replacement was cut short, and neither mount is what the source has now. Where nobody pins it, both go,
+            # and the new one comes in the next round: for that moment there is no path.
+            self.shown.discard(dataset)
+        self.check()
 
     async def step(self) -> None:
         does = self.rng.choice(
