@@ -10,7 +10,7 @@ from bench._traces import GRID_S, STEP_S, Node, Policy, Step, Trace
 from scratch_slurm.domain.choice import Candidate, wish
 from scratch_slurm.domain.knapsack import Item
 from scratch_slurm.domain.model import Backing
-from scratch_slurm.domain.throughput import ReadCounter, rates, read_for, reading_bytes, reading_rates, usual_reading_s
+from scratch_slurm.domain.throughput import ReadCounter, rates, usual_streak_s
 
 PERIOD_S, HORIZON_S = 600.0, 1800.0
 
@@ -27,13 +27,13 @@ class Figures:
     period_s: float = PERIOD_S
     horizon_s: float = HORIZON_S
     at_once: bool = True
-    """Rates are measured since a reading began; else over the whole period always."""
+    """Rates are measured since a streak began; else over the whole period always."""
     learns: bool = True
-    """The horizon is how long readings here go on; else fixed."""
+    """The horizon is how long streaks here go on; else fixed."""
     grows: bool = True
     """And as long as this one has gone on."""
     limits: bool = True
-    """No more is trusted than what was read in this reading and the image once."""
+    """No more is trusted than what was read in this streak and the image once."""
 
 
 def planner(trace: Trace, figures: Figures = Figures()) -> Policy:
@@ -52,13 +52,16 @@ def planner(trace: Trace, figures: Figures = Figures()) -> Policy:
             last_used[name] = step.now
         for name, counter in counters.items():
             counter.sample(step.now, name, totals[name], Backing.CACHE if name in node.cached else Backing.SOURCE)
+        read = {name: counter for name, counter in counters.items() if counter.is_read(step.now)}
         follow(
             node,
-            (reading_rates if figures.at_once else rates)(counters, step.now, period_s),
+            {name: rate for name, each in read.items() if (rate := each.streak_rate(step.now, period_s)) > 0}
+            if figures.at_once
+            else rates(counters, step.now, period_s),
             last_used,
-            usual_reading_s(counters, step.now, horizon_s) if figures.learns else horizon_s,
-            read_for(counters, step.now) if figures.grows else {},
-            reading_bytes(counters, step.now) if figures.limits else {},
+            usual_streak_s(counters.values(), step.now, horizon_s) if figures.learns else horizon_s,
+            {name: each.streak_s(step.now) for name, each in read.items()} if figures.grows else {},
+            {name: each.streak_bytes(step.now) for name, each in read.items()} if figures.limits else {},
         )
 
     return decide
@@ -86,8 +89,8 @@ def follow(
     bytes_per_s: Mapping[str, float],
     last_used: Mapping[str, float],
     horizon_s: float,
-    read_for_s: Mapping[str, float],
-    read_bytes: Mapping[str, float],
+    streak_s: Mapping[str, float],
+    streak_bytes: Mapping[str, float],
 ) -> None:
     """Do what is wished for, as the planner does: evict for room only, copy into what is free."""
     sizes = node.trace.sizes
@@ -99,8 +102,8 @@ def follow(
             bytes_per_s.get(name, 0.0),
             False,
             last_used.get(name, 0.0),
-            read_for_s.get(name, 0.0),
-            read_bytes.get(name, math.inf),
+            streak_s.get(name, 0.0),
+            streak_bytes.get(name, math.inf),
         )
         for name, size in sizes.items()
         if name in node.cached or name in bytes_per_s or name in node.copying

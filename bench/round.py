@@ -34,7 +34,6 @@ from scratch_slurm.node.ledger.ledger import Ledger
 from scratch_slurm.node.staging.cache import Cache
 from scratch_slurm.service import observe, operations, status
 from scratch_slurm.service.ledger_side import LedgerSide
-from scratch_slurm.service.memory import Memory
 from scratch_slurm.service.rounds import Rounds
 from scratch_slurm.service.source import Source
 from scratch_slurm.service.worker_hands import WorkerHands
@@ -164,7 +163,7 @@ async def _run_rounds(node: FakeNode, config, ledger: Ledger, rounds: int) -> co
         source.take(operations.Scanned(name, there=True, stamp=image.generation.id, image=image))
     clock = Clock()
     hands = WorkerHands(config, workers, kernel=node.kernel)
-    daemon = Rounds(config, hands, LedgerSide(ledger), lambda: source.catalog, Memory(), monotonic=clock)
+    daemon = Rounds(config, hands, LedgerSide(ledger), lambda: source.catalog, monotonic=clock)
     node.go_on(1)
     await daemon.run_once()
     await asyncio.sleep(0.1)  # the devices are identified
@@ -174,7 +173,7 @@ async def _run_rounds(node: FakeNode, config, ledger: Ledger, rounds: int) -> co
     for step in range(62):
         node.go_on(step_s)
         clock.stands_at = began + step * step_s
-        daemon.observe(await daemon.look())
+        daemon.cards, _ = daemon.observe(await daemon.look(), source.catalog, clock())
     clock.stands_at = None
     round_ms: list[tuple[float, float]] = []
     worker_began_s = workers.cpu_s()
@@ -186,7 +185,7 @@ async def _run_rounds(node: FakeNode, config, ledger: Ledger, rounds: int) -> co
         round_ms.append(_since(begun))
         begun = time.perf_counter(), time.process_time()
         assert daemon.snapshot is not None
-        view = status.StatusView(config, daemon.memory, daemon.snapshot, monotonic=clock())
+        view = status.StatusView(daemon.cards, daemon.snapshot, daemon.counters.by_dataset, config.mount_dir, clock())
         body = msgspec.json.encode([view.dataset(name) for name in view.names()])
         status_ms.append(_since(begun))
         if daemon.problem or daemon.snapshot.plan.actions:

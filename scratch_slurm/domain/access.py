@@ -4,11 +4,11 @@ Access control lists are not looked at, nor are the directories above the image:
 alone, and the datasets to everybody.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import product
 
-from scratch_slurm.domain.model import Catalog, MountedImage, Permissions, SkippedImage, SourceImage
+from scratch_slurm.domain.model import Permissions, SourceImage
 
 ROOT = 0
 _STICKY = 0o1000
@@ -127,60 +127,12 @@ def distrust_directory(directory: Permissions, owners: Collection[int]) -> str |
     return None
 
 
-def screen(catalog: Catalog, mounted: Mapping[str, MountedImage], roots: Mapping[str, Permissions]) -> Catalog:
-    """Take out the images whose mounts would let in more people than their files do.
+def refuse(image: SourceImage, root: Permissions | None) -> str | None:
+    """Tell why an image is not served: its mount would let in more people than its file does.
 
     Args:
-        roots: generation id -> its mounted root directory, as far as it has been seen.
-    Returns: the catalog with these images skipped, and with the mounts that must go at once.
+        root: its mounted root directory; None: it has not been seen.
     """
-    refused = [name for name, image in catalog.recalled.items() if _refusal(image, roots.get(image.generation.id))]
-    if refused:
-        recalled = {name: image for name, image in catalog.recalled.items() if name not in refused}
-        catalog = replace(catalog, recalled=recalled)
-    private = {dataset: image for dataset, image in catalog.images.items() if not is_public(image.permissions)}
-    if not private:
-        return catalog
-    skipped, revoked = dict(catalog.skipped), {}
-    for dataset, image in private.items():
-        reason = _refusal(image, roots.get(image.generation.id))
-        if reason:
-            skipped[dataset] = SkippedImage(image.path.rpartition("/")[2], reason, image.permissions)
-        mount = mounted.get(dataset)
-        shown = _refusal(image, roots.get(mount.generation_id or "")) if mount else None
-        if shown:
-            revoked[dataset] = f"its image {shown}"
-    images = {dataset: image for dataset, image in catalog.images.items() if dataset not in skipped}
-    return replace(catalog, images=images, skipped=skipped, revoked=revoked)
-
-
-def find_readers(
-    catalog: Catalog,
-    mounted: Mapping[str, MountedImage],
-    cached: Collection[str],
-    roots: Mapping[str, Permissions],
-    known: Mapping[str, Permissions],
-) -> dict[str, Permissions]:
-    """Find who may read each dataset, as far as that is known. What is missing is for root alone.
-
-    Args:
-        cached: datasets with a copy.
-        known: what this function told before: it holds for what is here and cannot be asked now.
-    Returns: dataset -> permissions of its image.
-    """
-    readers = {name: image.permissions for name, image in catalog.images.items()}
-    readers.update((name, each.permissions) for name, each in catalog.skipped.items() if each.permissions)
-    for name in {*catalog.skipped, *mounted, *cached} - readers.keys():
-        mount = mounted.get(name)
-        root = roots.get(mount.generation_id or "") if mount else None
-        if name in known:
-            readers[name] = known[name]
-        elif root:
-            readers[name] = as_file(root)
-    return readers
-
-
-def _refusal(image: SourceImage, root: Permissions | None) -> str | None:
     who = too_open(root, image.permissions) if root else None
     return word_refusal(image.permissions, root, who) if root and who else None
 

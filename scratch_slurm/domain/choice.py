@@ -126,8 +126,12 @@ def value_bytes(candidate: Candidate, horizon_s: float) -> float:
     Its reads at the present rate, less what its copy has to read first: caching pays only when it saves more than it
     costs, and what is cached already has the advantage of its paid copy. That is all the hysteresis there is.
     """
-    coming_bytes = candidate.bytes_per_s * own_horizon_s(candidate, horizon_s)
-    return min(coming_bytes, trusted_bytes(candidate)) - candidate.copy_bytes
+    return _value_bytes(candidate, own_horizon_s(candidate, horizon_s))
+
+
+def _value_bytes(candidate: Candidate, own_s: float) -> float:
+    coming_bytes = candidate.bytes_per_s * own_s
+    return min(coming_bytes, candidate.size_bytes + candidate.streak_bytes) - candidate.copy_bytes
 
 
 def wish(candidates: Iterable[Candidate], pinned: Sequence[str], budget_bytes: int, horizon_s: float) -> Wishes:
@@ -147,7 +151,8 @@ def wish(candidates: Iterable[Candidate], pinned: Sequence[str], budget_bytes: i
     for candidate in sorted(held, key=lambda each: each.copy_bytes > 0):
         if candidate.copy_bytes == 0 or candidate.size_bytes <= left_bytes:
             left_bytes -= candidate.size_bytes
-    values = {name: value_bytes(candidate, horizon_s) for name, candidate in by_name.items()}
+    own_s = {name: own_horizon_s(candidate, horizon_s) for name, candidate in by_name.items()}
+    values = {name: _value_bytes(candidate, own_s[name]) for name, candidate in by_name.items()}
     others = [each for each in by_name.values() if not each.pinned]
     knapsack = choose(
         (Item(each.dataset, each.size_bytes, values[each.dataset]) for each in others),
@@ -164,7 +169,6 @@ def wish(candidates: Iterable[Candidate], pinned: Sequence[str], budget_bytes: i
         key=lambda each: (values[each.dataset] / each.size_bytes, each.last_used_at, -each.size_bytes, each.dataset),
     )
     verdicts = {
-        name: Verdict(each, name in knapsack.names, values[name], own_horizon_s(each, horizon_s))
-        for name, each in by_name.items()
+        name: Verdict(each, name in knapsack.names, values[name], own_s[name]) for name, each in by_name.items()
     }
     return Wishes(tuple(pinned), tuple(chosen), tuple(each.dataset for each in unneeded), verdicts, knapsack)

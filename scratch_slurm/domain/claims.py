@@ -58,6 +58,10 @@ class Claim:
     """By the clock that counts since the node booted; 0 where it is not known."""
 
     @property
+    def is_job(self) -> bool:
+        return isinstance(self.holder, Job)
+
+    @property
     def counts(self) -> bool:
         return self.standing is Standing.COUNTS
 

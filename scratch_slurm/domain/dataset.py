@@ -9,10 +9,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
+from msgspec import structs
 
-from scratch_slurm.domain.actions import Action, ActionKind, StagedImage
+from scratch_slurm.domain import backoff
+from scratch_slurm.domain.actions import Action, ActionKind, Evict, StagedImage
 from scratch_slurm.domain.claims import Claim, Standing
 from scratch_slurm.domain.model import CachedImage, MountedImage, Permissions, SkippedImage, SourceImage, Space
+from scratch_slurm.domain.sight import Learned, Seen
+
+_FIRST_RETRY_S = 5.0
+_LAST_RETRY_S = 600.0
+_COPY_OVERHEAD_BYTES = 3 * 4096
+"""The rest of an image's last block, the first block of its journal, and one of the file system's own."""
+_NOTHING_SEEN = Seen()
+_NOTHING_LEARNED = Learned()
+
+
+def most_copy_bytes(size_bytes: int) -> int:
+    """What an image of that length, and the journal of its copy, take on the disk at most."""
+    return size_bytes + _COPY_OVERHEAD_BYTES + journal_bytes(size_bytes)
+
+
+def journal_bytes(size_bytes: int) -> int:
+    """What a copy's journal takes at most: a line of about 110 bytes for each 64 MiB."""
+    return size_bytes >> 19
 
 
 class Reads(msgspec.Struct, frozen=True):
@@ -29,8 +49,6 @@ class Reads(msgspec.Struct, frozen=True):
     """What was read in it; infinite: not known, and no limit to what is trusted."""
     last_at: float = 0.0
     """Monotonic seconds of the latest read, or of the latest moment with a pin; 0: never."""
-    recent_bytes_per_s: float = 0.0
-    """Over the last half minute, to be shown."""
     source_bytes: int = 0
     """Reads that the source served, as long as the daemon counts."""
     cache_bytes: int = 0
@@ -55,6 +73,21 @@ class Failure(msgspec.Struct, frozen=True):
         return math.isinf(self.retry_at)
 
 
+def fail(
+    before: Failure | None, message: str, now: float, generation_id: str | None = None, *, for_good: bool = False
+) -> Failure:
+    """Make a failure; the next try is twice as far away as this one was, ten minutes at most.
+
+    Args:
+        before: the latest failure of that kind, since which none succeeded.
+        now: monotonic seconds.
+        for_good: no other try with this generation can succeed.
+    """
+    attempts = before.attempts + 1 if before else 1
+    pause_s = math.inf if for_good else backoff.pause_s(attempts, _FIRST_RETRY_S, _LAST_RETRY_S)
+    return Failure(message, attempts, now + pause_s, generation_id)
+
+
 class Staging(msgspec.Struct, frozen=True):
     """How far a copy under way is."""
 
@@ -67,6 +100,12 @@ class Staging(msgspec.Struct, frozen=True):
     bytes_at_start: int | None = None
     """What an interrupted copy had already, so that the rate is that of this copy."""
     phase: str = "queued"
+
+    def progress(self, bytes_done: int, phase: str) -> "Staging":
+        """Take a worker's word. A copy that is read again to be verified is all there: its count begins anew."""
+        at_start = bytes_done if self.bytes_at_start is None and phase == "copying" else self.bytes_at_start
+        done = self.image.size_bytes if phase == "verifying" else bytes_done
+        return structs.replace(self, bytes_done=done, bytes_at_start=at_start, phase=phase)
 
     def bytes_per_s(self, now: float) -> float:
         """Its rate, 0 while it does not copy. Args: now: monotonic seconds."""
@@ -90,6 +129,11 @@ class Card(msgspec.Struct, frozen=True):
     """One dataset, as far as this node knows it."""
 
     name: str
+
+    # What the fields below were made from.
+    seen: Seen = _NOTHING_SEEN
+    """As of the latest round."""
+    learned: Learned = _NOTHING_LEARNED
 
     # What the source has.
     image: SourceImage | None = None
@@ -118,6 +162,8 @@ class Card(msgspec.Struct, frozen=True):
     """Why the mount, or the copy below it, cannot be read; empty: it is well, as far as was seen."""
     copies: tuple[CachedImage, ...] = ()
     """Whole ones, each of which may be bad."""
+    has_unseen_copies: bool = False
+    """A disk that gives no answer now had a copy of it."""
     parts: tuple[StagedImage, ...] = ()
     """Copies that are not whole: under way, or left by an earlier daemon."""
 
@@ -138,7 +184,7 @@ class Card(msgspec.Struct, frozen=True):
     @property
     def is_here(self) -> bool:
         """Whether this node has anything of it."""
-        return bool(self.image or self.skipped or self.mounted or self.copies)
+        return bool(self.image or self.skipped or self.mounted or self.copies or self.has_unseen_copies)
 
     @property
     def is_gone(self) -> bool:
@@ -170,10 +216,19 @@ class Card(msgspec.Struct, frozen=True):
         return frozenset(str(claim.holder) for claim in self.claims if not claim.stands)
 
     @property
+    def action(self) -> Action | None:
+        """What is being done with it."""
+        return self.under_way.action if self.under_way else None
+
+    @property
+    def staging(self) -> Staging | None:
+        """Its copy under way, or waiting for its turn."""
+        return self.under_way.staging if self.under_way else None
+
+    @property
     def is_leaving(self) -> bool:
         """Whether its eviction is under way."""
-        action = self.under_way.action if self.under_way else None
-        return action is not None and action.kind is ActionKind.EVICT
+        return isinstance(self.action, Evict)
 
     def is_off(self, kind: ActionKind, now: float) -> bool:
         """Whether something is not tried now: it failed a moment ago, or the administrator would not have it.

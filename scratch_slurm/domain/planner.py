@@ -10,7 +10,6 @@ from scratch_slurm.domain.actions import Action, Evict, Retarget
 from scratch_slurm.domain.choice import Wishes
 from scratch_slurm.domain.dataset import Card, Node
 from scratch_slurm.domain.errors import DaemonError, NotFoundError, PinnedError
-from scratch_slurm.domain.observation import Observation, cards_of
 from scratch_slurm.domain.plan.moves import Decision, decide_all, evict
 from scratch_slurm.domain.plan.room import share
 from scratch_slurm.domain.reasons import Problem
@@ -41,11 +40,6 @@ class Plan:
         return 1 - self.value_bytes / bound_bytes if self.unplaced and bound_bytes > 0 else self.wishes.knapsack.gap
 
 
-def plan(seen: Observation) -> Plan:
-    """Decide what to do next, see `plan_cards`."""
-    return plan_cards(*cards_of(seen))
-
-
 def plan_cards(cards: Mapping[str, Card], node: Node, before: Mapping[str, Decision] | None = None) -> Plan:
     """Decide what to do next.
 
@@ -72,13 +66,7 @@ def plan_cards(cards: Mapping[str, Card], node: Node, before: Mapping[str, Decis
     )
 
 
-def plan_eviction(seen: Observation, dataset: str, reason: str) -> Evict:
-    """Plan the eviction that an administrator asks for, see `plan_eviction_of`."""
-    cards, node = cards_of(seen)
-    return plan_eviction_of(cards, node, dataset, reason)
-
-
-def plan_eviction_of(cards: Mapping[str, Card], node: Node, dataset: str, reason: str) -> Evict:
+def plan_eviction(cards: Mapping[str, Card], node: Node, dataset: str, reason: str) -> Evict:
     """Plan the eviction that an administrator asks for.
 
     Raises:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from scratch_slurm.domain import backoff
 from scratch_slurm.domain.access import is_public
 from scratch_slurm.domain.config import Config
+from scratch_slurm.domain.dataset import Card
 from scratch_slurm.domain.errors import SlurmError
 from scratch_slurm.domain.features import feature_name, is_extra_ours, plan_features
 from scratch_slurm.domain.model import Backing
@@ -98,17 +99,17 @@ class FeatureTeller:
         Args:
             is_told: whether a dataset is told already: it stays so until it is known who may read it.
         """
-        if self._rounds.snapshot is None:
-            return frozenset()
-        seen, readers = self._rounds.snapshot.seen, self._rounds.memory.readers
-        served = {name for name, mounted in seen.mounted.items() if mounted.backing is Backing.CACHE} - seen.leaving
+        served = [card for card in self._rounds.cards.values() if _is_served(card) and not card.is_leaving]
         if self._config.private_features:
-            return frozenset(served)
-        return frozenset(name for name in served if (is_public(readers[name]) if name in readers else is_told(name)))
+            return frozenset(card.name for card in served)
+        return frozenset(
+            card.name for card in served if (is_public(card.permissions) if card.permissions else is_told(card.name))
+        )
 
     def _job_pins(self) -> frozenset[str]:
-        pins = self._rounds.snapshot.seen.pins if self._rounds.snapshot else ()
-        return frozenset(pin.holder for pin in pins if pin.job_id is not None)
+        """The jobs whose claims count."""
+        claims = (claim for card in self._rounds.cards.values() for claim in card.claims)
+        return frozenset(str(claim.holder) for claim in claims if claim.is_job and claim.counts)
 
     async def _tell(self) -> None:
         prefix = self._config.feature_prefix
@@ -152,6 +153,11 @@ class FeatureTeller:
         if message not in self._said:
             self._said.add(message)
             log.info(message, *values)
+
+
+def _is_served(card: Card) -> bool:
+    """Whether a dataset is served from the cache."""
+    return card.mounted is not None and card.mounted.backing is Backing.CACHE
 
 
 def _jitter() -> float:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import DeviceError
+from scratch_slurm.domain.sight import MountKey
 from scratch_slurm.node.kernel import diskstats, fuse, loopsysfs, mountinfo
-from scratch_slurm.service.events import CutOff, MountKey
+from scratch_slurm.service.events import CutOff
 
 log = logging.getLogger(__name__)
 
@@ -67,16 +68,16 @@ class SourceAbort:
         """Watch for ever."""
         while True:
             try:
-                for key in await asyncio.to_thread(self.look):
-                    self._tell(CutOff(key, "its source gave no answer, and its connection was ended"))
+                for dataset, mount in await asyncio.to_thread(self.look):
+                    self._tell(CutOff(dataset, mount, "its source gave no answer, and its connection was ended"))
             except DeviceError as exc:
                 log.warning("cannot watch the source problem=%r", exc.message)
             await asyncio.sleep(max(0.2, self._config.source_abort_s / 4))
 
-    def look(self) -> list[MountKey]:
+    def look(self) -> list[tuple[str, MountKey]]:
         """Look once.
 
-        Returns: the mounts that have nothing to read any more.
+        Returns: the datasets, with their mounts that have nothing to read any more.
         Raises: DeviceError: the kernel does not tell.
         """
         stacks = mountinfo.read_stacks(self._config.mount_dir)
@@ -89,7 +90,8 @@ class SourceAbort:
         stalled = {reading[name] for name in self._stalls.sample(reads, time.monotonic())}
         self._told &= stalled
         ended = tuple(f"{point}/" for path in stalled for point in self._end(path))
-        return [(*mounts[device], device) for device, path in reading.items() if path.startswith(ended)]
+        cut_off = [device for device, path in reading.items() if path.startswith(ended)]
+        return [(mounts[device][0], (mounts[device][1], device)) for device in cut_off]
 
     def _end(self, path: str) -> list[str]:
         """Returns: where what was ended is mounted."""

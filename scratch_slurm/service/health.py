@@ -5,72 +5,77 @@ read since the last look, and no more often than the source is listed.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from scratch_slurm.domain.config import Config
+from scratch_slurm.domain.dataset import Card
 from scratch_slurm.domain.errors import DiskError, ImageError, ScratchError
-from scratch_slurm.domain.model import Backing
-from scratch_slurm.service.events import MountKey
+from scratch_slurm.domain.sight import MountKey, SeenMount
+from scratch_slurm.service.events import BadCopy, Event, Looked
 from scratch_slurm.service.hands import Hands
-from scratch_slurm.service.memory import Memory
-from scratch_slurm.service.observe import SeenMount
 
 log = logging.getLogger(__name__)
 
 
 class Health:
-    """Keeps `memory.unwell`, and tells `memory.bad_copies`."""
+    """Looks through mounts, and tells what they answer.
 
-    def __init__(self, config: Config, memory: Memory, hands: Hands) -> None:
-        self._config = config
-        self._memory = memory
+    Args:
+        tell: takes `Looked` and `BadCopy`.
+        interval_s: the least time between two looks at one mount.
+    """
+
+    def __init__(self, hands: Hands, tell: Callable[[Event], None], *, interval_s: float) -> None:
         self._hands = hands
-        self._looked: dict[MountKey, tuple[float, int]] = {}
-        """When it was looked at (monotonic seconds), and what had been read of its device by then, in bytes."""
+        self._tell = tell
+        self._interval_s = interval_s
+        self._looked: dict[str, tuple[MountKey, float, int]] = {}
+        """Dataset -> its mount, when it was looked at (monotonic seconds), and the bytes that had been read by then."""
 
-    def choose(self, mounted: Iterable[SeenMount], now: float) -> list[SeenMount]:
-        """Choose the mounts to look at; what is remembered of mounts that are gone is forgotten.
+    def choose(self, cards: Iterable[Card], now: float) -> list[Card]:
+        """Choose the datasets to look at.
 
         Args:
-            mounted: those that are ours.
             now: monotonic seconds.
         """
-        looked, unwell = {}, self._memory.unwell
-        chosen = []
-        for mount in mounted:
-            key = _key(mount)
+        looked, chosen = {}, []
+        for card in cards:
+            mount = _find_mount(card)
+            if mount is None:
+                continue
+            key, read_bytes = mount.key, card.reads.source_bytes + card.reads.cache_bytes
+            assert key is not None, "ours are on loop devices"
+            last = self._looked.get(card.name)
             # A mount is looked at when it is made, and the reads of the look itself are none of a job's.
-            at, read_bytes = looked[key] = self._looked.get(key) or (now, mount.read_bytes)
-            if now - at >= self._config.interval_s and (mount.read_bytes != read_bytes or key in unwell):
-                chosen.append(mount)
+            if last is None or last[0] != key:
+                last = (key, now, read_bytes)
+            looked[card.name] = last
+            if now - last[1] >= self._interval_s and (last[2] != read_bytes or card.fault):
+                chosen.append(card)
         self._looked = looked
-        for gone in unwell.keys() - looked.keys():
-            del unwell[gone]
-        for gone in self._memory.cut_off.keys() - looked.keys():
-            del self._memory.cut_off[gone]
         return chosen
 
-    async def look(self, mount: SeenMount) -> None:
-        """Look at one mount; what it says is in `memory.unwell` and `memory.bad_copies` afterwards."""
-        dataset, memory = mount.dataset, self._memory
-        key = _key(mount)
-
-        copy_path = mount.backing_path if mount.backing is Backing.CACHE else ""
+    async def look(self, card: Card) -> None:
+        """Look at one dataset's mount."""
+        mount = _find_mount(card)
+        if mount is None or mount.key is None:
+            return
+        dataset, key = card.name, mount.key
+        copy_path = card.mounted.copy_path if card.mounted else ""
         try:
-            await self._hands.probe(dataset, key[2], copy_path)
-            memory.unwell.pop(key, None)
+            await self._hands.probe(dataset, key[1], copy_path)
+            self._tell(Looked(dataset, key, ""))
         except (ImageError, DiskError) as exc:
-            if key not in memory.unwell:
-                log.warning("unwell dataset=%s device=%s problem=%r", dataset, key[2], exc.message)
-            memory.unwell[key] = exc.message
+            if not card.fault:
+                log.warning("unwell dataset=%s device=%s problem=%r", dataset, key[1], exc.message)
+            self._tell(Looked(dataset, key, exc.message))
             if isinstance(exc, DiskError):  # a mount of the same copy might look well, and serve what cannot be read
-                memory.bad_copies[copy_path] = exc.message
+                self._tell(BadCopy(dataset, copy_path, exc.message))
         except ScratchError as exc:
             log.warning("cannot look at dataset=%s problem=%r", dataset, exc.message)  # it may be gone, or hang
         finally:
-            self._looked.pop(key, None)
+            self._looked.pop(dataset, None)
 
 
-def _key(mount: SeenMount) -> MountKey:
-    assert mount.device is not None, "ours are on loop devices"
-    return (mount.dataset, mount.mount_id, mount.device)
+def _find_mount(card: Card) -> SeenMount | None:
+    """Find what readers meet, where that is ours."""
+    return card.seen.top if card.mounted else None

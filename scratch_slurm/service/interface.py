@@ -182,10 +182,10 @@ class Interface:
         await self._see_round(caller)
 
         def make() -> PlanAnswer:
-            memory = self._rounds.memory
+            rounds = self._rounds
             return what_if(
-                self._parts.config, self._rounds.latest().seen, memory.counters, asked,
-                now=time.monotonic(), is_told=lambda name: may_see(memory.readers.get(name)),
+                self._parts.config, rounds.cards, rounds.latest().node, rounds.counters.by_dataset, asked,
+                now=time.monotonic(), is_told=lambda name: may_see(rounds.cards[name].permissions),
             )  # fmt: skip
 
         return make

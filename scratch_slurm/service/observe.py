@@ -1,13 +1,13 @@
 """Observe: what the kernel says now, and what a round knows of this node. Never touches the source."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from scratch_slurm.domain.model import Backing, CachedImage, Pin
 from scratch_slurm.domain.names import DATASET_NAME
+from scratch_slurm.domain.sight import SeenMount
 from scratch_slurm.node.kernel import diskstats, loopsysfs, mountinfo
 from scratch_slurm.node.staging.cache import CacheContents
 
@@ -19,19 +19,6 @@ class KernelFiles:
     mountinfo: Path = Path("/proc/self/mountinfo")
     diskstats: Path = Path("/proc/diskstats")
     block_devices: Path = loopsysfs.BLOCK_DEVICES
-
-
-class SeenMount(msgspec.Struct, frozen=True):
-    """A mount on a dataset's mount point."""
-
-    dataset: str
-    mount_id: int
-    device: str | None
-    """None: not a loop device, so not ours."""
-    backing: Backing
-    backing_path: str
-    read_bytes: int
-    """Read from the device since it was bound."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +48,8 @@ class Reading:
     """Why `pins` are those that were read last, and others may be there by now; empty when they are as they are."""
     covered: Mapping[str, SeenMount] = field(default_factory=dict)
     """What lies directly beneath a dataset's mount, where a change of it was cut short."""
+    read_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Dataset -> what was read of its mount's device since that was made."""
 
     @property
     def problem(self) -> str:
@@ -76,48 +65,79 @@ class Reading:
 
 @dataclass(frozen=True)
 class KernelReading:
-    """What the kernel says."""
+    """What the kernel says; as in `Reading`."""
 
     mounted: Mapping[str, SeenMount]
     covered: Mapping[str, SeenMount]
     held_bytes: Mapping[str, int]
-    """As in `Reading`."""
+    read_bytes: Mapping[str, int]
 
 
-def read_kernel(
-    mount_dir: Path,
-    cache_dirs: Sequence[str],
-    kept: dict[str, int] | None = None,
-    kernel: KernelFiles = KernelFiles(),
-    former_caches: tuple[str, ...] = (),
-) -> KernelReading:
-    """Look at mounts and devices.
+class Kernel:
+    """The kernel's files, looked at again and again. What did not change is the same object at the next look."""
 
-    Args:
-        kept: files that stay open from one look to the next, see `read_backings`.
-        former_caches: cache directories of before: what a device reads there is no file of the source.
-    Raises: ScratchError, OSError: /proc or /sys cannot be read.
-    """
-    backings = loopsysfs.read_backings(kernel.block_devices, kept)
-    reads = diskstats.read_diskstats(kernel.diskstats)
-    below_caches = tuple(f"{each}/" for each in (*cache_dirs, *former_caches))
+    def __init__(self, files: KernelFiles | None = None) -> None:
+        self._files = files or KernelFiles()
+        self._open: dict[str, int] = {}
+        """Files that stay open from one look to the next, see `read_backings`."""
+        self._mountinfo = ("", "")
+        """The text, and the directory that it was searched for."""
+        self._stacks: Mapping[str, list[mountinfo.Mount]] = {}
+        self._seen: dict[int, SeenMount] = {}
+        """By mount id."""
 
-    def see(name: str, mount: mountinfo.Mount) -> SeenMount:
-        device = mount.device if mount.device in backings else None
-        backing_path = backings[device].path if device else ""
-        backing = Backing.CACHE if backing_path.startswith(below_caches) else Backing.SOURCE
-        read_bytes = reads[device].bytes if device in reads else 0
-        return SeenMount(name, mount.mount_id, device, backing, backing_path, read_bytes)
+    def read(self, mount_dir: Path, cache_dirs: Sequence[str], former_caches: tuple[str, ...] = ()) -> KernelReading:
+        """Look at mounts and devices.
 
-    stacks = mountinfo.read_stacks(mount_dir, kernel.mountinfo)
-    datasets = {name: stack for name, stack in stacks.items() if DATASET_NAME.fullmatch(name)}
-    mounted = {name: see(name, stack[-1]) for name, stack in datasets.items()}
-    covered = {name: see(name, stack[-2]) for name, stack in datasets.items() if len(stack) > 1}
-    held_bytes = dict.fromkeys(cache_dirs, 0)
-    for name, each in backings.items():
-        if each.deleted:
-            for cache_dir in cache_dirs:
-                if each.path.startswith(f"{cache_dir}/"):
-                    device = loopsysfs.read_loop_device(name, kernel.block_devices)
-                    held_bytes[cache_dir] += device.size_bytes if device else 0
-    return KernelReading(mounted, covered, held_bytes)
+        Args:
+            former_caches: cache directories of before: what a device reads there is no file of the source.
+        Raises: ScratchError, OSError: /proc or /sys cannot be read.
+        """
+        backings = loopsysfs.read_backings(self._files.block_devices, self._open)
+        reads = diskstats.read_diskstats(self._files.diskstats)
+        below_caches = tuple(f"{each}/" for each in (*cache_dirs, *former_caches))
+        stacks, before, now = self._read_stacks(mount_dir), self._seen, {}
+
+        def see(name: str, mount: mountinfo.Mount) -> SeenMount:
+            device = mount.device
+            bound = backings.get(device) if device else None
+            path = bound.path if bound else ""
+            seen = before.get(mount.mount_id)
+            if (
+                seen is None
+                or seen.backing_path != path
+                or seen.dataset != name
+                or (seen.key or ("", None))[1] != device
+            ):
+                key = (mount.mount_id, device) if bound and device else None
+                backing = Backing.CACHE if path.startswith(below_caches) else Backing.SOURCE
+                seen = SeenMount(name, key, backing, path)
+            now[mount.mount_id] = seen
+            return seen
+
+        mounted = {name: see(name, stack[-1]) for name, stack in stacks.items()}
+        covered = {name: see(name, stack[-2]) for name, stack in stacks.items() if len(stack) > 1}
+        self._seen = now
+        read_bytes = {
+            name: reads[each.key[1]].bytes for name, each in mounted.items() if each.key and each.key[1] in reads
+        }
+        return KernelReading(mounted, covered, self._find_held(backings, cache_dirs), read_bytes)
+
+    def _read_stacks(self, mount_dir: Path) -> Mapping[str, list[mountinfo.Mount]]:
+        """Find what is mounted on the datasets' mount points. On most nodes nothing has changed since the last look."""
+        shown = (mountinfo.read_text(self._files.mountinfo), os.path.realpath(mount_dir))
+        if shown != self._mountinfo:
+            stacks = mountinfo.parse_stacks(*shown)
+            self._stacks = {name: stack for name, stack in stacks.items() if DATASET_NAME.fullmatch(name)}
+            self._mountinfo = shown
+        return self._stacks
+
+    def _find_held(self, backings: Mapping[str, loopsysfs.LoopBacking], cache_dirs: Sequence[str]) -> dict[str, int]:
+        held_bytes = dict.fromkeys(cache_dirs, 0)
+        for name, each in backings.items():
+            if each.deleted:
+                for cache_dir in cache_dirs:
+                    if each.path.startswith(f"{cache_dir}/"):
+                        device = loopsysfs.read_loop_device(name, self._files.block_devices)
+                        held_bytes[cache_dir] += device.size_bytes if device else 0
+        return held_bytes

@@ -4,12 +4,12 @@ import asyncio
 from dataclasses import dataclass
 
 from scratch_slurm.domain.config import Config
+from scratch_slurm.domain.dataset import Card
 from scratch_slurm.node.ledger.ledger import Ledger
 from scratch_slurm.service.former import Former
 from scratch_slurm.service.hangs import SourceAbort
 from scratch_slurm.service.ledger_side import LedgerSide
-from scratch_slurm.service.memory import Memory
-from scratch_slurm.service.reads import CountersKeeper, load_counters
+from scratch_slurm.service.reads import Counters, CountersKeeper, load_counters
 from scratch_slurm.service.rounds import Rounds
 from scratch_slurm.service.scanner import Scanner
 from scratch_slurm.service.source import Source
@@ -52,7 +52,7 @@ class Parts:
             asyncio.create_task(keep("saving the read counters", self.counters.run)),
         ]
         if self.config.source_abort_s:
-            watch = SourceAbort(self.config, rounds.hear).run
+            watch = SourceAbort(self.config, rounds.tell).run
             running.append(asyncio.create_task(keep("watching for a source that hangs", watch)))
         try:
             await keep("the rounds", rounds.run)
@@ -71,11 +71,10 @@ def make_parts(config: Config, ledger: Ledger, workers: Workers) -> Parts:
     former = Former(config, workers)
     hands = WorkerHands(config, workers, former_caches=lambda: former.cache_dirs)
     source = Source(config.source_dir, workers, silence_s=config.source_timeout_s, owners=config.source_owners)
-    memory = Memory()
-    memory.counters = load_counters(config.reads_path, side.boot_id, config.period_s)
-    rounds = Rounds(config, hands, side, lambda: source.catalog, memory)
-    source.on_news = rounds.nudge
+    counters = Counters(config.period_s, load_counters(config.reads_path, side.boot_id, config.period_s))
+    rounds = Rounds(config, hands, side, lambda: source.catalog, counters)
     scanner = Scanner(config, source, on_listed=rounds.nudge)
-    memory.readers = {name: image.permissions for name, image in source.recalled.items()}
-    counters = CountersKeeper(config, side, memory.counters)
-    return Parts(config, hands, side, source, rounds, supervisor, scanner, former, counters)
+    rounds.cards.update((name, Card(name, permissions=each.permissions)) for name, each in source.recalled.items())
+    source.on_news = rounds.nudge
+    keeper = CountersKeeper(config, side, counters)
+    return Parts(config, hands, side, source, rounds, supervisor, scanner, former, keeper)

@@ -9,6 +9,7 @@ from scratch_slurm.domain.access import too_open
 from scratch_slurm.domain.backing import FromCopy, FromSource
 from scratch_slurm.domain.claims import find_keepers
 from scratch_slurm.domain.config import Config
+from scratch_slurm.domain.dataset import Card
 from scratch_slurm.domain.errors import (
     DeniedError,
     DiskError,
@@ -18,27 +19,34 @@ from scratch_slurm.domain.errors import (
     ScratchError,
     SourceError,
 )
-from scratch_slurm.domain.model import Pin
+from scratch_slurm.domain.model import Permissions
+from scratch_slurm.service.events import BadCopy, CopyStarted, Event
 from scratch_slurm.service.hands import Hands, LedgerAccess
-from scratch_slurm.service.memory import Memory
 from scratch_slurm.service.turns import Turns
 
 log = logging.getLogger(__name__)
 
 
 class Performer:
-    """Carries out one action at a time for each dataset; the rounds see to that."""
+    """Carries out one action at a time for each dataset; the rounds see to that.
+
+    Args:
+        tell: takes `CopyStarted` and `BadCopy`.
+        gate: gives the root directory of a dataset's generation, where it is known.
+    """
 
     def __init__(
         self,
         config: Config,
-        memory: Memory,
         ledger: LedgerAccess,
         hands: Hands,
         *,
+        tell: Callable[[Event], None],
+        gate: Callable[[str, str], Permissions | None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._memory = memory
+        self._tell = tell
+        self._gate = gate
         self._ledger = ledger
         self._hands = hands
         self._config = config
@@ -69,18 +77,17 @@ class Performer:
                 await self._hands.drop(staged.dataset, staged.generation_id, disk)
                 await self._record("dropped", action.dataset, action.reason)
 
-    async def take_back(self, pins: Iterable[Pin]) -> None:
-        """Take pins back whose users may not read the dataset."""
-        for pin in pins:
-            permissions = self._memory.readers.get(pin.dataset)
-            detail = f"uid={pin.uid} may not read the image: {permissions}"
+    async def take_back(self, cards: Iterable[Card]) -> None:
+        """Take claims back whose users may not read the dataset."""
+        for card, claim in ((each, claim) for each in cards for claim in each.claims if not claim.stands):
+            holder, detail = str(claim.holder), f"uid={claim.uid} may not read the image: {card.permissions}"
             try:
-                taken = await self._ledger.release(pin.holder, [pin.dataset], event="refused", detail=detail)
+                taken = await self._ledger.release(holder, [card.name], event="refused", detail=detail)
             except ScratchError as exc:
                 log.warning("cannot take back pins problem=%r", str(exc))  # they do not count all the same
                 return
             if taken:
-                log.warning("refused dataset=%s holder=%s reason=%r", pin.dataset, pin.holder, detail)
+                log.warning("refused dataset=%s holder=%s reason=%r", card.name, holder, detail)
 
     async def _record(self, event: str, dataset: str, reason: str, **numbers: int) -> None:
         figures = "".join(f" {name}={number}" for name, number in numbers.items())
@@ -94,7 +101,7 @@ class Performer:
         try:
             await self._hands.show(action.image, action.backing.path, replace=replace, despite=despite)
         except DeniedError as exc:
-            root = self._memory.roots.get(action.image.generation.id)
+            root = self._gate(action.dataset, action.image.generation.id)
             if root is None or not too_open(root, action.image.permissions):
                 raise  # its file was changed since it was listed
             # From now on it is known what is in it: it counts as skipped, and is not tried again as it is.
@@ -102,7 +109,7 @@ class Performer:
             return
         except (ImageError, DiskError) as exc:
             if isinstance(action.backing, FromCopy):
-                self._memory.bad_copies[action.backing.path] = exc.message
+                self._tell(BadCopy(action.dataset, action.backing.path, exc.message))
             raise
         event = "mended" if mend else "replaced" if replace else "mounted"
         await self._record(event, action.dataset, action.reason)
@@ -131,13 +138,14 @@ class Performer:
         await self._record("retargeted", action.dataset, action.reason)
 
     async def _stage(self, action: actions.Stage) -> None:
-        image, copy = action.image, self._memory.copies[action.dataset]
+        image, disk = action.image, action.disk or self._config.cache_dirs[0]
         async with self._turns.take(preheat=action.preheat):
-            copy.started_at = self._monotonic()
+            started_at = self._monotonic()
+            self._tell(CopyStarted(image.dataset, started_at))
             log.info("staging dataset=%s bytes=%d reason=%r", image.dataset, image.size_bytes, action.reason)
-            await self._hands.copy(image, copy.disk)
-        elapsed_s = self._monotonic() - copy.started_at
-        await self._hands.publish(image.dataset, image.generation.id, copy.disk)
+            await self._hands.copy(image, disk)
+        elapsed_s = self._monotonic() - started_at
+        await self._hands.publish(image.dataset, image.generation.id, disk)
         await self._record(
             "staged", image.dataset, action.reason, bytes=image.size_bytes, milliseconds=round(elapsed_s * 1000)
         )
@@ -148,7 +156,6 @@ class Performer:
             device, source = action.back_to.device, action.back_to.image
             await self._hands.switch(action.dataset, device, source.path, source.generation)
         await self._delete(action)
-        self._memory.bad_copies.pop(action.image.path, None)  # the next copy has its name
         await self._record("evicted", action.dataset, action.reason, freed_bytes=action.image.size_bytes)
 
     async def _delete(self, action: actions.Evict) -> None:

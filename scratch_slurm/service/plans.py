@@ -3,42 +3,48 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
+from msgspec import structs
+
 from scratch_slurm.domain import planner
 from scratch_slurm.domain.actions import Action, DropStaged, Evict, Stage
 from scratch_slurm.domain.config import Config, resolve_size
-from scratch_slurm.domain.dataset import Disk
+from scratch_slurm.domain.dataset import Card, Disk, Node
 from scratch_slurm.domain.messages import ActionAnswer, PlanAnswer, PlanRequest, VerdictAnswer
-from scratch_slurm.domain.observation import Observation
 from scratch_slurm.domain.planner import Plan
-from scratch_slurm.domain.throughput import ReadCounter, reading_rates
+from scratch_slurm.domain.throughput import ReadCounter
 
 
 def what_if(
     config: Config,
-    seen: Observation,
+    cards: Mapping[str, Card],
+    node: Node,
     counters: Mapping[str, ReadCounter],
     asked: PlanRequest,
     *,
     now: float,
     is_told: Callable[[str], object],
 ) -> PlanAnswer:
-    """Plan with other figures, from an observation; nothing is done.
+    """Plan with other figures, from the cards as they are; nothing is done.
 
     Args:
         now: monotonic seconds.
         is_told: whether the reader may be told of a dataset.
     Raises: UsageError: a figure is not valid.
     """
-    period_s, disks = asked.period_s or config.period_s, seen.disks
+    period_s = asked.period_s or config.period_s
+    if asked.period_s:
+        cards = {name: _over(card, counters.get(name), period_s, now) for name, card in cards.items()}
     if asked.capacity:
-        disks = [_with_capacity(disk, asked.capacity) for disk in disks]
-    seen = dataclasses.replace(
-        seen,
-        disks=disks,
-        bytes_per_s=reading_rates(counters, now, period_s),
-        horizon_s=asked.horizon_s or seen.horizon_s,
-    )
-    return answer_plan(seen, planner.plan(seen), period_s, is_told)
+        node = dataclasses.replace(node, disks=[_with_capacity(disk, asked.capacity) for disk in node.disks])
+    if asked.horizon_s:
+        node = dataclasses.replace(node, horizon_s=asked.horizon_s)
+    return answer_plan(node, planner.plan_cards(cards, node), period_s, is_told)
+
+
+def _over(card: Card, counter: ReadCounter | None, period_s: float, now: float) -> Card:
+    """Take a dataset's read rate over another period."""
+    rate = counter.streak_rate(now, period_s) if counter else 0.0
+    return structs.replace(card, reads=structs.replace(card.reads, bytes_per_s=rate))
 
 
 def _with_capacity(disk: Disk, capacity: str) -> Disk:
@@ -46,7 +52,7 @@ def _with_capacity(disk: Disk, capacity: str) -> Disk:
     return dataclasses.replace(disk, space=dataclasses.replace(disk.space, capacity_bytes=capacity_bytes))
 
 
-def answer_plan(seen: Observation, plan: Plan, period_s: float, is_told: Callable[[str], object]) -> PlanAnswer:
+def answer_plan(node: Node, plan: Plan, period_s: float, is_told: Callable[[str], object]) -> PlanAnswer:
     """Tell what a plan would do and why; verdicts on what is cached, pinned or read, the most valuable first.
 
     Args:
@@ -55,11 +61,11 @@ def answer_plan(seen: Observation, plan: Plan, period_s: float, is_told: Callabl
     wishes = plan.wishes
     verdicts = sorted(wishes.verdicts.values(), key=lambda each: (not each.wanted, -each.value_bytes, each.dataset))
     return PlanAnswer(
-        capacity_bytes=sum(disk.space.capacity_bytes for disk in seen.disks),
-        reserve_bytes=sum(disk.space.reserve_bytes for disk in seen.disks),
-        used_bytes=sum(disk.space.used_bytes for disk in seen.disks),
+        capacity_bytes=sum(disk.space.capacity_bytes for disk in node.disks),
+        reserve_bytes=sum(disk.space.reserve_bytes for disk in node.disks),
+        used_bytes=sum(disk.space.used_bytes for disk in node.disks),
         period_s=period_s,
-        horizon_s=seen.horizon_s,
+        horizon_s=node.horizon_s,
         value_bytes=wishes.knapsack.value_bytes,
         gap=wishes.knapsack.gap,
         actions=tuple(

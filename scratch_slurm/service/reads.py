@@ -1,22 +1,95 @@
-"""The read counters outlive a restart of the daemon: a small file in state_dir, worth nothing after a reboot."""
+"""How the datasets are read: a counter for each that was. They outlive a restart of the daemon in a small file."""
 
 import asyncio
 import contextlib
+import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 
 from scratch_slurm.domain.config import Config
+from scratch_slurm.domain.dataset import Reads
 from scratch_slurm.domain.errors import LedgerError
-from scratch_slurm.domain.throughput import ReadCounter
+from scratch_slurm.domain.sight import MountKey, SeenMount
+from scratch_slurm.domain.throughput import ReadCounter, usual_streak_s
 from scratch_slurm.node.oswords import word_os_error
 from scratch_slurm.service.ledger_side import LedgerSide
 
 log = logging.getLogger(__name__)
 
 _SAVE_EVERY_S = 30.0
+
+
+_Mark = tuple[MountKey, int]
+"""A mount, and the bytes read of its device."""
+
+
+class Counters:
+    """Counts the reads of each dataset, through every switch and restart of its device.
+
+    What is not read costs one comparison a look: it has no counter, or one that rests until something is read again.
+    """
+
+    def __init__(self, period_s: float, saved: Mapping[str, ReadCounter] | None = None) -> None:
+        self._period_s = period_s
+        self.by_dataset = dict(saved or {})
+        """Of those that were ever read."""
+        self._at_rest: dict[str, _Mark] = {}
+        """Dataset that is not read -> what its device had read by then."""
+        self._reads: dict[str, Reads] = {}
+        self._looked_at = 0.0
+
+    def take(self, mounts: Iterable[SeenMount], read_bytes: Mapping[str, int], now: float) -> Mapping[str, Reads]:
+        """Take a look at the devices' counters.
+
+        Args:
+            mounts: those that are ours.
+            read_bytes: dataset -> what its device has read.
+            now: monotonic seconds.
+        Returns: how each of these datasets is read, of those that ever were; what is not mounted is not read.
+        """
+        mounted = set()
+        for mount in mounts:
+            dataset, key = mount.dataset, mount.key
+            assert key is not None, "ours are on loop devices"
+            mounted.add(dataset)
+            mark = (key, read_bytes.get(dataset, 0))
+            if self._at_rest.get(dataset) != mark:
+                self._count(mount, mark, now)
+        for gone in (self.by_dataset.keys() | self._at_rest.keys()) - mounted:
+            for known in (self.by_dataset, self._at_rest, self._reads):
+                known.pop(gone, None)
+        self._looked_at = now
+        return self._reads
+
+    def usual_streak_s(self, now: float, horizon_s: float) -> float:
+        """How long a streak goes on here, see `throughput.usual_streak_s`."""
+        return usual_streak_s(self.by_dataset.values(), now, horizon_s)
+
+    def _count(self, mount: SeenMount, mark: _Mark, now: float) -> None:
+        dataset, rested = mount.dataset, self._at_rest.pop(mount.dataset, None)
+        counter = self.by_dataset.get(dataset)
+        if counter is None:
+            if rested is None or rested[0] != mark[0]:
+                self._at_rest[dataset] = mark  # what was read before is not ours
+                return
+            counter = self.by_dataset[dataset] = ReadCounter(self._period_s)
+        if rested is not None:  # as it was at the look before
+            counter.sample(self._looked_at, _name(rested[0]), rested[1], mount.backing)
+        # A device's counter goes on when it is bound anew, so the mount is part of its name.
+        counter.sample(now, _name(mark[0]), mark[1], mount.backing)
+        if counter.is_flat and not counter.is_read(now):
+            self._at_rest[dataset] = mark
+        self._reads[dataset] = counter.reads(now)
+
+
+# They are the same in each round.
+@functools.lru_cache(maxsize=8192)
+def _name(key: MountKey) -> str:
+    mount_id, device = key
+    return f"{device}@{mount_id}"
 
 
 class _Saved(msgspec.Struct):
@@ -50,7 +123,7 @@ def load_counters(path: Path, boot_id: str, period_s: float) -> dict[str, ReadCo
 class CountersKeeper:
     """Saves the counters now and then, past a disk that hangs."""
 
-    def __init__(self, config: Config, ledger: LedgerSide, counters: Mapping[str, ReadCounter]) -> None:
+    def __init__(self, config: Config, ledger: LedgerSide, counters: Counters) -> None:
         self._path = config.reads_path
         self._every_s = max(_SAVE_EVERY_S, config.period_s / 10)
         self._ledger = ledger
@@ -64,6 +137,6 @@ class CountersKeeper:
 
     async def save(self) -> None:
         """Save once; where its disk hangs a window of history is lost."""
-        counters = dict(self._counters)
+        counters = dict(self._counters.by_dataset)
         with contextlib.suppress(LedgerError):
             await self._ledger.call(lambda: save_counters(self._path, counters, self._ledger.boot_id))

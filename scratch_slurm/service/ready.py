@@ -27,5 +27,5 @@ async def until_ready(rounds: Rounds, source: Source, *, limit_s: float = LONGES
                 await rounds.wait_for_change()
     except TimeoutError:
         log.warning("ready although not all is mounted reason=%r", f"jobs cannot wait longer than {limit_s:.0f} s")
-    mounted = len(rounds.snapshot.seen.mounted) if rounds.snapshot else 0
+    mounted = sum(card.mounted is not None for card in rounds.cards.values())
     log.info("ready mounted=%d seconds=%.1f", mounted, time.monotonic() - began)

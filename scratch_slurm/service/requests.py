@@ -17,7 +17,8 @@ async def evict(rounds: Rounds, dataset: str) -> int:
 
     Raises: ScratchError: it is pinned, busy, not cached, or the switch back to the source failed.
     """
-    action = planner.plan_eviction(await rounds.see_at_rest(dataset), dataset, "asked by the administrator")
+    node = await rounds.see_at_rest(dataset)
+    action = planner.plan_eviction(rounds.cards, node, dataset, "asked by the administrator")
     try:
         await rounds.do(action)
     except ScratchError as exc:

@@ -1,30 +1,31 @@
-"""The rounds: see, join, plan, start. One task decides; what it starts never holds it up."""
+"""The rounds: see, fold, plan, start. One task decides; what it starts never holds it up."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
 from scratch_slurm.domain import actions, planner
 from scratch_slurm.domain.actions import ActionKind
-from scratch_slurm.domain.claims import Standing, judge
+from scratch_slurm.domain.claims import Claim, judge, parse_holder
 from scratch_slurm.domain.config import Config
-from scratch_slurm.domain.dataset import Card
+from scratch_slurm.domain.dataset import Card, Failure, Node, Reads, fail, most_copy_bytes
 from scratch_slurm.domain.errors import DaemonError, DigestError, PinnedError, ScratchError
-from scratch_slurm.domain.model import Catalog, Pin
-from scratch_slurm.domain.observation import Observation, cards_of
+from scratch_slurm.domain.model import Catalog, Permissions
 from scratch_slurm.domain.planner import Plan
-from scratch_slurm.service.events import Answers, CutOff, Event, Gate, Hangs, Progress
+from scratch_slurm.service.cards import fold, see
+from scratch_slurm.service.events import Begun, Claimed, Ended, Event, Failed, HeldOff, Read, Succeeded
 from scratch_slurm.service.hands import Hands, LedgerAccess
 from scratch_slurm.service.health import Health
 from scratch_slurm.service.identify import Identifier
-from scratch_slurm.service.join import count_reads, find_covered, find_ours, former_ids, join, screen, take_over
-from scratch_slurm.service.memory import Copy, Memory
 from scratch_slurm.service.observe import Reading
 from scratch_slurm.service.people import People
 from scratch_slurm.service.perform import Performer
+from scratch_slurm.service.reads import Counters
+from scratch_slurm.service.sights import find_sights
+from scratch_slurm.service.space import find_disks, find_max_pinned_bytes
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +36,17 @@ _MOUNTS_AT_ONCE = 16
 """New datasets whose mount has begun: twice as many as worker processes. The next one is chosen when one of them is
 done, so that a job's dataset need not wait for a thousand others that were new before it was asked for."""
 _LAST_WORDS_S = 2.0
+_NOT_READ = Reads()
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The latest round, for status: what was seen, and what was decided from it."""
+    """The latest round, for status: what was seen of the node, and what was decided from the cards."""
 
-    seen: Observation
+    node: Node
     plan: Plan
+    catalog: Catalog
+    """What the source held, as far as it was known."""
 
 
 class Rounds:
@@ -50,6 +54,7 @@ class Rounds:
 
     Args:
         catalog: gives what is known of the source.
+        counters: of an earlier daemon of this boot.
         monotonic: seconds.
         sleep: waits for so many of them.
     """
@@ -60,34 +65,33 @@ class Rounds:
         hands: Hands,
         ledger: LedgerAccess,
         catalog: Callable[[], Catalog],
-        memory: Memory,
+        counters: Counters | None = None,
         *,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self.memory = memory
+        self.cards: dict[str, Card] = {}
+        """By dataset, with all that was learned up to now."""
+        self.counters = counters or Counters(config.period_s)
+        self.started_at = time.time()
         self.snapshot: Snapshot | None = None
         self.problem = ""
         """Why the latest round could not be carried out, or not as usual; empty when it was."""
         self.people = People(hands, on_news=self.nudge, monotonic=monotonic)
         self._config = config
         self._hands = hands
-        hands.tell = self.hear
+        hands.tell = self.tell
         self._ledger = ledger
         self._catalog = catalog
         self._monotonic = monotonic
         self._sleep = sleep
-        self._performer = Performer(config, memory, ledger, hands, monotonic=monotonic)
-        self._identifier = Identifier(memory, hands, sleep=sleep)
-        self._health = Health(config, memory, hands)
+        self._performer = Performer(config, ledger, hands, tell=self.tell, gate=self._gate_of, monotonic=monotonic)
+        self._identifier = Identifier(hands, self.tell, sleep=sleep)
+        self._health = Health(hands, self.tell, interval_s=config.interval_s)
         self._works: dict[str, asyncio.Task[ScratchError | None]] = {}
         """Dataset -> what is under way with it."""
         self._actions_ended = 0
         """How many, so far."""
-        self._refused: tuple[Pin, ...] = ()
-        """Pins of users who may not read the dataset, seen in this round."""
-        self._cards: dict[str, Card] = {}
-        """As of the latest round."""
         self._nudged = asyncio.Event()
         self._begun = 0
         self._ended = 0
@@ -119,8 +123,8 @@ class Rounds:
         """Whether anything is under way with any dataset."""
         return bool(self._works)
 
-    async def see_at_rest(self, dataset: str) -> Observation:
-        """Return what a round saw once nothing was under way with a dataset.
+    async def see_at_rest(self, dataset: str) -> Node:
+        """Return what a round saw of the node once nothing was under way with a dataset.
 
         Raises: DaemonError: this node cannot be observed.
         """
@@ -128,7 +132,7 @@ class Rounds:
             await self.after_next_round()
             work = self._works.get(dataset)
             if work is None:
-                return self.latest().seen
+                return self.latest().node
             await asyncio.wait([work])
 
     def latest(self) -> Snapshot:
@@ -151,7 +155,7 @@ class Rounds:
 
     def hold_off(self, dataset: str) -> None:
         """Let no throughput bring a dataset back for a while: the administrator evicted it."""
-        self.memory.held_off[dataset] = self._monotonic() + self._config.period_s
+        self.tell(HeldOff(dataset, self._monotonic() + self._config.period_s))
 
     def has_mounted_all(self) -> bool:
         """Whether every image that was known in the latest round is mounted, skipped, failed, or gives no answer."""
@@ -166,21 +170,10 @@ class Rounds:
         late_s = self._monotonic() - self._sign_due
         return f"no round goes on since {late_s:.0f} s" if late_s > 0 else ""
 
-    def hear(self, event: Event) -> None:
-        """Take in what was learned beside the rounds' own looks."""
-        memory = self.memory
-        match event:
-            case Hangs():
-                memory.hanging_since[event.dataset] = event.since
-            case Answers():
-                memory.hanging_since.pop(event.dataset, None)
-            case Progress():
-                if event.dataset in memory.copies:
-                    memory.copies[event.dataset].progress(event.bytes_done, event.phase)
-            case Gate():
-                memory.roots[event.generation_id] = event.permissions
-            case CutOff():
-                memory.cut_off[event.key] = event.why
+    def tell(self, event: Event) -> None:
+        """Take in what was learned of a dataset."""
+        name = event.dataset
+        self.cards[name] = fold(self.cards.get(name) or Card(name), event)
 
     # The rounds.
 
@@ -208,7 +201,8 @@ class Rounds:
 
     async def _pause(self) -> None:
         now = self._monotonic()
-        wake_ats = [failure.retry_at for failure in self.memory.failures.values() if failure.retry_at > now]
+        failures = [failure for card in self.cards.values() for failure in card.failures.values()]
+        wake_ats = [failure.retry_at for failure in failures if failure.retry_at > now]
         pause_s = max(0.05, min([now + self._config.interval_s, *wake_ats]) - now)
         self._sign_due = now + pause_s + LIMIT_S
         if await self._is_nudged_within(pause_s):
@@ -238,24 +232,19 @@ class Rounds:
             self._tell_problem(str(exc))
             return
         self._tell_problem(reading.problem)
-        for key in self._identifier.choose(reading.mounted.values(), reading.covered.values()):
-            self._begin(key[0], partial(self._identifier.read, key))
-        seen = self.observe(reading)
-        decided = self._plan(seen)
-        self.snapshot = Snapshot(seen, decided)
+        catalog, now = self._catalog(), self._monotonic()
+        self.cards, node = self.observe(reading, catalog, now)
+        for dataset, mount, is_beneath in self._identifier.choose(self.cards.values()):
+            self._begin(dataset, partial(self._identifier.read, dataset, mount, is_beneath))
+        before = self.snapshot.plan.decisions if self.snapshot else None
+        decided = planner.plan_cards(self.cards, node, before)
+        self.snapshot = Snapshot(node, decided, catalog)
         # At once: after any pause what was seen may be no more.
         for action in decided.actions:
             self._start(action)
-        for mount in self._health.choose((reading.mounted[name] for name in seen.mounted), self._monotonic()):
-            self._begin(mount.dataset, partial(self._health.look, mount))
-        await self._performer.take_back(self._refused)
-
-    def _plan(self, seen: Observation) -> Plan:
-        """Plan. A card that did not change stays the same object: what was decided of it still holds."""
-        cards, node = cards_of(seen)
-        known = self._cards
-        self._cards = {name: old if (old := known.get(name)) == card else card for name, card in cards.items()}
-        return planner.plan_cards(self._cards, node, self.snapshot.plan.decisions if self.snapshot else None)
+        for card in self._health.choose(self.cards.values(), now):
+            self._begin(card.name, partial(self._health.look, card))
+        await self._performer.take_back([card for card in self.cards.values() if card.claims and card.refused])
 
     def _tell_problem(self, problem: str) -> None:
         if problem and problem != self.problem:
@@ -277,6 +266,7 @@ class Rounds:
             pins,
             pins_problem=self._ledger.problem,
             covered=kernel.covered,
+            read_bytes=kernel.read_bytes,
         )
 
     def _start(self, action: actions.Action) -> None:
@@ -291,56 +281,58 @@ class Rounds:
             return
         # Without memory for a task it is not begun: then nothing may say that it is.
         self._works[dataset] = asyncio.create_task(self._perform(action))
-        self.memory.running[dataset] = action
-        if isinstance(action, actions.Stage):
-            self.memory.copies[dataset] = Copy(action.image, action.disk or self._config.cache_dirs[0])
+        disk = action.disk or self._config.cache_dirs[0] if isinstance(action, actions.Stage) else ""
+        self.tell(Begun(dataset, action, disk))
 
     def _mounts_begun(self) -> int:
-        hanging = self.memory.hanging_since
         return sum(
-            action.kind is ActionKind.MOUNT and dataset not in hanging
-            for dataset, action in self.memory.running.items()
+            card.action.kind is ActionKind.MOUNT and card.under_way.hanging_since is None
+            for card in map(self.cards.__getitem__, self._works)
+            if card.under_way and card.action
         )
 
     async def _perform(self, action: actions.Action) -> ScratchError | None:
         """Returns: why it was not done; None: it was."""
-        dataset, memory = action.dataset, self.memory
+        dataset, kind = action.dataset, action.kind
         try:
             await self._performer.perform(action)
-            memory.succeed(dataset, action.kind)
+            self.tell(Succeeded(dataset, action))
         except PinnedError as exc:
             # The next round knows of that pin. Should it not, this is no reason to try at once, and again and again.
-            memory.keep(dataset, action.kind, exc.message, self._monotonic() + self._config.interval_s)
+            retry_at = self._monotonic() + self._config.interval_s
+            self.tell(Failed(dataset, kind, Failure(exc.message, 0, retry_at, kept=True)))
             log.info("kept dataset=%s reason=%r", dataset, exc.message)
             return exc
         except (ScratchError, OSError) as exc:
             about = action.image.generation.id if isinstance(action, actions.Mount | actions.Stage) else None
-            failure = memory.fail(
-                dataset, action.kind, str(exc).partition("\n")[0], self._monotonic(), about,
-                for_good=isinstance(exc, DigestError),
-            )  # fmt: skip
+            failure = self._fail(action, str(exc).partition("\n")[0], about, for_good=isinstance(exc, DigestError))
             log.warning(
                 "degraded dataset=%s action=%s attempt=%d problem=%r",
-                dataset, action.kind, failure.attempts, failure.message,
+                dataset, kind, failure.attempts, failure.message,
             )  # fmt: skip
             return exc if isinstance(exc, ScratchError) else ScratchError(failure.message)
         except asyncio.CancelledError:
-            log.info("stopped dataset=%s action=%s", dataset, action.kind)
+            log.info("stopped dataset=%s action=%s", dataset, kind)
             raise
         except Exception:
-            log.exception("bug dataset=%s action=%s", dataset, action.kind)
+            log.exception("bug dataset=%s action=%s", dataset, kind)
             what = "an error in scratch-slurm itself; see its log"
-            memory.fail(dataset, action.kind, what, self._monotonic())
+            self._fail(action, what)
             return DaemonError(f"{dataset}: {what}")
         finally:
             if isinstance(action, actions.Mount | actions.Uncover | actions.Unmount):
                 self._identifier.forget(dataset)
             self._actions_ended += 1
-            memory.running.pop(dataset, None)
-            memory.copies.pop(dataset, None)
-            self._works.pop(dataset, None)
-            self.nudge()
+            self._end(dataset, action)
         return None
+
+    def _fail(
+        self, action: actions.Action, message: str, about: str | None = None, *, for_good: bool = False
+    ) -> Failure:
+        before = self.cards[action.dataset].failures.get(action.kind)
+        failure = fail(before, message, self._monotonic(), about, for_good=for_good)
+        self.tell(Failed(action.dataset, action.kind, failure))
+        return failure
 
     def _begin(self, dataset: str, work: Callable[[], Awaitable[None]]) -> None:
         """Begin something with a dataset that is no action, unless something is under way with it."""
@@ -351,42 +343,52 @@ class Rounds:
             try:
                 await work()
             finally:
-                self._works.pop(dataset, None)
-                self.nudge()
+                self._end(dataset)
 
         self._works[dataset] = asyncio.create_task(do())
+        self.tell(Begun(dataset))
 
-    def observe(self, reading: Reading) -> Observation:
-        """Join what was read with what is remembered."""
-        memory, now = self.memory, self._monotonic()
-        listed = self._catalog()
-        former = former_ids(listed)
-        reading = take_over(reading, former)
-        ours = find_ours(reading, memory, former)
-        catalog = screen(listed, ours, reading, memory)
-        count_reads(memory, reading, ours, self._config.period_s, now)
-        here = {*catalog.images, *catalog.skipped, *ours, *(copy.dataset for copy in reading.images)}
-        pins, undecided = self._admit(reading.pins, here)
-        memory.last_used_at.update((pin.dataset, now) for pin in pins if pin.dataset in here)
-        memory.forget_other_uses(here)
-        return join(
-            reading, catalog, ours, memory, self._config,
-            covered=find_covered(reading, memory, former), pins=pins, undecided=undecided,
-            refused=self._refused, busy=self._works.keys(), now=now,
-        )  # fmt: skip
+    def _end(self, dataset: str, action: actions.Action | None = None) -> None:
+        self.tell(Ended(dataset, action))
+        self._works.pop(dataset, None)
+        self.nudge()
 
-    def _admit(self, pins: tuple[Pin, ...], here: Set[str]) -> tuple[tuple[Pin, ...], set[str]]:
-        """Choose the pins that count: of users who may read the dataset. The others are taken back, or wait.
+    def _gate_of(self, dataset: str, generation_id: str) -> Permissions | None:
+        return self.cards[dataset].learned.gates.get(generation_id)
+
+    def observe(self, reading: Reading, catalog: Catalog, now: float) -> tuple[dict[str, Card], Node]:
+        """Fold what was seen into the cards; what this node has nothing of any more has none.
 
         Args:
-            here: datasets that this node has something of; a pin of another name has nothing to read.
-        Returns: the pins that count, and the datasets with a pin that waits.
+            now: monotonic seconds.
         """
+        known = self.cards
+        sights = find_sights(reading, catalog, self._works)
+        cards = {name: see(known.get(name) or Card(name), seen) for name, seen in sights.items()}
+        ours = [card.seen.top for card in cards.values() if card.mounted and card.seen.top]
+        reads = self.counters.take(ours, reading.read_bytes, now)
+        for name, card in cards.items():
+            if name in reads or card.reads.bytes_per_s:
+                cards[name] = fold(card, Read(name, reads.get(name, _NOT_READ)))
+        for name, claims in self._find_claims(reading, cards).items():
+            cards[name] = fold(cards[name], Claimed(name, claims, now))
+        disks = find_disks(reading, cards.values(), self._config)
+        largest_bytes = max((image.size_bytes for image in catalog.images.values()), default=0)
+        node = Node(
+            disks,
+            self.counters.usual_streak_s(now, self._config.horizon_s),
+            most_copy_bytes(largest_bytes) - largest_bytes,
+            find_max_pinned_bytes(self._config, disks),
+            now,
+        )
+        return cards, node
 
-        def may_read(pin: Pin) -> bool | None:
-            return self.people.judge(pin.uid, self.memory.readers.get(pin.dataset))
-
-        standings = {pin: judge(may_read(pin), is_here=pin.dataset in here) for pin in pins}
-        self._refused = tuple(pin for pin in pins if standings[pin] is Standing.REFUSED)
-        undecided = {pin.dataset for pin in pins if standings[pin] is Standing.WAITS}
-        return tuple(pin for pin in pins if standings[pin] is Standing.COUNTS), undecided
+    def _find_claims(self, reading: Reading, cards: dict[str, Card]) -> dict[str, tuple[Claim, ...]]:
+        """Judge all claims: those of users who may read the dataset count. The others are taken back, or wait."""
+        claims: dict[str, tuple[Claim, ...]] = {name: () for name, card in cards.items() if card.claims}
+        for place, pin in enumerate(reading.pins):
+            card = cards[pin.dataset]
+            standing = judge(self.people.judge(pin.uid, card.permissions), is_here=card.is_here)
+            claim = Claim(parse_holder(pin.holder), pin.uid, place, standing, pin.asked_at, pin.asked_monotonic_s)
+            claims[pin.dataset] = (*claims.get(pin.dataset, ()), claim)
+        return claims

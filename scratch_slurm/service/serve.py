@@ -137,4 +137,4 @@ async def _first(work: Coroutine[Any, Any, object], *others: asyncio.Future[Any]
 
 def _capacity(parts: Parts) -> str:
     snapshot = parts.rounds.snapshot
-    return format_bytes(snapshot.seen.space.capacity_bytes) if snapshot else "unknown"
+    return format_bytes(sum(disk.space.capacity_bytes for disk in snapshot.node.disks)) if snapshot else "unknown"

@@ -17,7 +17,7 @@ from scratch_slurm.service.calls import Calls
 from scratch_slurm.service.disks import Disks
 from scratch_slurm.service.events import Answers, Event, Gate, Hangs, Progress
 from scratch_slurm.service.hands import Tag
-from scratch_slurm.service.observe import DiskReading, KernelFiles, KernelReading, read_kernel
+from scratch_slurm.service.observe import DiskReading, Kernel, KernelFiles, KernelReading
 from scratch_slurm.service.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -51,9 +51,8 @@ class WorkerHands:
         self._former_caches = former_caches
         self._disks = Disks(config, workers)
         self._cache_slots = asyncio.Semaphore(_CACHE_SLOTS)
-        self._kernel = Calls("the kernel", error=DaemonError, patience_s=_KERNEL_PATIENCE_S)
-        self._kernel_files = kernel or KernelFiles()
-        self._kept_files: dict[str, int] = {}
+        self._kernel = Kernel(kernel)
+        self._kernel_calls = Calls("the kernel", error=DaemonError, patience_s=_KERNEL_PATIENCE_S)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -62,9 +61,7 @@ class WorkerHands:
 
     async def look_at_kernel(self) -> KernelReading:
         config, former = self._config, self._former_caches()
-        return await self._kernel.run(
-            lambda: read_kernel(config.mount_dir, config.cache_dirs, self._kept_files, self._kernel_files, former)
-        )
+        return await self._kernel_calls.run(lambda: self._kernel.read(config.mount_dir, config.cache_dirs, former))
 
     async def look_at_disks(self) -> tuple[DiskReading, ...]:
         return await self._disks.look()
@@ -99,7 +96,7 @@ class WorkerHands:
 
         def on_line(line: op.Line) -> None:
             if isinstance(line, op.Root):
-                self.tell(Gate(generation_id, line.permissions))
+                self.tell(Gate(image.dataset, generation_id, line.permissions))
 
         request = op.MountImage(
             image=image,

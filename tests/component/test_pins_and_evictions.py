@@ -14,7 +14,6 @@ from scratch_slurm.domain.errors import LedgerError, PinnedError, ScratchError, 
 from scratch_slurm.domain.messages import DatasetState
 from scratch_slurm.node.staging.cache import Cache
 from scratch_slurm.service import operations as op
-from scratch_slurm.service.memory import Memory
 from scratch_slurm.service.perform import Performer
 from scratch_slurm.service.worker_hands import WorkerHands
 from scratch_slurm.service.workers import Workers
@@ -58,7 +57,8 @@ def evict(cache, pins, *, workers=None):
 
     async def run():
         pool = workers or Workers()
-        performer = Performer(config, Memory(), pins, WorkerHands(config, pool))
+        hands = WorkerHands(config, pool)
+        performer = Performer(config, pins, hands, tell=hands.tell, gate=lambda dataset, generation_id: None)
         try:
             await performer.perform(Evict(image, None, "because"))
         finally:

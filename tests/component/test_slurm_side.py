@@ -10,11 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from scratch_slurm.domain.config import Config, build_config
+from scratch_slurm.domain.dataset import Card
 from scratch_slurm.domain.features import NodeFeatures, format_extra
 from scratch_slurm.domain.model import ADMINISTRATOR, Backing, Permissions
-from scratch_slurm.domain.observation import Observation
 from scratch_slurm.domain.prolog import PrologRules
 from scratch_slurm.node.hookconfig import HookConfig, _with_rules
 from scratch_slurm.node.ledger.ledger import Ledger
@@ -25,6 +26,7 @@ from scratch_slurm.service.rules import RulesReader
 from scratch_slurm.service.slurm_calls import SlurmCalls
 from tests.kit import strategies as world
 from tests.kit.fake_slurm import FakeSlurm
+from tests.kit.sketch import cards_of
 
 PATIENCE_S = 10.0
 
@@ -33,8 +35,8 @@ class LoopInMemory:
     """The part of the loop that is looked at: the latest round, and its end."""
 
     def __init__(self) -> None:
-        self.snapshot = None
-        self.memory = SimpleNamespace(readers={})
+        self.snapshot: object = None
+        self.cards: dict[str, Card] = {}
         self.nudges = 0
         self._ended = asyncio.Condition()
 
@@ -56,10 +58,13 @@ class LoopInMemory:
     ) -> None:
         mounts = [world.mounted(name, backing=Backing.CACHE) for name in cached]
         mounts += [world.mounted(name) for name in on_source]
-        seen: Observation = world.observation((), mounts, pins=tuple(pins), leaving=frozenset(leaving))
-        self.snapshot = SimpleNamespace(seen=seen)
-        modes = {name: 0o640 if name in private else 0o644 for name in cached if name not in not_known}
-        self.memory.readers = {name: Permissions(mode=mode) for name, mode in modes.items()}
+        copies = [world.cached(name) for name in leaving]
+        seen = world.observation((), mounts, pins=tuple(pins), cached=copies, leaving=frozenset(leaving))
+        self.cards, self.snapshot = cards_of(seen)
+        for name in cached:
+            if name not in not_known:
+                readers = Permissions(mode=0o640 if name in private else 0o644)
+                self.cards[name] = structs.replace(self.cards[name], permissions=readers)
         async with self._ended:
             self._ended.notify_all()
 

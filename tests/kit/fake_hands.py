@@ -57,11 +57,11 @@ from scratch_slurm.domain.model import (
     job_holder,
 )
 from scratch_slurm.domain.names import cached_file_name
+from scratch_slurm.domain.sight import SeenMount
 from scratch_slurm.node.staging.cache import CacheContents, PartialImage
 from scratch_slurm.service.events import Answers, Event, Gate, Hangs, Progress
 from scratch_slurm.service.hands import Tag
-from scratch_slurm.service.memory import Memory
-from scratch_slurm.service.observe import DiskReading, KernelReading, SeenMount
+from scratch_slurm.service.observe import DiskReading, KernelReading
 from scratch_slurm.service.rounds import Rounds
 from tests.kit import virtual_time
 
@@ -282,9 +282,7 @@ class FakeNode:
 
     def start(self, **more: Any) -> Rounds:
         """Start a daemon's rounds; `more` goes to `Rounds`."""
-        rounds = Rounds(
-            self.config, FakeHands(self), self.ledger, self.catalog, Memory(), monotonic=virtual_time.now, **more
-        )
+        rounds = Rounds(self.config, FakeHands(self), self.ledger, self.catalog, monotonic=virtual_time.now, **more)
         self._running[id(rounds)] = asyncio.create_task(rounds.run())
         rounds.nudge()
         return rounds
@@ -420,7 +418,10 @@ class FakeHands:
         tops = {name: _seen(name, stack[-1]) for name, stack in node.mounts.items() if stack}
         beneath = {name: _seen(name, stack[-2]) for name, stack in node.mounts.items() if len(stack) > 1}
         held = {each.file for each in node.devices.values() if not each.file.is_linked and _is_copy(each.file)}
-        return KernelReading(tops, beneath, {node.disk.dir: sum(file.size_bytes for file in held)})
+        read_bytes = {
+            name: stack[-1].device.read_bytes for name, stack in node.mounts.items() if stack and stack[-1].device
+        }
+        return KernelReading(tops, beneath, {node.disk.dir: sum(file.size_bytes for file in held)}, read_bytes)
 
     async def look_at_disks(self) -> tuple[DiskReading, ...]:
         return (await self._look_at_disk(),)
@@ -464,7 +465,7 @@ class FakeHands:
         if replace and not stack:
             raise DeviceError(f"/datasets/{dataset}: nothing is mounted there")
         file = self._open(dataset, backing_path, image.generation if backing_path == image.path else None)
-        self.tell(Gate(image.generation.id, file.root))
+        self.tell(Gate(dataset, image.generation.id, file.root))
         if who := too_open(file.root, image.permissions):
             raise DeniedError("the image " + word_refusal(image.permissions, file.root, who))
         mount = Mount(node.next_number(), node.bind(file, image.generation.id))
@@ -612,9 +613,9 @@ def _is_copy(file: File) -> bool:
 def _seen(dataset: str, mount: Mount) -> SeenMount:
     device = mount.device
     if device is None:
-        return SeenMount(dataset, mount.number, None, Backing.SOURCE, "", 0)
+        return SeenMount(dataset, None, Backing.SOURCE, "")
     backing = Backing.CACHE if _is_copy(device.file) else Backing.SOURCE
-    return SeenMount(dataset, mount.number, device.name, backing, device.file.path, device.read_bytes)
+    return SeenMount(dataset, (mount.number, device.name), backing, device.file.path)
 
 
 def _contents(disk: Disk, free_bytes: int = 0) -> CacheContents:

@@ -170,9 +170,8 @@ class RandomNode:
         """Whether a job that pins the dataset would have been told to start: a round has seen its pin."""
         if self.rounds is None or self.rounds.snapshot is None or self.rounds.is_busy:
             return False
-        seen = self.rounds.snapshot
-        moves = {action.dataset for action in seen.plan.actions}
-        return name not in moves and any(pin.dataset == name for pin in seen.seen.pins)
+        moves = {action.dataset for action in self.rounds.snapshot.plan.actions}
+        return name not in moves and name in self.rounds.cards and self.rounds.cards[name].is_pinned
 
     async def settle(self) -> None:
         """End all hardship and all jobs, and see that the node becomes what it should be."""

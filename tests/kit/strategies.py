@@ -18,12 +18,12 @@ from scratch_slurm.domain.model import (
     Space,
     job_holder,
 )
-from scratch_slurm.domain.observation import Observation
+from tests.kit.sketch import Sketch
 
 NAMES = ("a", "b", "c", "d")
 VERSIONS = (1, 2)
 PLENTY = 10**15
-HORIZON_S = Observation.horizon_s
+HORIZON_S = Sketch.horizon_s
 
 
 def generation(size: int = 10, version: int = 1) -> Generation:
@@ -78,7 +78,7 @@ def rates(reads):
 def observation(images=(), mounts=(), *, space=None, skipped=(), complete=True, **rest):
     """An observation whose lists are empty and whose room is plenty, unless said otherwise."""
     values = {"cached": (), "staged": (), "pins": (), **rest}
-    return Observation(
+    return Sketch(
         catalog=catalog(*images, skipped=skipped, complete=complete),
         mounted={each.dataset: each for each in mounts},
         space=space or room(PLENTY),

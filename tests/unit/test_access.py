@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from scratch_slurm.domain import access
 from scratch_slurm.domain.access import Person
-from scratch_slurm.domain.model import Backing, MountedImage, Permissions, SourceImage
-from tests.kit.strategies import catalog, image, mounted
+from scratch_slurm.domain.model import Permissions, SourceImage
+from tests.kit.strategies import image
 
 ALICE, BOB, ROOT = 1000, 1001, 0
 STAFF, GUESTS = 50, 60
@@ -143,43 +143,13 @@ def private_image(dataset: str = "a", version: int = 1, mode=0o640) -> SourceIma
     return type(plain)(**{**vars(plain), "permissions": file(mode)})
 
 
-def test_screening_leaves_a_catalog_without_private_images_as_it_is() -> None:
-    everything = catalog(image("a"), image("b"), skipped=("c",))
-    assert access.screen(everything, {}, {}) is everything
-
-
-def test_screening_skips_an_image_that_is_too_open_inside_and_withdraws_its_mount() -> None:
-    one, two = private_image("a"), private_image("b", version=2)
-    roots = {one.generation.id: file(0o755)}
-    screened = access.screen(catalog(one, two, image("c")), {"a": mounted("a")}, roots)
-    assert set(screened.images) == {"b", "c"}
-    assert "lets in everybody: build it again with" in screened.skipped["a"].reason
-    assert screened.skipped["a"].permissions == one.permissions
-    assert set(screened.revoked) == {"a"}
-
-
-def test_an_older_generation_that_is_too_open_goes_too_and_the_new_one_stays() -> None:
-    old, new = private_image("a", version=1), private_image("a", version=2)
-    roots = {old.generation.id: file(0o755), new.generation.id: file(0o750)}
-    screened = access.screen(catalog(new), {"a": mounted("a", version=1)}, roots)
-    assert set(screened.images) == {"a"}
-    assert set(screened.revoked) == {"a"}
+def test_an_image_is_refused_for_what_its_mount_shows_and_not_before_that_is_known() -> None:
+    private = private_image("a")
+    assert access.refuse(private, None) is None
+    assert access.refuse(private, file(0o750)) is None
+    assert "lets in everybody: build it again with" in (access.refuse(private, file(0o755)) or "")
 
 
 def test_what_is_not_known_is_for_root_alone() -> None:
     assert access.may_read(Person(0, None), None) is True
     assert access.may_read(Person(ALICE, frozenset((STAFF,))), None) is None
-
-
-def test_what_is_known_of_a_mount_holds_while_its_image_cannot_be_asked() -> None:
-    mount = MountedImage("a", "loop1", Backing.SOURCE, "/source/a", "g")
-    public, gone = catalog(image("a")), catalog()
-    find, known = access.find_readers, {"a": file(0o640)}
-    assert find(public, {"a": mount}, (), {"g": file(0o750)}, known) == {"a": Permissions()}
-    assert find(gone, {"a": mount}, (), {"g": file(0o750)}, {}) == {"a": file(0o440)}
-    assert find(gone, {"a": mount}, (), {"g": file(0o750)}, known) == known
-    assert find(gone, {"a": mount}, (), {}, {}) == {}, "nothing is known: it is private"
-    assert find(gone, {}, ("a",), {}, known) == known, "a copy"
-    assert find(catalog(skipped=("a",)), {}, (), {}, known) == known, "an image that cannot be looked at now"
-    assert find(gone, {}, (), {"g": file(0o750)}, known) == {}, "nothing is here of it"
-    assert find(catalog(private_image()), {}, (), {}, {}) == {"a": file(0o640)}

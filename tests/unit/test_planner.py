@@ -23,9 +23,8 @@ from scratch_slurm.domain.actions import (
 from scratch_slurm.domain.backing import FromCopy, FromSource
 from scratch_slurm.domain.errors import DaemonError, NotFoundError, PinnedError
 from scratch_slurm.domain.model import Backing, Pin, Space
-from scratch_slurm.domain.observation import Observation
-from scratch_slurm.domain.planner import plan as make_plan
-from scratch_slurm.domain.planner import plan_eviction
+from tests.kit.sketch import Sketch, plan_eviction
+from tests.kit.sketch import plan as make_plan
 from tests.kit.strategies import (
     NAMES,
     admin_pin,
@@ -601,7 +600,7 @@ DESPITE = [
 
 
 @pytest.mark.parametrize(("seen", "expected"), DESPITE)
-def test_what_is_done_is_told_whose_pins_do_not_count(seen: Observation, expected: frozenset[str] | None) -> None:
+def test_what_is_done_is_told_whose_pins_do_not_count(seen: Sketch, expected: frozenset[str] | None) -> None:
     (action,) = make_plan(seen).actions
     assert isinstance(action, Replace | Unmount | Uncover | Evict)
     assert action.despite == expected

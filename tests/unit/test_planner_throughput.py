@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from scratch_slurm.domain.actions import ActionKind, DropStaged, Evict, Retarget, Stage
 from scratch_slurm.domain.model import Backing, Space
-from scratch_slurm.domain.planner import plan as make_plan
+from tests.kit.sketch import plan as make_plan
 from tests.kit.strategies import (
     PLENTY,
     cached,

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from scratch_slurm.domain.actions import DropStaged, Evict, Mount, Replace, Retarget, Stage, Unmount
 from scratch_slurm.domain.backing import FromCopy
 from scratch_slurm.domain.model import Backing, Space
-from scratch_slurm.domain.planner import plan
+from tests.kit.sketch import plan
 from tests.kit.strategies import PLENTY, cached, image, mounted, observation, pin, staged
 
 NAMES = ("a", "b", "c")

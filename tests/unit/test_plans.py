@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from scratch_slurm.domain.model import Backing
-from scratch_slurm.domain.planner import plan as make_plan
 from scratch_slurm.service.plans import answer_plan
+from tests.kit.sketch import cards_of
+from tests.kit.sketch import plan as make_plan
 from tests.kit.strategies import cached, image, mounted, observation, pin, room
 
 # `secret` is pinned and needs the room of `common`, which nobody reads.
@@ -19,7 +20,7 @@ SEEN = observation(
 
 
 def told(is_told: Callable[..., Any]):
-    answer = answer_plan(SEEN, make_plan(SEEN), 600.0, is_told)
+    answer = answer_plan(cards_of(SEEN)[1], make_plan(SEEN), 600.0, is_told)
     return [(each.kind, each.dataset, each.reason) for each in answer.actions], {each.name for each in answer.verdicts}
 
 

@@ -9,6 +9,7 @@ from scratch_slurm.domain.errors import DeviceError, DigestError, NotFoundError,
 from scratch_slurm.domain.model import Permissions
 from scratch_slurm.service.requests import evict
 from scratch_slurm.service.rounds import Rounds
+from scratch_slurm.service.status import word_failures
 from tests.kit import virtual_time
 from tests.kit.fake_hands import FakeNode
 
@@ -49,6 +50,10 @@ async def cached(node: FakeNode, rounds: Rounds, *names: str) -> None:
     await node.until(lambda: all(node.is_cached(name) for name in names))
     node.ledger.unpin()
     await node.rest(rounds)
+
+
+def is_hanging(rounds: Rounds) -> bool:
+    return any(card.under_way and card.under_way.hanging_since for card in rounds.cards.values())
 
 
 def begun(node: FakeNode, verb: str, dataset: str = "coco") -> int:
@@ -148,9 +153,9 @@ async def test_what_fails_is_tried_again_ever_more_seldom_and_told(node: FakeNod
     rounds = node.start()
     await node.rest(rounds, 30)
     assert begun(node, "show") == 3, "at 0, 5 and 15 seconds"
-    assert "show failed" in rounds.memory.problem("coco", virtual_time.now())
+    assert "mount failed: coco: show failed" in word_failures(rounds.cards["coco"], virtual_time.now())
     await node.until(lambda: node.content("coco") is not None)
-    assert rounds.memory.problem("coco", virtual_time.now()) == ""
+    assert word_failures(rounds.cards["coco"], virtual_time.now()) == ""
 
 
 @story
@@ -158,14 +163,14 @@ async def test_what_hangs_keeps_only_its_own_dataset_busy(node: FakeNode) -> Non
     node.hang("coco")
     node.publish("coco")
     rounds = node.start()
-    await node.until(lambda: "coco" in rounds.memory.hanging_since)
+    await node.until(lambda: is_hanging(rounds))
     node.publish("tiny")
     rounds.nudge()
     await node.until(lambda: node.content("tiny") is not None)
     assert begun(node, "show") == 1, "nothing else is tried on it meanwhile"
     node.heal("coco")
     await node.until(lambda: node.content("coco") is not None)
-    assert rounds.memory.hanging_since == {}
+    assert not is_hanging(rounds)
 
 
 @story

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from scratch_slurm.domain.actions import Evict, Stage
 from scratch_slurm.domain.model import ADMINISTRATOR, Backing, Pin, Space, job_holder
-from scratch_slurm.domain.planner import plan
 from scratch_slurm.domain.shares import find_beyond, most_bytes, word_own_room
+from tests.kit.sketch import plan
 from tests.kit.strategies import NAMES, PLENTY, cached, image, mounted, observation, room
 
 SIZES = {"a": 40, "b": 40, "c": 30, "d": 10}

@@ -4,18 +4,20 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from msgspec import structs
 
 from scratch_slurm.domain.access import Person, may_read
 from scratch_slurm.domain.actions import ActionKind, Evict, Mount, Replace, Stage, Unmount
 from scratch_slurm.domain.backing import FromSource
 from scratch_slurm.domain.config import build_config
+from scratch_slurm.domain.dataset import Card, Staging, UnderWay, fail
 from scratch_slurm.domain.messages import DatasetState, DatasetStatus
 from scratch_slurm.domain.model import Backing, Catalog, Permissions
-from scratch_slurm.domain.planner import plan as make_plan
+from scratch_slurm.domain.planner import plan_cards
 from scratch_slurm.domain.throughput import ReadCounter
-from scratch_slurm.service.memory import Copy, Memory
 from scratch_slurm.service.rounds import Snapshot
 from scratch_slurm.service.status import StatusView
+from tests.kit.sketch import cards_of
 from tests.kit.strategies import admin_pin, cached, image, mounted, observation, pin, room
 
 CONFIG = build_config({"source_dir": "/source", "cache_dir": "/cache"}, origin="test", host_name="node1")
@@ -23,25 +25,31 @@ NOW, MONOTONIC = 1_000_000.0, 5000.0
 CACHE = Backing.CACHE
 
 
-def view_of(seen, memory=None):
-    snapshot = Snapshot(seen, make_plan(seen))
-    return StatusView(CONFIG, memory or Memory(), snapshot, monotonic=MONOTONIC)
+def view_of(seen, of_a=None, permissions=None, counters=None):
+    """The view of a sketched node.
+
+    Args:
+        of_a: what else is on the card of `a`, by field.
+        permissions: dataset -> who may read it.
+    """
+    cards, node = cards_of(seen)
+    plan = plan_cards(cards, node)
+    if of_a:
+        cards["a"] = structs.replace(cards.get("a", Card("a")), **of_a)
+    for name, readers in (permissions or {}).items():
+        cards[name] = structs.replace(cards[name], permissions=readers)
+    return StatusView(cards, Snapshot(node, plan, seen.catalog), counters or {}, CONFIG.mount_dir, MONOTONIC)
 
 
 def copying(*, started=True, size=1000, done=0):
-    """A memory with a copy of `a` under way, or waiting for its turn; it began ten seconds ago."""
-    memory = Memory()
-    copy = Copy(image("a", size), "/cache", started_at=MONOTONIC - 10 if started else None)
-    copy.progress(0, "copying")
-    copy.progress(done, "copying")
-    memory.copies["a"] = copy
-    return memory
+    """A copy of `a` under way, or waiting for its turn; it began ten seconds ago."""
+    staging = Staging(image("a", size), "/cache", started_at=MONOTONIC - 10 if started else None)
+    staging = staging.progress(0, "copying").progress(done, "copying")
+    return {"under_way": UnderWay(Stage(staging.image, "pinned", True), staging=staging)}
 
 
 def failed(kind=ActionKind.STAGE):
-    memory = Memory()
-    memory.fail("a", kind, "disk full", MONOTONIC)
-    return memory
+    return {"failures": {kind: fail(None, "disk full", MONOTONIC)}}
 
 
 ON_SOURCE = observation([image("a")], [mounted("a")])
@@ -101,9 +109,9 @@ def test_a_job_does_not_wait_for_room_that_its_own_datasets_take_whoever_else_as
     assert all(view.is_settled(name, names) for name in ("a", "b"))
 
 
-@pytest.mark.parametrize(("seen", "memory", "state", "settled"), STATES)
-def test_state(seen, memory, state, settled) -> None:
-    view = view_of(seen, memory)
+@pytest.mark.parametrize(("seen", "of_a", "state", "settled"), STATES)
+def test_state(seen, of_a, state, settled) -> None:
+    view = view_of(seen, of_a)
     assert view.dataset("a").state is state
     assert view.is_settled("a") == settled
 
@@ -135,21 +143,18 @@ PROBLEMS = [
 ]
 
 
-@pytest.mark.parametrize(("seen", "memory", "text"), PROBLEMS)
-def test_problem(seen, memory, text) -> None:
-    assert view_of(seen, memory).dataset("a").problem == text
+@pytest.mark.parametrize(("seen", "of_a", "text"), PROBLEMS)
+def test_problem(seen, of_a, text) -> None:
+    assert view_of(seen, of_a).dataset("a").problem == text
 
 
 def test_what_hangs_says_since_when() -> None:
-    memory = Memory()
-    memory.hanging_since["a"] = NOW - 60
-    problem = view_of(ON_SOURCE, memory).dataset("a").problem
+    problem = view_of(ON_SOURCE, {"under_way": UnderWay(hanging_since=NOW - 60)}).dataset("a").problem
     assert problem.startswith("gives no answer since ") and problem.count(":") == 2
 
 
 def test_a_cached_dataset_in_figures() -> None:
-    memory = Memory()
-    memory.counters["a"] = counter = ReadCounter(600.0)
+    counter = ReadCounter(600.0)
     for at, read, backing in ((-40, 0, Backing.SOURCE), (-30, 5, Backing.SOURCE), (0, 3005, CACHE)):
         counter.sample(MONOTONIC + at, "loop-a", read, backing)
     seen = observation(
@@ -158,7 +163,7 @@ def test_a_cached_dataset_in_figures() -> None:
         cached=(cached("a", 300), cached("a", 200, version=2)),
         pins=(pin("a", 8), admin_pin("a"), pin("a", 7), pin("b", 9)),
     )
-    status = view_of(seen, memory).dataset("a")
+    status = view_of(seen, {"reads": counter.reads(MONOTONIC)}, counters={"a": counter}).dataset("a")
     assert (status.size_bytes, status.cached_bytes, status.staged_bytes) == (300, 500, 0)
     assert (status.use_count, status.holders) == (2, ("job:8", "administrator", "job:7"))
     assert (status.source_read_bytes, status.cache_read_bytes) == (5, 3000)
@@ -212,12 +217,6 @@ def test_all_names_are_told_sorted() -> None:
     assert view_of(seen).names(STRANGER) == ["a", "b", "c", "d"], "what is only asked for is told to root alone"
 
 
-def readers(**permissions):
-    memory = Memory()
-    memory.readers = permissions
-    return memory
-
-
 STRANGER = partial(may_read, Person(12345, frozenset((12345,))))
 WITHOUT_GROUPS = partial(may_read, Person(12345, None))
 ROOT = partial(may_read, Person(0, frozenset((0,))))
@@ -226,23 +225,23 @@ CACHED_ALONE = observation(cached=(cached("a"),), pins=(pin("a"),), complete=Fal
 
 TOLD = [
     # What is seen; who may read it, as far as known; who asks; whether all is told; whether it may be told soon.
-    pytest.param(ON_CACHE, readers(a=PUBLIC), STRANGER, True, False, id="public"),
-    pytest.param(ON_CACHE, readers(a=PUBLIC), WITHOUT_GROUPS, True, False, id="public-and-groups-do-not-matter"),
-    pytest.param(ON_CACHE, readers(a=FOR_STAFF), STRANGER, False, False, id="private"),
-    pytest.param(ON_CACHE, readers(a=FOR_STAFF), WITHOUT_GROUPS, None, True, id="private-and-groups-are-not-known"),
-    pytest.param(ON_CACHE, readers(a=FOR_STAFF), ROOT, True, False, id="private-and-root-asks"),
-    pytest.param(ON_CACHE, readers(), STRANGER, None, True, id="mounted-and-not-known-yet"),
-    pytest.param(ON_CACHE, readers(), ROOT, True, False, id="not-known-and-root-asks"),
-    pytest.param(CACHED_ALONE, readers(), STRANGER, None, True, id="a-copy-without-a-listing"),
-    pytest.param(SKIPPED, readers(), STRANGER, None, False, id="an-image-that-cannot-be-looked-at"),
-    pytest.param(SKIPPED, readers(a=PUBLIC), STRANGER, True, False, id="a-bad-image"),
-    pytest.param(observation(pins=(pin("a"),)), readers(), STRANGER, True, False, id="a-name-of-nothing"),
+    pytest.param(ON_CACHE, {"a": PUBLIC}, STRANGER, True, False, id="public"),
+    pytest.param(ON_CACHE, {"a": PUBLIC}, WITHOUT_GROUPS, True, False, id="public-and-groups-do-not-matter"),
+    pytest.param(ON_CACHE, {"a": FOR_STAFF}, STRANGER, False, False, id="private"),
+    pytest.param(ON_CACHE, {"a": FOR_STAFF}, WITHOUT_GROUPS, None, True, id="private-and-groups-are-not-known"),
+    pytest.param(ON_CACHE, {"a": FOR_STAFF}, ROOT, True, False, id="private-and-root-asks"),
+    pytest.param(ON_CACHE, {}, STRANGER, None, True, id="mounted-and-not-known-yet"),
+    pytest.param(ON_CACHE, {}, ROOT, True, False, id="not-known-and-root-asks"),
+    pytest.param(CACHED_ALONE, {}, STRANGER, None, True, id="a-copy-without-a-listing"),
+    pytest.param(SKIPPED, {}, STRANGER, None, False, id="an-image-that-cannot-be-looked-at"),
+    pytest.param(SKIPPED, {"a": PUBLIC}, STRANGER, True, False, id="a-bad-image"),
+    pytest.param(observation(pins=(pin("a"),)), {}, STRANGER, True, False, id="a-name-of-nothing"),
 ]
 
 
-@pytest.mark.parametrize(("seen", "memory", "judge", "permits", "soon"), TOLD)
-def test_what_is_not_known_is_private(seen, memory, judge, permits, soon) -> None:
-    view = view_of(seen, memory)
+@pytest.mark.parametrize(("seen", "permissions", "judge", "permits", "soon"), TOLD)
+def test_what_is_not_known_is_private(seen, permissions, judge, permits, soon) -> None:
+    view = view_of(seen, permissions=permissions)
     assert (view.permits("a", judge), view.awaits_verdict("a", judge)) == (permits, soon)
     told = view.dataset_for("a", judge)
     if permits:
@@ -258,7 +257,9 @@ def test_of_a_name_of_nothing_strangers_are_not_told_who_asks_for_it() -> None:
 
 
 def test_the_nearest_names_are_those_that_the_reader_may_know() -> None:
-    view = view_of(observation([image("imagenet"), image("imagenot")]), readers(imagenet=PUBLIC, imagenot=FOR_STAFF))
+    view = view_of(
+        observation([image("imagenet"), image("imagenot")]), permissions={"imagenet": PUBLIC, "imagenot": FOR_STAFF}
+    )
     assert view.dataset_for("imagene", STRANGER).problem.endswith("did you mean imagenet?")
     assert "imagenot" in view.dataset_for("imagene", ROOT).problem
 
@@ -274,9 +275,7 @@ HANDS = [
 
 @pytest.mark.parametrize(("action", "changing"), HANDS)
 def test_a_mount_changes_hands(action, changing) -> None:
-    memory = Memory()
-    memory.running["a"] = action
-    view = view_of(ON_SOURCE, memory)
+    view = view_of(ON_SOURCE, {"under_way": UnderWay(action)})
     assert (view.is_changing_hands("a"), view.is_changing_hands("b")) == (changing, False)
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scratch_slurm.domain.model import Backing
-from scratch_slurm.domain.throughput import ReadCounter, rates, reading_bytes, reading_rates, usual_reading_s
+from scratch_slurm.domain.throughput import ReadCounter, rates, usual_streak_s
 
 SOURCE, CACHE = Backing.SOURCE, Backing.CACHE
 
@@ -122,17 +122,17 @@ def test_a_pause_of_a_whole_period_ends_the_time_it_was_read_for() -> None:
         *((at, "loop0", read, SOURCE) for at, read in ((0, 0), (10, 5), (60, 9), (150, 12))), period_s=100.0
     )
     # It may have begun right after the reading before the first that showed it.
-    assert counter.read_for_s(150) == 150
-    assert counter.read_for_s(250) == 250
-    assert counter.read_for_s(251) == 0
+    assert counter.streak_s(150) == 150
+    assert counter.streak_s(250) == 250
+    assert counter.streak_s(251) == 0
     counter.sample(290, "loop0", 12, SOURCE)
     counter.sample(300, "loop0", 20, SOURCE)
-    assert counter.read_for_s(310) == 20
+    assert counter.streak_s(310) == 20
 
 
-def test_a_reading_that_began_unwatched_is_no_longer_than_a_period() -> None:
+def test_a_streak_that_began_unwatched_is_no_longer_than_a_period() -> None:
     counter, _ = counted((0, "loop0", 0, SOURCE), (5000, "loop0", 60, SOURCE))
-    assert counter.read_for_s(5000) == 600
+    assert counter.streak_s(5000) == 600
 
 
 def every_30_s(*read, began=0, period_s=600.0):
@@ -145,29 +145,30 @@ def every_30_s(*read, began=0, period_s=600.0):
     return counter, began + 30.0 * len(read)
 
 
-READING_RATES = [
+STREAK_RATES = [
     pytest.param([300], 300 / 60, id="of-the-first-moment-a-tenth-of-the-period-is-the-mean"),
     pytest.param([300] * 2, 10.0, id="after-that-it-is-the-rate"),
     pytest.param([300] * 5, 10.0, id="and-stays-it"),
     pytest.param([0] * 50 + [300] * 5, 10.0, id="however-long-nobody-read-before"),
     pytest.param([900] * 5 + [300] * 20, 10.0, id="over-the-period-at-most"),
     pytest.param([300] * 2 + [0] * 8, 2.0, id="a-pause-counts"),
-    pytest.param([300] * 2 + [0] * 20, None, id="a-whole-period-without-reads-is-the-end"),
-    pytest.param([300] + [0] * 25 + [600] * 4, 20.0, id="what-comes-after-is-another-reading"),
-    pytest.param([], None, id="never-read"),
+    pytest.param([300] * 2 + [0] * 20, 0.0, id="a-whole-period-without-reads-is-the-end"),
+    pytest.param([300] + [0] * 25 + [600] * 4, 20.0, id="what-comes-after-is-another-streak"),
+    pytest.param([], 0.0, id="never-read"),
 ]
 
 
-@pytest.mark.parametrize(("read", "expected"), READING_RATES)
+@pytest.mark.parametrize(("read", "expected"), STREAK_RATES)
 def test_a_rate_while_it_is_read(read, expected) -> None:
     counter, now = every_30_s(*read)
-    assert reading_rates({"a": counter}, now, 600.0) == ({} if expected is None else {"a": pytest.approx(expected)})
+    assert counter.streak_rate(now, 600.0) == pytest.approx(expected)
+    assert counter.reads(now).bytes_per_s == pytest.approx(expected)
 
 
-def test_what_was_read_in_this_reading() -> None:
+def test_what_was_read_in_this_streak() -> None:
     counter, now = every_30_s(700, *[0] * 25, 5, 6)
-    assert reading_bytes({"a": counter}, now) == {"a": 11}
-    assert reading_bytes({"a": counter}, now + 601) == {}
+    assert counter.streak_bytes(now) == counter.reads(now).streak_bytes == 11
+    assert counter.streak_bytes(now + 601) == 0
 
 
 @given(STEPS)
@@ -177,9 +178,9 @@ def test_a_rate_is_never_more_than_what_was_read_in_the_time(steps) -> None:
     for pause_s, read, backing in steps:
         now, total = now + pause_s, total + read
         counter.sample(now, "loop0", total, backing)
-        (rate,) = reading_rates({"a": counter}, now, 60.0).values() or [0.0]
+        rate = counter.streak_rate(now, 60.0)
         assert rate <= rates({"a": counter}, now, 60.0).get("a", 0.0) * 10 + 1e-6
-        assert reading_bytes({"a": counter}, now).get("a", 0) <= total
+        assert counter.streak_bytes(now) <= total
 
 
 USUAL = [
@@ -198,8 +199,8 @@ USUAL = [
 
 
 @pytest.mark.parametrize(("readings", "expected"), USUAL)
-def test_how_long_a_reading_usually_goes_on(readings, expected) -> None:
+def test_how_long_a_streak_usually_goes_on(readings, expected) -> None:
     watched = [every_30_s(*read) for read in readings]
     counters = {str(number): counter for number, (counter, _) in enumerate(watched)}
     now = watched[0][1] if watched else 0.0
-    assert usual_reading_s(counters, now, 1800.0) == pytest.approx(expected)
+    assert usual_streak_s(counters.values(), now, 1800.0) == pytest.approx(expected)

@@ -159,12 +159,9 @@ class _Share:
     def _budget_bytes(self, disk: Disk) -> int:
         """What the images that may be chosen may take on a disk; what stays there for other reasons is not theirs."""
         budget_bytes = disk.space.room_bytes + disk.leaving_bytes
-        for name, card in self.cards.items():
-            budget_bytes += sum(part.reserved_bytes for part in card.parts if part.disk == disk.dir)
-            mine = self.current.get(name)
-            if mine is not None and mine.disk == disk.dir:
-                budget_bytes += mine.size_bytes
-        return budget_bytes
+        parts = (part for card in self.cards.values() if card.parts for part in card.parts)
+        budget_bytes += sum(part.reserved_bytes for part in parts if part.disk == disk.dir)
+        return budget_bytes + sum(copy.size_bytes for copy in self.current.values() if copy.disk == disk.dir)
 
     def _may_be_staged(self, card: Card) -> bool:
         """Whether a copy could be made, or goes on: what failed, or is not mounted, would only hold room."""
@@ -341,6 +338,8 @@ class _Share:
 
 def _part_of(card: Card, image: SourceImage) -> StagedImage | None:
     """The copy of an image that is not whole yet; of several the one under way."""
+    if not card.parts:
+        return None
     parts = [part for part in card.parts if part.generation_id == image.generation.id]
     return max(parts, key=lambda part: part.under_way, default=None)
 

@@ -51,7 +51,7 @@ def read_mounts(path: Path = MOUNTINFO) -> list[Mount]:
 
     Raises: DeviceError: the file cannot be read.
     """
-    return parse_mountinfo(_read(path))
+    return parse_mountinfo(read_text(path))
 
 
 def parse_stacks(text: str, directory: str) -> dict[str, list[Mount]]:
@@ -89,7 +89,7 @@ def read_stacks(directory: str | os.PathLike[str], path: Path = MOUNTINFO) -> di
 
     Raises: DeviceError: the file cannot be read.
     """
-    return parse_stacks(_read(path), os.path.realpath(directory))
+    return parse_stacks(read_text(path), os.path.realpath(directory))
 
 
 def find_mount(path: str, mounts: Sequence[Mount]) -> Mount | None:
@@ -118,7 +118,11 @@ def same_mount_namespace_as_init(proc: Path = Path("/proc")) -> bool:
     return any(mount.mount_id in own for mount in read_mounts(proc / "1/mountinfo"))
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path = MOUNTINFO) -> str:
+    """Read the mounts of a mount namespace as the kernel words them, for `parse_mountinfo` and `parse_stacks`.
+
+    Raises: DeviceError: the file cannot be read.
+    """
     try:
         return os.fsdecode(path.read_bytes())
     except OSError as exc:

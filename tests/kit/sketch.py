@@ -1,4 +1,4 @@
-"""What a plan is made from. Values only."""
+"""A node sketched in lists, for tables and strategies: the cards and the node of it, and their plan."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from msgspec import structs
 
+from scratch_slurm.domain import planner
 from scratch_slurm.domain.actions import ActionKind, Evict, StagedImage
 from scratch_slurm.domain.claims import Claim, Standing, parse_holder
 from scratch_slurm.domain.dataset import Card, Disk, Failure, Node, Reads, UnderWay
@@ -13,8 +14,8 @@ from scratch_slurm.domain.model import CachedImage, Catalog, MountedImage, Pin, 
 
 
 @dataclass(frozen=True)
-class Observation:
-    """Everything that a plan depends on."""
+class Sketch:
+    """Everything that a plan depends on, each fact for all datasets."""
 
     catalog: Catalog
     mounted: Mapping[str, MountedImage]
@@ -67,7 +68,7 @@ class Observation:
     """Dataset -> our mount directly beneath the one that is seen, left by a change that was cut short."""
 
 
-def cards_of(seen: Observation) -> tuple[dict[str, Card], Node]:
+def cards_of(seen: Sketch) -> tuple[dict[str, Card], Node]:
     """Make the cards of an observation, and what concerns the whole node."""
     catalog = seen.catalog
     standings = [(pin, Standing.COUNTS) for pin in seen.pins] + [(pin, Standing.REFUSED) for pin in seen.refused]
@@ -130,3 +131,13 @@ def _is_unseen(mounted: MountedImage | None, disks: Sequence[Disk]) -> bool:
     """Whether a mount may read a copy on a disk that gives no answer; one in a former directory is on any."""
     known = tuple(f"{disk.dir}/" for disk in disks if not disk.is_unknown)
     return mounted is not None and len(known) < len(disks) and not mounted.backing_path.startswith(known)
+
+
+def plan(seen: Sketch) -> planner.Plan:
+    """Plan for a sketched node."""
+    return planner.plan_cards(*cards_of(seen))
+
+
+def plan_eviction(seen: Sketch, dataset: str, reason: str) -> Evict:
+    """Plan the eviction that an administrator asks for."""
+    return planner.plan_eviction(*cards_of(seen), dataset, reason)
