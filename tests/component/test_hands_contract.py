@@ -21,11 +21,11 @@ from scratch_slurm.domain.errors import (
     SourceError,
 )
 from scratch_slurm.domain.model import Backing, CachedImage, Permissions, SourceImage
+from scratch_slurm.domain.sight import SeenMount
 from scratch_slurm.node.ledger.ledger import Ledger, read_boot_id
 from scratch_slurm.node.origins.directory import DirectoryOrigin
 from scratch_slurm.service.events import Answers, Event, Gate, Hangs, Progress
 from scratch_slurm.service.hands import Hands
-from scratch_slurm.service.observe import SeenMount
 from scratch_slurm.service.worker_hands import WorkerHands
 from scratch_slurm.service.workers import Workers
 from tests.kit import virtual_time

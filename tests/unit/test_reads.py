@@ -127,7 +127,7 @@ def test_what_was_read_since_a_streak_began_is_told() -> None:
     for total in [0, *[0] * 90, 3_000_000]:
         look(counters, now, total)
         now += 30.0
-    assert look(counters, now, 6_000_000) == Reads(pytest.approx(100_000.0), 60.0, 6_000_000, now, 6_000_000, 0)
+    assert look(counters, now, 6_000_000) == Reads(100_000.0, 60.0, 6_000_000, now, 6_000_000, 0)
     assert counters.usual_streak_s(now, 1800.0) == pytest.approx((2 * 1800 + 60) / 2)
 
 
