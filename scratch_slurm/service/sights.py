@@ -26,19 +26,21 @@ def find_sights(reading: Reading, catalog: Catalog, others: Iterable[str] = ()) 
         for part in disk.contents.partials:
             left = StagedImage(part.dataset, part.generation_id, part.size_bytes, False, disk=disk.dir)
             leftovers.setdefault(part.dataset, []).append(left)
-    asked = {pin.dataset for pin in reading.pins}
-    images, recalled, skipped = catalog.images, catalog.recalled, catalog.skipped
-    names = {*images, *recalled, *skipped, *reading.mounted, *copies, *leftovers, *unseen, *asked, *others}
-    hidden = _find_hidden(reading)
-    is_listed, are_claims_known = catalog.complete, not reading.pins_problem
-    plain = names - {*recalled, *skipped, *reading.covered, *copies, *leftovers, *unseen, *hidden}
-    mounted = reading.mounted
+    images, recalled, skipped, mounted = catalog.images, catalog.recalled, catalog.skipped, reading.mounted
+    hidden, is_listed, are_claims_known = _find_hidden(reading), catalog.complete, not reading.pins_problem
+    # Most datasets are an image and its mount, and nothing else.
+    others = {*others, *(pin.dataset for pin in reading.pins)} - images.keys() - mounted.keys()
+    special = {*recalled, *skipped, *reading.covered, *copies, *leftovers, *unseen, *hidden, *others}
     sights = {
-        name: Seen(images.get(name), is_listed=is_listed, top=mounted.get(name), are_claims_known=are_claims_known)
-        for name in plain
+        name: Seen(image, is_listed=is_listed, top=mounted.get(name), are_claims_known=are_claims_known)
+        for name, image in images.items()
+        if name not in special
     }
-    sights |= {
-        name: Seen(
+    for name, top in mounted.items():
+        if name not in images and name not in special:
+            sights[name] = Seen(is_listed=is_listed, top=top, are_claims_known=are_claims_known)
+    for name in special:
+        sights[name] = Seen(
             images.get(name),
             recalled.get(name),
             skipped.get(name),
@@ -51,8 +53,6 @@ def find_sights(reading: Reading, catalog: Catalog, others: Iterable[str] = ()) 
             name in hidden,
             are_claims_known,
         )
-        for name in names - plain
-    }
     return sights
 
 

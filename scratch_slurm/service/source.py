@@ -56,6 +56,10 @@ class Source:
         self._silence_s = silence_s
         self._owners = owners
         self._entries: dict[str, op.Scanned] = {}
+        self._changes = 0
+        """How often an entry has changed."""
+        self._made: tuple[tuple[object, ...], Catalog] | None = None
+        """The latest catalog, and what it was made of."""
         self._listed = False
         self._scanning = asyncio.Lock()
         self._looked: set[str] = set()
@@ -71,6 +75,13 @@ class Source:
     @property
     def catalog(self) -> Catalog:
         """The images by dataset; the first file in order of names serves when two claim one dataset."""
+        told = (self._listed, self.has_told.is_set(), self.problem, id(self.recalled), tuple(self.hanging.items()))
+        made_of = (self._changes, *told)
+        if self._made is None or self._made[0] != made_of:
+            self._made = (made_of, self._make_catalog())
+        return self._made[1]
+
+    def _make_catalog(self) -> Catalog:
         images: dict[str, SourceImage] = {}
         skipped: dict[str, SkippedImage] = {}
         for file_name in sorted(self._entries):
@@ -197,9 +208,11 @@ class Source:
         old = self._entries.get(scanned.file_name)
         if not scanned.there:
             if self._entries.pop(scanned.file_name, None):
+                self._changes += 1
                 self.on_news()
         elif scanned.image or scanned.skipped or old is None:
             self._entries[scanned.file_name] = scanned
+            self._changes += 1
             if scanned.skipped and (old is None or old.skipped != scanned.skipped):
                 log.warning("skipped file=%s reason=%r", scanned.file_name, scanned.skipped.reason)
             if scanned.note and (old is None or old.note != scanned.note):
@@ -214,6 +227,7 @@ class Source:
         """Forget the files that a complete listing does not show any more."""
         for gone in self._entries.keys() - set(file_names) - self._looked:
             del self._entries[gone]
+            self._changes += 1
 
 
 class _Reading:
@@ -310,6 +324,7 @@ class _Reading:
             # Not to be taken for gone when it hangs no longer, and was never read.
             unread = op.Scanned(stuck, there=True, skipped=SkippedImage(stuck, "gave no answer"))
             source._entries.setdefault(stuck, unread)
+            source._changes += 1
             if not self.again:
                 self._complete()
 

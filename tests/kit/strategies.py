@@ -51,11 +51,11 @@ def staged(dataset, size=10, version=1, reserved=None, under_way=False):
     return StagedImage(dataset, generation(size, version).id, reserved, under_way)
 
 
-def pin(dataset, job_id=1):
+def pin(dataset: str, job_id: int = 1) -> Pin:
     return Pin(dataset, job_holder(job_id), 1000, 0.0)
 
 
-def admin_pin(dataset):
+def admin_pin(dataset: str) -> Pin:
     return Pin(dataset, ADMINISTRATOR, 0, 0.0)
 
 
