@@ -21,6 +21,8 @@ class StagedImage:
     """How much of it need not be read from the source again."""
     disk: str = ""
     """The cache directory that it lies in; empty: the only one."""
+    made_as: str = ""
+    """The id that its file is named by, where its image has another one by now; empty: `generation_id`."""
 
 
 Despite = frozenset[str] | None

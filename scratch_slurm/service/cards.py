@@ -1,6 +1,7 @@
 """The cards: what was seen and learned of each dataset, folded into one value. No I/O, no clock."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 from msgspec import structs
@@ -101,7 +102,7 @@ def _make(card: Card, seen: Seen) -> Card:
         fault=_find_fault(seen.top, learned) if top else "",
         copies=copies,
         has_unseen_copies=seen.has_unseen_copies,
-        parts=_find_parts(seen, card.staging),
+        parts=_find_parts(seen, card.staging, names),
         are_claims_known=seen.are_claims_known,
         failures=_still_about(card.failures, seen.image),
     )
@@ -221,9 +222,14 @@ def _take_over(copy: CachedImage, learned: Learned, names: Mapping[str, str]) ->
     return structs.replace(copy, generation_id=generation_id, bad=bad)
 
 
-def _find_parts(seen: Seen, staging: Staging | None) -> tuple[StagedImage, ...]:
+def _find_parts(seen: Seen, staging: Staging | None, names: Mapping[str, str]) -> tuple[StagedImage, ...]:
     if staging is None:
-        return seen.leftovers
+        return tuple(
+            replace(part, generation_id=names[part.generation_id], made_as=part.generation_id)
+            if part.generation_id in names
+            else part
+            for part in seen.leftovers
+        )
     image = staging.image
     reserved_bytes = most_copy_bytes(image.size_bytes)
     return (StagedImage(image.dataset, image.generation.id, reserved_bytes, True, staging.bytes_done, staging.disk),)

@@ -74,7 +74,7 @@ class Performer:
             case actions.DropStaged():
                 staged = action.staged
                 disk = staged.disk or self._config.cache_dirs[0]
-                await self._hands.drop(staged.dataset, staged.generation_id, disk)
+                await self._hands.drop(staged.dataset, staged.made_as or staged.generation_id, disk)
                 await self._record("dropped", action.dataset, action.reason)
 
     async def take_back(self, cards: Iterable[Card]) -> None:

@@ -28,7 +28,7 @@ from scratch_slurm.node.kernel.mountinfo import read_stacks
 from scratch_slurm.node.origins.directory import DirectoryOrigin, open_file
 from scratch_slurm.node.origins.kinds import find_origin
 from scratch_slurm.node.oswords import word_os_error
-from scratch_slurm.node.staging.cache import Cache
+from scratch_slurm.node.staging.cache import Cache, adopt_part
 from scratch_slurm.service import operations as op
 from scratch_slurm.service.cache_look import look_at_cache
 
@@ -282,10 +282,15 @@ def _copy(request: op.CopyImage, say: Say) -> None:
         chunks = supplier.read_chunk_digests()
         if chunks is not None:
             options = replace(options, chunk_bytes=chunks.chunk_bytes)
+        part, generation = Path(request.staging_path), request.image.generation
+        try:
+            adopt_part(part, generation.former_ids)
+        except OSError as exc:
+            raise DiskError(f"{part}: cannot go on with it: {word_os_error(exc, part.parent)}") from exc
         copying.copy_image(
             supplier,
-            Path(request.staging_path),
-            expected=request.image.generation,
+            part,
+            expected=generation,
             promised_chunks=chunks.digests if chunks else b"",
             options=options,
             report=lambda progress: say(op.Copied(progress.bytes_done, progress.phase)),

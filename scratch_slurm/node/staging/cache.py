@@ -10,11 +10,12 @@
 One daemon a node writes here (it holds the lock in run_dir); a file enters or leaves the first level by rename only.
 """
 
+import contextlib
 import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,6 +176,28 @@ class Cache:
         part = self.part_path(dataset, generation_id)
         part.unlink(missing_ok=True)
         part.with_suffix(".journal").unlink(missing_ok=True)
+
+
+def adopt_part(part: Path, former_ids: Iterable[str]) -> None:
+    """Let a copy go on that was begun when its image had another id; of two the one under the present id goes on.
+
+    Args:
+        part: where the copy grows, see `Cache.part_path`.
+    Raises: OSError.
+    """
+    dataset = part.name.rpartition("@")[0]
+    for former_id in former_ids:
+        former = part.with_name(f"{dataset}@{former_id}.part")
+        if not former.exists():
+            continue
+        if part.exists():
+            former.unlink()
+        else:
+            # The journal first: a part without one is copied anew, a journal without its part is deleted.
+            with contextlib.suppress(FileNotFoundError):
+                former.with_suffix(".journal").rename(part.with_suffix(".journal"))
+            former.rename(part)
+        former.with_suffix(".journal").unlink(missing_ok=True)
 
 
 def _entries(served: Path, staging: Path) -> Iterator[tuple[bool, os.DirEntry[str]]]:
