@@ -75,6 +75,20 @@ def render_node(
     return Group(*parts)
 
 
+def about_lines(dataset: DatasetStatus) -> list[Text]:
+    """Draw what a dataset's manifest says of it: `imagenet: 1.3 M photographs`, and below it licence and the like."""
+    about = dataset.about
+    rest = {
+        "licence": about.licence,
+        "owner": about.owner,
+        "contact": about.contact,
+        "from": about.source_url,
+    }
+    lines = [Text(f"{clean(dataset.name)}: {clean(about.description)}")] if about.description else []
+    said = [f"{name} {clean(text)}" for name, text in rest.items() if text]
+    return lines + ([Text(f"{'  ' if lines else clean(dataset.name) + ': '}{', '.join(said)}")] if said else [])
+
+
 def render_offline(
     offline: OfflineStatus, datasets: Sequence[DatasetStatus], *, width: int, blocks: bool = True
 ) -> RenderableType:
@@ -135,7 +149,7 @@ def bar(part: float, cells: int, *, style: str, blocks: bool = True) -> Text:
 
 
 def dataset_list(datasets: Sequence[DatasetStatus], *, width: int, blocks: bool = True) -> tuple[RenderableType, ...]:
-    """Draw the table of datasets, and below it what is wrong with which."""
+    """Draw the table of datasets, and below it what is wrong with which; of a single one also what it is."""
     if not datasets:
         return (Text("no datasets"),)
     narrow = width < NARROW_COLUMNS
@@ -159,7 +173,8 @@ def dataset_list(datasets: Sequence[DatasetStatus], *, width: int, blocks: bool 
         for dataset in datasets
         if dataset.update_waiting and not dataset.problem
     ]
-    return (table, *([""] if problems or waiting else []), *problems, *waiting)
+    about = about_lines(datasets[0]) if len(datasets) == 1 else []
+    return (table, *([""] if problems or waiting or about else []), *problems, *waiting, *about)
 
 
 def state_text(dataset: DatasetStatus, *, narrow: bool = False, blocks: bool = True) -> Text:

@@ -35,8 +35,9 @@ _WATCH_S = 2.0
 def command(app: App, datasets: tuple[str, ...], watch: bool) -> int:
     """Show what is cached, being copied and in use on this node: all datasets, or those named.
 
-    READS is what each dataset's device read lately; what memory served does not count. While the daemon is down,
-    mounts, cached files and (for root) pins are shown as far as they can be read, and the exit code is 5.
+    Of a single one it also shows what its manifest says of it. READS is what each dataset's device read lately; what
+    memory served does not count. While the daemon is down, mounts, cached files and (for root) pins are shown as far
+    as they can be read, and the exit code is 5.
     """
     config = app.config()
     names = tuple(parse_dataset_name(name) for name in datasets)

@@ -9,6 +9,7 @@ An error is an HTTP status of 400 or more with an ErrorAnswer.
 
 import msgspec
 
+from scratch_slurm.domain.about import NOTHING_SAID, About
 from scratch_slurm.domain.states import DatasetState as DatasetState
 
 
@@ -42,6 +43,8 @@ class DatasetStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     """The source has a newer image, which waits for the last pin to go."""
     disks: tuple[str, ...] = ()
     """The cache directories with a copy of it."""
+    about: About = NOTHING_SAID
+    """What its manifest says of it, for people."""
 
 
 class DiskStatus(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 from msgspec import structs
 
 from scratch_slurm import __version__
+from scratch_slurm.domain.about import NOTHING_SAID
 from scratch_slurm.domain.actions import ActionKind, Mount
 from scratch_slurm.domain.dataset import Card, Disk
 from scratch_slurm.domain.messages import DatasetState, DatasetStatus, DiskStatus, NodeStatus
@@ -63,6 +64,7 @@ def dataset_status(
         # What is mounted may be just that, as long as its tag is not read.
         update_waiting=bool(image and mounted and mounted.generation_id not in (None, image.generation.id)),
         disks=tuple(sorted({copy.disk for copy in card.copies})),
+        about=image.about if image else NOTHING_SAID,
     )
 
 

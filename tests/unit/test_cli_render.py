@@ -16,6 +16,7 @@ from scratch_slurm.cli.views import (
     find_dataset,
     group_holders,
 )
+from scratch_slurm.domain.about import About
 from scratch_slurm.domain.errors import NotFoundError
 from scratch_slurm.domain.messages import DatasetState, DatasetStatus, NodeStatus
 from scratch_slurm.domain.model import Pin
@@ -242,3 +243,24 @@ def test_one_line_for_a_dataset(dataset, expected) -> None:
 def test_join_some() -> None:
     assert join_some("abc", 3) == "a, b, c"
     assert join_some("abcde", 3) == "a, b, c, +2"
+
+
+@pytest.mark.parametrize(
+    ("about", "lines"),
+    [
+        (About(), []),
+        (About("photographs"), ["imagenet: photographs"]),
+        (
+            About("photographs", "CC-BY", "vision group", "vision@example.org", "https://example.org/data"),
+            [
+                "imagenet: photographs",
+                "  licence CC-BY, owner vision group, contact vision@example.org, from https://example.org/data",
+            ],
+        ),
+        (About(owner="x\x1b[31m"), ["imagenet: owner x\\x1b[31m"]),
+    ],
+    ids=["nothing", "a-description", "everything", "no-escapes"],
+)
+def test_what_a_manifest_says(about: About, lines: list[str]) -> None:
+    told = DatasetStatus("imagenet", DatasetState.CACHED, about=about)
+    assert [line.plain for line in render.about_lines(told)] == lines

@@ -10,14 +10,14 @@ import pytest
 
 from scratch_slurm.cli import build, cluster_views, views
 from scratch_slurm.cli.main import COMMANDS
-from scratch_slurm.domain import messages
+from scratch_slurm.domain import about, messages
 from scratch_slurm.domain.states import DatasetState
 
 _ROOT = Path(__file__).parents[2]
 _PAGE = (_ROOT / "docs" / "INTERFACE.md").read_text()
 _MESSAGES = {
     name: kind
-    for module in (messages, views, cluster_views, build)
+    for module in (messages, about, views, cluster_views, build)
     for name, kind in vars(module).items()
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind.__module__ == module.__name__
 }

@@ -1,11 +1,13 @@
 """What the daemon says of each dataset, from one round and from what it remembers."""
 
+import dataclasses
 from dataclasses import replace
 from functools import partial
 
 import pytest
 from msgspec import structs
 
+from scratch_slurm.domain.about import About
 from scratch_slurm.domain.access import Person, may_read
 from scratch_slurm.domain.actions import ActionKind, Evict, Mount, Replace, Stage, Unmount
 from scratch_slurm.domain.backing import FromSource
@@ -284,3 +286,10 @@ def test_what_is_about_to_be_mounted_or_may_be_listed_in_a_moment_changes_hands(
     assert view_of(AWAITED).is_changing_hands("a")
     assert not view_of(UNLISTED).is_changing_hands("a")
     assert not view_of(NEW).is_changing_hands("b")
+
+
+def test_what_a_manifest_says_is_told_to_those_that_may_read_the_dataset() -> None:
+    said = About(description="photographs", licence="CC-BY-4.0")
+    view = view_of(observation([dataclasses.replace(image("a"), about=said)]), permissions={"a": FOR_STAFF})
+    assert view.dataset_for("a", ROOT).about == said
+    assert view.dataset_for("a", STRANGER).about == About()
