@@ -73,11 +73,11 @@ class ReadCounter(msgspec.Struct, rename=_SAVED_AS):
         known = device == self.device and device_bytes >= self.device_bytes
         new_bytes = device_bytes - self.device_bytes if known else 0
         self.device, self.device_bytes = device, device_bytes
-        if backing is Backing.CACHE:
-            self.cache_bytes += new_bytes
-        else:
-            self.source_bytes += new_bytes
         if new_bytes:
+            if backing is Backing.CACHE:
+                self.cache_bytes += new_bytes
+            else:
+                self.source_bytes += new_bytes
             if not self.is_read(now):
                 self._begin_streak(now, new_bytes)
             self.last_read_at = now
@@ -136,17 +136,18 @@ class ReadCounter(msgspec.Struct, rename=_SAVED_AS):
 
     def _add(self, now: float) -> None:
         """Keep the sample; one close behind the last but one takes the last one's place, so a window stays small."""
-        samples, total = self.samples, self.total_bytes
-        still = len(samples) > 1 and samples[-2][1] == samples[-1][1] == total
-        close = len(samples) > 1 and now - samples[-2][0] < self.period_s / _SAMPLES
-        if still or close:
+        samples, total = self.samples, self.source_bytes + self.cache_bytes
+        before_at, before = samples[-2] if len(samples) > 1 else (-math.inf, -1)
+        is_still = before == total == samples[-1][1] if len(samples) > 1 else False
+        if is_still or now - before_at < self.period_s / _SAMPLES:
             samples[-1] = (now, total)
         else:
             samples.append((now, total))
-        first = 0
-        while first + 2 < len(samples) and samples[first + 1][0] <= now - self.period_s:
-            first += 1
-        del samples[:first]
+        if len(samples) > 2 and samples[1][0] <= now - self.period_s:
+            first = 1
+            while first + 2 < len(samples) and samples[first + 1][0] <= now - self.period_s:
+                first += 1
+            del samples[:first]
 
     def bytes_per_s(self, now: float, span_s: float) -> float:
         """Mean read rate over the last `span_s` seconds; what was not watched counts as no reads.

@@ -36,6 +36,10 @@ class Decision(NamedTuple):
     """Copies of it that can never be served again."""
     holds_until: float
     """Monotonic seconds; then something is due that was put off."""
+    wanted: SourceImage | None
+    """The image to have in the cache: only the one that is mounted, or about to be."""
+    current: CachedImage | None
+    """The copy of what is mounted, or about to be, if it is not on its way out."""
 
 
 def decide(card: Card, now: float) -> Decision:
@@ -43,7 +47,10 @@ def decide(card: Card, now: float) -> Decision:
     move = next_move(card, now)
     outdated = () if move and not isinstance(move, Retarget) else find_outdated(card, now)
     due = [failure.retry_at for failure in card.failures.values() if failure.retry_at > now]
-    return Decision(card, None if outdated else move, obstacle(card), outdated, min(due, default=math.inf))
+    holds_until = min(due, default=math.inf)
+    return Decision(
+        card, None if outdated else move, obstacle(card), outdated, holds_until, wanted(card), current(card)
+    )
 
 
 def decide_all(cards: Mapping[str, Card], now: float, before: Mapping[str, Decision]) -> dict[str, Decision]:

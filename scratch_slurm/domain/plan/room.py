@@ -12,7 +12,7 @@ from scratch_slurm.domain.actions import ActionKind, DropStaged, Evict, Stage, S
 from scratch_slurm.domain.choice import Candidate, Wishes, wish
 from scratch_slurm.domain.dataset import Card, Disk, Node
 from scratch_slurm.domain.model import CachedImage, Pin, SourceImage
-from scratch_slurm.domain.plan.moves import Decision, current, evict, wanted
+from scratch_slurm.domain.plan.moves import Decision, evict
 from scratch_slurm.domain.plan.placing import Held, Need, Room, place
 from scratch_slurm.domain.reasons import (
     Problem,
@@ -79,8 +79,8 @@ class _Share:
         self.touched = {name for name in self.cards if decisions[name].move is not None or decisions[name].outdated}
         self.outdated = [evict for name in self.cards for evict in decisions[name].outdated]
         self.pins = pins_in_order(self.cards.values())
-        self.wanted = {name: image for name, card in self.cards.items() if (image := wanted(card))}
-        self.current = {name: copy for name, card in self.cards.items() if (copy := current(card))}
+        self.wanted = {name: image for name in self.cards if (image := decisions[name].wanted)}
+        self.current = {name: copy for name in self.cards if (copy := decisions[name].current)}
         self.size_bytes = {
             **{name: image.size_bytes + node.overhead_bytes for name, image in self.wanted.items()},
             **{name: copy.size_bytes for name, copy in self.current.items()},
