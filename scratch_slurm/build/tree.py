@@ -12,6 +12,7 @@ from scratch_slurm.build.directory import Directory
 from scratch_slurm.build.rights import OWN, Rights, taken
 from scratch_slurm.domain.errors import DeniedError, ImageError, UsageError
 from scratch_slurm.domain.words import clean, plural
+from scratch_slurm.node.owner import others_may_write
 
 _TOLD = 3
 _WATCH_EVERY = 1000
@@ -87,7 +88,7 @@ class _Found:
             self.strange_at = [*self.strange_at, status.st_mtime][:_TOLD]
         if not _open_to_all(status):
             self.closed.add(path)
-        if stat.S_ISDIR(status.st_mode) and (status.st_uid != 0 or status.st_mode & 0o022):
+        if stat.S_ISDIR(status.st_mode) and others_may_write(status, 0):
             self.loose.add(path)
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from scratch_slurm.domain.errors import DeniedError
 from scratch_slurm.domain.names import dataset_variables
 from scratch_slurm.hooks.answer import Seen
+from scratch_slurm.node.owner import others_may_write
 
 # The plugin passes over lines of more than 8192 bytes; no message needs so much.
 _MAX_MESSAGE = 500
@@ -104,7 +105,7 @@ def _open_owned(path: str, parent: int | None) -> Iterator[int]:
         if made:
             os.fchmod(directory, 0o755)  # whatever the umask
         status = os.fstat(directory)
-        if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        if others_may_write(status):
             raise DeniedError(
                 f"{path}: belongs to uid {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o}",
                 hint="others could tell jobs what to believe there: chown root and chmod 0755",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from scratch_slurm.domain.errors import ConfigError
+from scratch_slurm.node.owner import others_may_write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,7 +80,7 @@ def read_config(origin: str) -> bytes:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ConfigError(f"{origin}: is not a file")
-            if os.geteuid() == 0 and (status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+            if os.geteuid() == 0 and others_may_write(status):
                 raise ConfigError(
                     f"{origin}: belongs to uid {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o}",
                     hint="others could tell root what to do: chown root and chmod go-w",

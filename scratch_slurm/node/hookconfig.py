@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from scratch_slurm import __version__
 from scratch_slurm.domain.errors import ConfigError
 from scratch_slurm.node.configfile import config_path, parse_config, read_config
+from scratch_slurm.node.owner import others_may_write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -201,10 +202,5 @@ def _read_own(run_dir: str, name: str = FILE_NAME) -> bytes:
 
 def _refuse_others(descriptor: int) -> None:
     status = os.fstat(descriptor)
-    others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if (
-        status.st_uid != os.geteuid()
-        or others_write
-        or not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
-    ):
+    if others_may_write(status) or not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         raise PermissionError(f"uid {status.st_uid}, mode {status.st_mode:o}")

@@ -5,7 +5,6 @@ Which they are is kept in state_dir/directories.json: another installation on th
 
 import asyncio
 import logging
-import os
 import stat
 from collections.abc import Collection
 from pathlib import Path
@@ -17,6 +16,7 @@ from scratch_slurm.domain.errors import DeviceError, ScratchError
 from scratch_slurm.domain.names import DATASET_NAME, parse_cached_file_name, parse_device_tag
 from scratch_slurm.node.kernel.loopsysfs import read_backings
 from scratch_slurm.node.kernel.mountinfo import read_stacks
+from scratch_slurm.node.owner import others_may_write
 from scratch_slurm.service import operations as op
 from scratch_slurm.service.hands import LedgerAccess
 from scratch_slurm.service.workers import Workers
@@ -149,7 +149,7 @@ def _leave_cache(directory: Path) -> bool:
         if any(each.path.startswith(below) and not each.deleted for each in read_backings().values()):
             return False
         status = directory.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        if not stat.S_ISDIR(status.st_mode) or others_may_write(status):
             log.warning("left alone directory=%s reason=%r", directory, "it is not root's alone any more")
             return True
         staging = directory / ".staging"

@@ -18,6 +18,7 @@ import msgspec
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.model import Generation, Permissions, SourceImage
 from scratch_slurm.domain.names import DATASET_NAME, parse_image_name
+from scratch_slurm.node.owner import others_may_write
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ def _read_own(path: Path) -> bytes:
     """
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        if not stat.S_ISREG(status.st_mode) or others_may_write(status):
             raise ValueError("is not a file of root's that nobody else may write")
         if status.st_size > _LIMIT_BYTES:
             raise ValueError(f"has {status.st_size} bytes, at most {_LIMIT_BYTES}")

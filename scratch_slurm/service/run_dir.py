@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import ConfigError
+from scratch_slurm.node.owner import others_may_write
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def make_run_dir(config: Config) -> None:
 def refuse_shared(directory: Path) -> None:
     """Raises: ConfigError: others than root may write in it. OSError: it cannot be looked at."""
     status = directory.stat()
-    if status.st_uid != 0 or status.st_mode & 0o022:
+    if others_may_write(status, 0):
         raise ConfigError(
             f"{directory}: others than root may write in it", hint=f"chown root {directory}; chmod go-w {directory}"
         )

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from scratch_slurm.domain.errors import LedgerError
+from scratch_slurm.node.owner import others_may_write
 
 # Every hook imports this module, and pathlib takes 8 ms: paths are text here, but where that is rare.
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ class LedgerFile:
                 parent.mkdir(0o755, exist_ok=True)
             directory.mkdir(0o700, exist_ok=True)
             status = directory.stat()
-        if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        if others_may_write(status):
             raise LedgerError(
                 f"{self._directory}: belongs to uid {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o}",
                 hint="others could forge pins there: chown root and chmod 0700",

@@ -23,6 +23,7 @@ from scratch_slurm.domain.errors import ConfigError, DiskError
 from scratch_slurm.domain.model import CachedImage
 from scratch_slurm.domain.names import cached_file_name, parse_cached_file_name
 from scratch_slurm.node.oswords import word_os_error
+from scratch_slurm.node.owner import others_may_write
 
 # What a disk answers that is dead or failing, and not wrongly configured.
 _DEAD_DISK = (errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV, errno.ENOSPC, errno.ESHUTDOWN, errno.EUCLEAN)
@@ -72,7 +73,7 @@ class Cache:
             # Never its parents: where they are not there, the disk is not mounted that they are on.
             self.dir.mkdir(mode=0o700, exist_ok=True)
             status = self.dir.lstat()
-            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            if not stat.S_ISDIR(status.st_mode) or others_may_write(status):
                 raise ConfigError(
                     f"{self.dir}: cache_dir must be a directory of root's that nobody else may write in",
                     hint=f"chown root {self.dir} && chmod 0700 {self.dir}",
