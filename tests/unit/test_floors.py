@@ -37,7 +37,7 @@ PARTS_OF_ONE_THING = {
 }
 
 # What owns nothing, and all of node may use: words for what the system answers, and calls that Python does not wrap.
-WORDS = {"oswords", "rawio"}
+WORDS = {"oswords", "owner", "rawio"}
 
 # What makes a decision depend on anything but its arguments, or does anything but return. Paths are plain values here.
 IMPURE = {
