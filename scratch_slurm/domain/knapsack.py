@@ -98,12 +98,16 @@ class _Core:
     def solve(self, present: list[int], tolerance: float, work: int) -> tuple[set[int], float]:
         """Returns: positions chosen, and a bound on the value of any choice."""
         best, best_value = self._greedy()
+        least = best_value  # a choice has to be worth more to take the best one's place
         kept = self._fill(present)
         if self._value(kept) >= best_value:
             best, best_value = kept, self._value(kept)
+            least = best_value * (1 + tolerance)
         bound = self._linear_bound()
         if best_value * (1 + tolerance) < bound:
-            best, best_value = self._swap(best, bound / (1 + tolerance))
+            swapped, value = self._swap(best, bound / (1 + tolerance))
+            if value > least:
+                best, best_value, least = swapped, value, value
         if best_value * (1 + tolerance) >= bound:
             return best, bound
         prefix_size = sum(self.sizes[: self.break_at])
@@ -121,8 +125,12 @@ class _Core:
                 left -= 1
             add_next = not add_next
             for size, value, changes in states:
-                if size <= self.capacity and value > best_value:
-                    best, best_value = self._apply(changes), value
+                if size <= self.capacity and value > least:
+                    # The states' values were summed in other orders; and what the tolerance hides may still have room.
+                    found = self._fill(sorted(self._apply(changes)))
+                    found_value = self._value(found)
+                    if found_value > least:
+                        best, best_value, least = found, found_value, found_value
             work -= len(states)
             width = max(_LEAST_WIDTH, work // _STEPS_AHEAD)
             states, dropped_bound = self._prune(states, left, right, best_value * (1 + tolerance), width)
@@ -172,11 +180,11 @@ class _Core:
         return chosen
 
     def _greedy(self) -> tuple[set[int], float]:
-        """Take what fits in order of density, or the single most valuable item when that is worth more."""
+        """Take what fits by density, or the most valuable item and what fits beside it when that is worth more."""
         taken = self._fill(())
         value = self._value(taken)
-        single = max(range(self.count), key=lambda index: (self.values[index], -index))
-        return (taken, value) if value >= self.values[single] else ({single}, self.values[single])
+        single = self._fill([max(range(self.count), key=lambda index: (self.values[index], -index))])
+        return (taken, value) if value >= self._value(single) else (single, self._value(single))
 
     def _fill(self, first: Iterable[int]) -> set[int]:
         """Take what fits of these, then what fits of the others; each in the order given."""
