@@ -1,6 +1,8 @@
 """Worlds for the planner: short builders for tables, and Hypothesis strategies over the same values."""
 
 import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -39,14 +41,16 @@ def cached(dataset: str, size: int = 10, version: int = 1) -> CachedImage:
     return CachedImage(dataset, generation_id, f"/cache/{dataset}@{generation_id}.image", size)
 
 
-def mounted(dataset, size=10, version=1, backing=Backing.SOURCE):
+def mounted(dataset: str, size: int = 10, version: int | None = 1, backing: Backing = Backing.SOURCE) -> MountedImage:
     """A mount of one version; `version=None`: its tag is not known."""
     generation_id = generation(size, version).id if version else None
     path = image(dataset).path if backing is Backing.SOURCE else f"/cache/{dataset}@{generation_id}.image"
     return MountedImage(dataset, f"loop-{dataset}", backing, path, generation_id)
 
 
-def staged(dataset, size=10, version=1, reserved=None, under_way=False):
+def staged(
+    dataset: str, size: int = 10, version: int = 1, reserved: int | None = None, under_way: bool = False
+) -> StagedImage:
     reserved = size if reserved is None else reserved
     return StagedImage(dataset, generation(size, version).id, reserved, under_way)
 
@@ -59,25 +63,33 @@ def admin_pin(dataset: str) -> Pin:
     return Pin(dataset, ADMINISTRATOR, 0, 0.0)
 
 
-def catalog(*images, skipped=(), complete=True):
+def catalog(*images: SourceImage, skipped: Iterable[str] = (), complete: bool = True) -> Catalog:
     bad = {name: SkippedImage(f"{name}.squashfs", "is cut short") for name in skipped}
     return Catalog({each.dataset: each for each in images}, bad, complete)
 
 
-def room(room_bytes, *, capacity=None, used=0):
+def room(room_bytes: int, *, capacity: int | None = None, used: int = 0) -> Space:
     """A space with just so much room; the disk itself is empty enough."""
     capacity = used + room_bytes if capacity is None else capacity
     return Space(capacity, 0, used, PLENTY)
 
 
-def rates(reads):
+def rates(reads: Mapping[str, float]) -> dict[str, float]:
     """Read rates of those datasets that are read; `reads` in bytes over the default horizon."""
     return {name: read / HORIZON_S for name, read in reads.items() if read}
 
 
-def observation(images=(), mounts=(), *, space=None, skipped=(), complete=True, **rest):
+def observation(
+    images: Iterable[SourceImage] = (),
+    mounts: Iterable[MountedImage] = (),
+    *,
+    space: Space | None = None,
+    skipped: Iterable[str] = (),
+    complete: bool = True,
+    **rest: Any,
+) -> Sketch:
     """An observation whose lists are empty and whose room is plenty, unless said otherwise."""
-    values = {"cached": (), "staged": (), "pins": (), **rest}
+    values: dict[str, Any] = {"cached": (), "staged": (), "pins": (), **rest}
     return Sketch(
         catalog=catalog(*images, skipped=skipped, complete=complete),
         mounted={each.dataset: each for each in mounts},
@@ -113,16 +125,21 @@ _SIZES = st.tuples(st.sampled_from((10, 20, 30)), st.sampled_from((10, 20, 50)))
 
 
 @st.composite
-def observations(draw):
+def observations(draw: st.DrawFn) -> Sketch:
     """Anything that a daemon may see, consistent or half way through something."""
-    images, skipped, mounts, copies, parts, foreign = [], [], [], [], [], set()
+    images: list[SourceImage] = []
+    skipped: list[str] = []
+    mounts: list[MountedImage] = []
+    copies: list[CachedImage] = []
+    parts: list[StagedImage] = []
+    foreign: set[str] = set()
     busy = set(draw(st.sets(st.sampled_from(NAMES), max_size=2)))
     for name in NAMES:
         in_source, copied, mount, left = draw(_SITUATIONS)
         sizes = dict(zip(VERSIONS, draw(_SIZES), strict=True))
         if in_source == "skipped":
             skipped.append(name)
-        elif in_source:
+        elif isinstance(in_source, int):
             images.append(image(name, sizes[in_source], in_source))
         copies += [cached(name, sizes[version], version) for version in copied]
         if mount == "foreign":
