@@ -16,9 +16,13 @@ def render_plan(plan: PlanAnswer) -> RenderableType:
         f"{format_bytes(plan.reserve_bytes)} of the disk kept free; "
         f"reads of the last {format_duration(plan.period_s)}, trusted for {format_duration(plan.horizon_s)}"
     )
-    best = "the best choice" if plan.gap <= 0 else f"no choice is better by more than {plan.gap * 100:.3f} %"
-    worth = f"what is chosen saves {format_bytes(plan.value_bytes)} of slow reads ({best})"
+    worth = f"what is chosen saves {format_bytes(plan.value_bytes)} of slow reads ({_word_gap(plan.gap)})"
     return Group(Text(figures), Text(worth), "", *_actions(plan.actions), "", _verdicts(plan.verdicts))
+
+
+def _word_gap(gap: float) -> str:
+    """Say how far a plan is from the best: a search that ended early, or images that no single disk has room for."""
+    return "the best choice" if gap <= 0 else f"at most {max(gap * 100, 0.001):.3g} % less than the best choice would"
 
 
 def _actions(actions: tuple[ActionAnswer, ...]) -> list[RenderableType]:

@@ -177,9 +177,9 @@ class PlanAnswer(msgspec.Struct, frozen=True):
     period_s: float
     horizon_s: float
     value_bytes: float
-    """What the chosen images save together."""
+    """What the chosen images save together, as far as disks were found for them."""
     gap: float
-    """By how much any choice could be better at most, as a part; 0 is optimal."""
+    """By which part of what could be saved at most the plan saves less; 0: nothing saves more."""
     actions: tuple[ActionAnswer, ...]
     verdicts: tuple[VerdictAnswer, ...]
 

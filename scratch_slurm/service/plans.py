@@ -1,7 +1,7 @@
 """A plan as the interface tells it. Pure."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from msgspec import structs
 
@@ -66,8 +66,8 @@ def answer_plan(node: Node, plan: Plan, period_s: float, is_told: Callable[[str]
         used_bytes=sum(disk.space.used_bytes for disk in node.disks),
         period_s=period_s,
         horizon_s=node.horizon_s,
-        value_bytes=wishes.knapsack.value_bytes,
-        gap=wishes.knapsack.gap,
+        value_bytes=plan.value_bytes,
+        gap=plan.gap,
         actions=tuple(
             ActionAnswer(action.kind, action.dataset, _reason(action, is_told), _disk(action))
             for action in plan.actions
@@ -81,12 +81,20 @@ def answer_plan(node: Node, plan: Plan, period_s: float, is_told: Callable[[str]
                 each.wanted,
                 each.bytes_per_s,
                 each.value_bytes,
-                each.reason + (f"; {plan.problems[each.dataset].text}" if each.dataset in plan.problems else ""),
+                "; ".join((each.reason, *_hindrances(node, plan, each.dataset))),
             )
             for each in verdicts
             if is_told(each.dataset)
         ),
     )
+
+
+def _hindrances(node: Node, plan: Plan, dataset: str) -> Iterator[str]:
+    """Say why a dataset will not be as its verdict wants it."""
+    if dataset in plan.problems:
+        yield plan.problems[dataset].text
+    elif dataset in plan.unplaced and any(not disk.problem and not disk.is_unknown for disk in node.disks):
+        yield "no single disk has room for it beside the others"
 
 
 def _disk(action: Action) -> str:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
 from scratch_slurm.cli import render
+from scratch_slurm.cli.render_plan import render_plan
 from scratch_slurm.cli.views import (
     HeldDataset,
     Holder,
@@ -18,7 +19,7 @@ from scratch_slurm.cli.views import (
 )
 from scratch_slurm.domain.about import About
 from scratch_slurm.domain.errors import NotFoundError
-from scratch_slurm.domain.messages import DatasetState, DatasetStatus, NodeStatus
+from scratch_slurm.domain.messages import DatasetState, DatasetStatus, NodeStatus, PlanAnswer
 from scratch_slurm.domain.model import Pin
 from scratch_slurm.domain.words import clean, join_some
 
@@ -264,3 +265,17 @@ def test_join_some() -> None:
 def test_what_a_manifest_says(about: About, lines: list[str]) -> None:
     told = DatasetStatus("imagenet", DatasetState.CACHED, about=about)
     assert [line.plain for line in render.about_lines(told)] == lines
+
+
+@pytest.mark.parametrize(
+    ("gap", "expected"),
+    [
+        pytest.param(0.0, "the best choice", id="optimal"),
+        pytest.param(0.00012, "at most 0.012 % less than the best choice would", id="the-search-ended"),
+        pytest.param(1e-9, "at most 0.001 % less than the best choice would", id="never-none-where-it-is-some"),
+        pytest.param(4 / 9, "at most 44.4 % less than the best choice would", id="no-disk-has-room"),
+    ],
+)
+def test_a_plan_says_how_far_it_is_from_the_best(gap: float, expected: str) -> None:
+    plan = PlanAnswer(100 * GB, GB, 0, 600.0, 1800.0, 9 * GB, gap, (), ())
+    assert f"what is chosen saves 9.0 GB of slow reads ({expected})" in drawn(render_plan(plan))
