@@ -273,6 +273,8 @@ class Disk:
     """Why it cannot be used, and so holds nothing; empty when it can."""
     is_unknown: bool = False
     """It gives no answer, or could not be asked: what is read from it may well be there; nothing is tried with it."""
+    shunned_until: float = 0.0
+    """Monotonic seconds. A copy to it failed by its fault: until then other disks go first."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scratch_slurm.domain.model import Backing, CachedImage, Pin
-from scratch_slurm.domain.names import DATASET_NAME
+from scratch_slurm.domain.names import DATASET_NAME, parse_cached_file_name
 from scratch_slurm.domain.sight import SeenMount
 from scratch_slurm.node.kernel import diskstats, loopsysfs, mountinfo
 from scratch_slurm.node.staging.cache import CacheContents
@@ -110,7 +110,9 @@ class Kernel:
                 or (seen.key or ("", None))[1] != device
             ):
                 key = (mount.mount_id, device) if bound and device else None
-                backing = Backing.CACHE if path.startswith(below_caches) else Backing.SOURCE
+                # Below a disk that somebody detached the kernel tells a path without the disk's mount point.
+                is_copy = path.startswith(below_caches) or parse_cached_file_name(path.rpartition("/")[2]) is not None
+                backing = Backing.CACHE if is_copy else Backing.SOURCE
                 seen = SeenMount(name, key, backing, path)
             now[mount.mount_id] = seen
             return seen

@@ -12,11 +12,11 @@ from scratch_slurm.domain.actions import ActionKind
 from scratch_slurm.domain.claims import Claim, judge, parse_holder
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.dataset import Card, Failure, Node, Reads, fail, most_copy_bytes
-from scratch_slurm.domain.errors import DaemonError, DigestError, PinnedError, ScratchError
+from scratch_slurm.domain.errors import DaemonError, DigestError, DiskError, PinnedError, ScratchError
 from scratch_slurm.domain.model import Catalog, Permissions
 from scratch_slurm.domain.planner import Plan
 from scratch_slurm.service.cards import fold, see
-from scratch_slurm.service.events import Begun, Claimed, Ended, Event, Failed, HeldOff, Read, Succeeded
+from scratch_slurm.service.events import Begun, Claimed, Ended, Event, Failed, Hangs, HeldOff, Read, Succeeded
 from scratch_slurm.service.hands import Hands, LedgerAccess
 from scratch_slurm.service.health import Health
 from scratch_slurm.service.identify import Identifier
@@ -36,6 +36,8 @@ _MOUNTS_AT_ONCE = 16
 """New datasets whose mount has begun: twice as many as worker processes. The next one is chosen when one of them is
 done, so that a job's dataset need not wait for a thousand others that were new before it was asked for."""
 _LAST_WORDS_S = 2.0
+_SHUNNED_S = 600.0
+"""A disk by whose fault a copy failed comes last for so long, or until a copy to it succeeds."""
 _NOT_READ = Reads()
 
 
@@ -92,6 +94,8 @@ class Rounds:
         """Dataset -> what is under way with it."""
         self._actions_ended = 0
         """How many, so far."""
+        self._shunned_until: dict[str, float] = {}
+        """Cache directory on a disk by whose fault a copy failed -> until when other disks go first."""
         self._nudged = asyncio.Event()
         self._begun = 0
         self._ended = 0
@@ -173,6 +177,9 @@ class Rounds:
     def tell(self, event: Event) -> None:
         """Take in what was learned of a dataset."""
         name = event.dataset
+        staging = self.cards[name].staging if name in self.cards else None
+        if isinstance(event, Hangs) and staging is not None:
+            self._shunned_until[staging.disk] = self._monotonic() + _SHUNNED_S
         self.cards[name] = fold(self.cards.get(name) or Card(name), event)
 
     # The rounds.
@@ -297,6 +304,8 @@ class Rounds:
         try:
             await self._performer.perform(action)
             self.tell(Succeeded(dataset, action))
+            if isinstance(action, actions.Stage):
+                self._shunned_until.pop(action.disk, None)
         except PinnedError as exc:
             # The next round knows of that pin. Should it not, this is no reason to try at once, and again and again.
             retry_at = self._monotonic() + self._config.interval_s
@@ -304,6 +313,8 @@ class Rounds:
             log.info("kept dataset=%s reason=%r", dataset, exc.message)
             return exc
         except (ScratchError, OSError) as exc:
+            if isinstance(action, actions.Stage) and isinstance(exc, DiskError):
+                self._shunned_until[action.disk] = self._monotonic() + _SHUNNED_S
             about = action.image.generation.id if isinstance(action, actions.Mount | actions.Stage) else None
             failure = self._fail(action, str(exc).partition("\n")[0], about, for_good=isinstance(exc, DigestError))
             log.warning(
@@ -372,7 +383,10 @@ class Rounds:
                 cards[name] = fold(card, Read(name, reads.get(name, _NOT_READ)))
         for name, claims in self._find_claims(reading, cards).items():
             cards[name] = fold(cards[name], Claimed(name, claims, now))
-        disks = find_disks(reading, cards.values(), self._config)
+        for disk in reading.disks:
+            if disk.problem:  # when it is back it may be another one
+                self._shunned_until.pop(disk.dir, None)
+        disks = find_disks(reading, cards.values(), self._config, self._shunned_until)
         largest_bytes = max((image.size_bytes for image in catalog.images.values()), default=0)
         node = Node(
             disks,

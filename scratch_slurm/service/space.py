@@ -1,6 +1,6 @@
 """The room on the disks: what is used, what copies under way will still take, what evictions will free. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from scratch_slurm.domain.actions import Evict
 from scratch_slurm.domain.config import CacheDisk, Config, resolve_size
@@ -9,11 +9,14 @@ from scratch_slurm.domain.model import Space
 from scratch_slurm.service.observe import DiskReading, Reading
 
 
-def find_disks(reading: Reading, cards: Iterable[Card], config: Config) -> tuple[Disk, ...]:
+def find_disks(
+    reading: Reading, cards: Iterable[Card], config: Config, shunned_until: Mapping[str, float] = {}
+) -> tuple[Disk, ...]:
     """Find what room each disk has, in the order of the configuration.
 
     Args:
         cards: with what is under way.
+        shunned_until: cache directory -> until when other disks go first, in monotonic seconds; missing: it is well.
     """
     busy = [card for card in cards if card.under_way]
     by_dir = {str(disk.dir): disk for disk in config.disks}
@@ -24,6 +27,7 @@ def find_disks(reading: Reading, cards: Iterable[Card], config: Config) -> tuple
             _leaving_bytes(each.dir, busy),
             each.problem,
             each.unknown,
+            shunned_until.get(each.dir, 0.0),
         )
         for each in reading.disks
     )

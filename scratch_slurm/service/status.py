@@ -263,6 +263,10 @@ def node_status(parts: Parts, pid: int, may_read: Judge, *, slurm: SlurmSide) ->
     )
 
 
+_SHUNNED = "a copy to it failed or gave no answer; see the log"
+"""Without more words: those of the failure name the dataset, which may be private."""
+
+
 def disk_statuses(disks: Iterable[Disk]) -> tuple[DiskStatus, ...]:
     """Tell of each disk what room it has. Pure."""
     return tuple(
@@ -272,7 +276,7 @@ def disk_statuses(disks: Iterable[Disk]) -> tuple[DiskStatus, ...]:
             reserve_bytes=disk.space.reserve_bytes,
             used_bytes=disk.space.used_bytes,
             free_bytes=disk.space.free_bytes,
-            problem=disk.problem,
+            problem=disk.problem or (_SHUNNED if disk.shunned_until else ""),
         )
         for disk in disks
     )

@@ -68,6 +68,35 @@ def test_a_disk_that_others_fill_leaves_its_copies_to_the_other_one(folder: Path
         assert daemon.status().disks[1].free_bytes >= 8 * MB
 
 
+def test_a_disk_that_others_fill_afterwards_gives_up_what_nobody_pins_and_the_other_one_nothing(folder: Path) -> None:
+    with two_disks(folder, capacity="40 MB", reserve="8 MB") as daemon:
+        versions = publish(daemon, "a", "b", "c", "d")
+        for number, name in enumerate(versions, start=1):
+            daemon.pin(number, name)
+        daemon.until(lambda: daemon.is_cached(*versions))
+        filled, other = sorted(lies_in(folder, "ssd0")), lies_in(folder, "ssd1")
+        pinned, free = filled
+        daemon.release(list(versions).index(free) + 1)
+        for name in other:
+            daemon.release(list(versions).index(name) + 1)
+        with (folder / "ssd0" / "others").open("wb") as others:
+            others.write(bytes(daemon.status().disks[0].free_bytes - 7 * MB))
+        daemon.until(lambda: daemon.logged(f"evicted dataset={free}", "others fill the disk"), "what nobody pins goes")
+        daemon.until(lambda: daemon.status().disks[0].free_bytes >= 8 * MB, "and that suffices")
+        with (folder / "ssd0" / "more").open("wb") as others:
+            others.write(bytes(4 * MB))
+        before = len(daemon.logged("evicted dataset="))
+        daemon.wait()
+        daemon.until(lambda: daemon.status().disks[0].free_bytes < 8 * MB)
+        daemon.wait()
+        assert lies_in(folder, "ssd0") == {pinned}, "pinned means pinned"
+        assert lies_in(folder, "ssd1") == other and len(daemon.logged("evicted dataset=")) == before
+        for name, version in versions.items():
+            assert daemon.read(name) == version.data
+        daemon.release(list(versions).index(pinned) + 1)
+        daemon.until(lambda: lies_in(folder, "ssd0") == set(), "nobody pins it any more")
+
+
 def test_a_disk_that_dies_under_readers_takes_only_its_own_copies_and_is_used_when_it_is_back(folder: Path) -> None:
     with two_disks(folder, capacity="10 MB", reserve="1 MB") as daemon:
         versions = publish(daemon, "a", "b", "c", "d")

@@ -1,16 +1,18 @@
 """Several disks: tables of where copies go, and what holds for any disks, copies and wishes."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from scratch_slurm.domain.actions import DropStaged, Evict, Retarget, Stage
+from scratch_slurm.domain.actions import ActionKind, DropStaged, Evict, Retarget, Stage, StagedImage
 from scratch_slurm.domain.backing import FromCopy, FromSource
 from scratch_slurm.domain.claims import Claim, Job, Standing
-from scratch_slurm.domain.dataset import Card, Disk, Node, Reads
+from scratch_slurm.domain.dataset import Card, Disk, Failure, Node, Reads
 from scratch_slurm.domain.model import Backing, CachedImage, MountedImage, Space
 from scratch_slurm.domain.plan.placing import Held, Need, Placed, Room, place
 from scratch_slurm.domain.planner import Plan, plan_cards
@@ -27,6 +29,8 @@ PLACES = [
     pytest.param([Room(ONE, 5, 5), Room(TWO, 4, 4)], "a4", "b5", {"a": ONE}, id="pinned-before-chosen"),
     pytest.param([Room(ONE, 6, 6)], "a4 b5", "", {"a": ONE}, id="pinned-in-the-order-of-asking"),
     pytest.param([], "a1", "b1", {}, id="no-disk"),
+    pytest.param([Room(ONE, 9, 9, True), Room(TWO, 0, 5)], "", "a4", {"a": TWO}, id="one-that-fails-copies-last"),
+    pytest.param([Room(ONE, 9, 9, True), Room(TWO, 3, 3)], "", "a4", {"a": ONE}, id="but-rather-than-nowhere"),
 ]
 
 
@@ -42,6 +46,11 @@ def test_where_a_copy_is_made(rooms: list[Room], pinned: str, chosen: str, expec
 def test_what_was_begun_goes_on_where_it_lies() -> None:
     placed = place([Room(ONE, 9, 9), Room(TWO, 0, 5)], [], [Need("a", 4, TWO)], [])
     assert placed.disks == {"a": TWO}
+
+
+def test_what_was_begun_on_a_disk_that_fails_copies_is_begun_anew_elsewhere() -> None:
+    placed = place([Room(ONE, 9, 9), Room(TWO, 9, 9, True)], [Need("a", 4, TWO)], [], [])
+    assert placed.disks == {"a": ONE}
 
 
 def test_a_pinned_copy_takes_the_room_of_what_is_held_for_its_throughput_where_that_costs_the_least() -> None:
@@ -163,6 +172,24 @@ def test_with_nothing_read_a_copy_is_switched_to_before_the_other_goes() -> None
     (switch,) = plan_of(after, disk(ONE, 9, after), disk(TWO, 9, after)).actions
     assert isinstance(switch, Retarget)
     assert switch.backing == FromCopy(after[0].copies[0])
+
+
+def part_of(name: str, size: int, disk: str) -> StagedImage:
+    return StagedImage(name, generation(size).id, size, False, disk=disk)
+
+
+def test_a_part_that_cannot_be_deleted_does_not_keep_its_copy_from_another_disk() -> None:
+    begun = structs.replace(card("a", 6, pinned=1), parts=(part_of("a", 6, ONE),))
+    one, two = replace(disk(ONE, 0), shunned_until=1.0), disk(TWO, 9)
+    assert words(plan_of([begun], one, two)) == ["drop a"]
+    kept = structs.replace(begun, failures={ActionKind.DROP: Failure("read-only", 1, math.inf)})
+    assert words(plan_of([kept], one, two)) == [f"stage a {TWO}"]
+
+
+def test_a_part_goes_when_another_disk_has_a_whole_copy() -> None:
+    both = structs.replace(card("a", 6, on=[TWO], pinned=1), parts=(part_of("a", 6, ONE),))
+    (drop,) = plan_of([both], disk(ONE, 9), disk(TWO, 9, [both])).actions
+    assert isinstance(drop, DropStaged)
 
 
 NAMES = ("a", "b", "c", "d", "e")

@@ -66,8 +66,8 @@ CASES = [
     ),
     pytest.param(
         observation(*on_cache("a")[:2], cached=(cached("a"),), bad_copies={cached("a").path: "EIO"}),
-        [],
-        id="a-bad-copy-that-is-read-stays-until-the-mount-is-another",
+        ["retarget a"],
+        id="a-bad-copy-that-is-read-stays-until-its-device-has-left-it",
     ),
     pytest.param(
         observation(*on_source("a"), cached=(cached("a"),), bad_copies={cached("a").path: "EIO"}, pins=(pin("a"),)),
@@ -380,17 +380,18 @@ def test_a_plan_that_has_begun_evicts_nobody_else(seen: Sketch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "path"),
+    ("bad", "expected"),
     [
-        pytest.param({}, cached("a").path, id="on-its-copy"),
-        pytest.param({cached("a").path: "EIO"}, image("a").path, id="on-the-source-when-the-copy-is-bad"),
+        pytest.param({}, (Mend, cached("a").path), id="on-its-copy"),
+        pytest.param({cached("a").path: "EIO"}, (Retarget, image("a").path), id="after-its-device-left-the-bad-copy"),
     ],
 )
-def test_what_is_unwell_is_mounted_anew(bad: dict[str, str], path: str) -> None:
+def test_what_is_unwell_is_mounted_anew(bad: dict[str, str], expected: tuple[type, str]) -> None:
     images, mounts, copies = on_cache("a")
     seen = observation(images, mounts, cached=copies, unwell={"a": "EIO"}, bad_copies=bad)
     (mend,) = make_plan(seen).actions
-    assert isinstance(mend, Mend) and mend.backing.path == path
+    assert isinstance(mend, Mend | Retarget)
+    assert (type(mend), mend.backing.path) == expected
     assert "EIO" in mend.reason
     assert make_plan(seen).problems["a"].waiting_helps
 

@@ -79,6 +79,10 @@ def test_what_is_wrong_with_a_disk_is_its_own() -> None:
     assert find_disks(look(unknown=True), (), CONFIG)[1].is_unknown
 
 
+def test_a_disk_by_whose_fault_a_copy_failed_is_shunned_and_the_other_is_not() -> None:
+    assert [each.shunned_until for each in find_disks(look(), (), CONFIG, {"/ssd1": 7.0})] == [0.0, 7.0]
+
+
 @pytest.mark.parametrize(("limit", "expected"), [("", None), ("50%", 60 * GB), ("7 GB", 7 * GB)])
 def test_what_the_jobs_of_a_user_may_pin_is_of_all_disks_together(limit: str, expected: int | None) -> None:
     config = structs.replace(CONFIG, max_pinned=limit)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from msgspec import structs
 
+from scratch_slurm.domain.access import is_public
 from scratch_slurm.domain.actions import (
     ActionKind,
     BackTo,
@@ -117,6 +118,8 @@ def _next_mount(card: Card, now: float) -> Move | None:
     if image:
         if not card.fault or not card.may(ActionKind.REPLACE, now):
             return None
+        if _find_lost(card) and card.may(ActionKind.RETARGET, now):
+            return None  # its device leaves the copy first: what is open on the mount is read on
         return Mend(image, backing_of(card, image), _word_mend(card), despite=None)
     if card.is_gone and not card.may_be_pinned and card.may(ActionKind.UNMOUNT, now):
         return Unmount(card.name, "removed from the source", card.refused)
@@ -148,16 +151,28 @@ def _is_to_be_finished(card: Card) -> bool:
     return card.covered is not None and (not card.may_be_pinned or _is_same_beneath(card))
 
 
+def _is_between(card: Card) -> bool:
+    """Whether what lies beneath is another generation than the one on top, and the source has a third.
+
+    Only where everybody may read the image: a mount of before may be open to more people than the newest image is.
+    """
+    image, top, beneath = card.image, card.mounted, card.covered
+    if image is None or top is None or beneath is None or not is_public(image.permissions):
+        return False
+    return beneath.generation_id is not None and top.generation_id not in (None, image.generation.id)
+
+
 def _finish(card: Card, now: float) -> Uncover | Unmount | None:
     """Bring a change of a mount that was cut short to its end.
 
-    Beneath lies what was probed before it was put there; it is seen as soon as the one on top is gone. Where that is
-    not what is wanted, or cannot be read any more, all goes, and is mounted anew in the next round.
+    Beneath lies what was probed before it was put there; it is seen as soon as the one on top is gone. Also where the
+    source has a still newer one by now: that replaces it in the next round, and the path is never empty. Where what
+    lies beneath is not wanted, or cannot be read any more, all goes, and is mounted anew in the next round.
     """
     image, beneath = card.image, card.covered
     same = _is_same_beneath(card)
     is_newest = beneath is not None and image is not None and beneath.generation_id == image.generation.id
-    if beneath and (same or is_newest) and not card.is_off(ActionKind.UNCOVER, now):
+    if beneath and (same or is_newest or _is_between(card)) and not card.is_off(ActionKind.UNCOVER, now):
         despite = None if same else card.refused
         return Uncover(card.name, beneath.device, "a change of its mount was cut short", despite)
     is_known = card.is_listed and (image is not None or card.is_gone)
@@ -176,11 +191,20 @@ def _next_switch(card: Card, now: float) -> Retarget | None:
         if mounted.backing_path == copy.path:
             return None
         return Retarget(card.name, mounted.device, FromCopy(copy), image, "its copy is whole and verified")
-    is_lost = mounted.copy_path and all(each.path != mounted.copy_path for each in card.copies)
-    if image and is_lost and not card.is_copy_unseen:
-        reason = "its cached image is not in the cache any more"
+    if image and (reason := _find_lost(card)):
         return Retarget(card.name, mounted.device, FromSource(image), image, reason)
     return None
+
+
+def _find_lost(card: Card) -> str:
+    """Tell why a mount cannot go on reading its copy, where the source can take over; empty: it can, or reads none."""
+    path = card.mounted.copy_path if card.mounted else ""
+    if not path or wanted(card) is None:
+        return ""
+    copy = next((copy for copy in card.copies if copy.path == path), None)
+    if copy is None:
+        return "" if card.is_copy_unseen else "its cached image is not in the cache any more"
+    return f"its copy is bad: {copy.bad}" if copy.bad else ""
 
 
 def find_outdated(card: Card, now: float) -> tuple[Evict, ...]:

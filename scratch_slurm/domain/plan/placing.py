@@ -35,6 +35,8 @@ class Room:
     """What is free at once."""
     later_bytes: int
     """What is free when all has gone that nobody wants."""
+    is_shunned: bool = False
+    """It is the last choice."""
 
     def take(self, size_bytes: int) -> None:
         self.now_bytes -= size_bytes
@@ -53,7 +55,8 @@ class Placed(NamedTuple):
 def place(rooms: Sequence[Room], pinned: Iterable[Need], chosen: Iterable[Need], held: Sequence[Held]) -> Placed:
     """Place copies: pinned ones in the order of asking, the others the largest first, each on the emptiest that fits.
 
-    Where a copy fits at once goes before where it fits only later. A disk whose room others have taken, and one that a
+    Where a copy fits at once goes before where it fits only later, and a disk on which a copy failed comes last.
+    A disk whose room others have taken, and one that a
     pinned copy finds no room on, takes the room of what is held there for its throughput.
 
     Args:
@@ -96,8 +99,14 @@ def place(rooms: Sequence[Room], pinned: Iterable[Need], chosen: Iterable[Need],
 
 
 def _emptiest(rooms: Sequence[Room], need: Need) -> Room | None:
-    def rank(room: Room) -> tuple[bool, bool, int, str]:
-        return room.disk == need.disk, room.now_bytes >= need.size_bytes, room.later_bytes, room.disk
+    def rank(room: Room) -> tuple[bool, bool, bool, int, str]:
+        return (
+            not room.is_shunned,
+            room.disk == need.disk,
+            room.now_bytes >= need.size_bytes,
+            room.later_bytes,
+            room.disk,
+        )
 
     return max((room for room in rooms if room.later_bytes >= need.size_bytes), key=rank, default=None)
 

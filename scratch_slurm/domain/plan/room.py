@@ -114,10 +114,11 @@ class _Share:
             target = usable.get(targets.get(dataset, ""))
             if target is None:
                 self._tell_no_room(image, list(usable.values()))
-            elif part and part.disk != target.disk.dir:
+            elif part and part.disk != target.disk.dir and not card.is_off(ActionKind.DROP, self.now):
                 unwanted.append(DropStaged(part, "its copy is made on another disk"))
             else:
-                self._make_room(card, image, part, target, wishes, evictions, stages)
+                begun = part if part and part.disk == target.disk.dir else None
+                self._make_room(card, image, begun, target, wishes, evictions, stages)
         busy = {name for name, card in self.cards.items() if card.under_way}
         drops = tuple(drop for drop in unwanted if drop.staged.under_way or drop.dataset not in busy)
         unplaced = frozenset(name for name in (*wishes.pinned, *wishes.chosen) if self._is_unplaced(name, targets))
@@ -187,6 +188,8 @@ class _Share:
             return card.revoked
         if card.is_undecided or (not card.are_claims_known and not is_wished):
             return ""  # somebody may ask for it
+        if not part.under_way and card.copy_of(part.generation_id):
+            return "another disk has a whole copy of it"
         if not is_wished and not card.is_off(ActionKind.STAGE, self.now):
             verdict = wishes.verdicts.get(card.name)
             return verdict.reason if verdict else "nobody asks for it any more"
@@ -219,7 +222,10 @@ class _Share:
         names = (*wishes.pinned, *wishes.chosen)
         if len(self.node.disks) == 1:
             return {name: disk for name in names for disk in usable}, ()
-        rooms = {name: Room(name, each.room_bytes, self._budget_bytes(each.disk)) for name, each in usable.items()}
+        rooms = {
+            name: Room(name, each.room_bytes, self._budget_bytes(each.disk), each.disk.shunned_until > self.now)
+            for name, each in usable.items()
+        }
         for name in names:
             copy = self.current.get(name)
             if copy is not None and copy.disk in rooms:
