@@ -29,6 +29,7 @@ from scratch_slurm.service.hands import Hands
 from scratch_slurm.service.worker_hands import WorkerHands
 from scratch_slurm.service.workers import Workers
 from tests.kit import virtual_time
+from tests.kit.disks import small_disk
 from tests.kit.fake_hands import FakeHands, FakeNode
 from tests.kit.images import in_child, make_image
 
@@ -41,8 +42,9 @@ NOBODYS_UID = 4_000_000
 class InMemory:
     """A node in memory."""
 
-    def __init__(self, folder: Path, **values: str) -> None:
-        self.node = FakeNode(**values)
+    def __init__(self, folder: Path, disk_count: int = 1, **values: str) -> None:
+        self.node = FakeNode(disk_count, **values)
+        self.cache_dirs = self.node.config.cache_dirs
         self.cache_dir = str(self.node.config.cache_dir)
 
     def run(self, story: Callable[[Hands], Awaitable[None]]) -> None:
@@ -66,13 +68,16 @@ class InMemory:
 class OnThisMachine:
     """Real images, devices, mounts and worker processes below a folder."""
 
-    def __init__(self, folder: Path, **values: str) -> None:
-        places = {f"{key}_dir": str(folder / key) for key in ("source", "cache", "mount", "state", "run")}
+    def __init__(self, folder: Path, disk_count: int = 1, **values: str) -> None:
+        places = {f"{key}_dir": str(folder / key) for key in ("source", "mount", "state", "run")}
+        dirs = [str(folder / f"disk{number}" / "cache") for number in range(disk_count)]
+        caches = {"cache_dirs": dirs} if disk_count > 1 else {"cache_dir": str(folder / "cache")}
         self.config = build_config(
-            {**places, **values, "cache_on_any_file_system": True}, origin="test", host_name="n1"
+            {**places, **caches, **values, "cache_on_any_file_system": True}, origin="test", host_name="n1"
         )
+        self.cache_dirs = self.config.cache_dirs
         self.config.source_dir.mkdir()
-        for directory in (self.config.cache_dir, self.config.mount_dir, self.config.state_dir):
+        for directory in (*map(Path, self.cache_dirs), self.config.mount_dir, self.config.state_dir):
             directory.mkdir(mode=0o700)
         self.cache_dir = str(self.config.cache_dir)
         self.made = 0
@@ -229,6 +234,35 @@ def test_a_copy_tells_its_progress_and_is_served_when_it_is_published(place: Pla
         assert contents.partials == () and contents.images[0].size_bytes >= coco.size_bytes
 
     place.run(story)
+
+
+def test_each_disk_holds_its_own_and_gives_back_its_own(kind: Callable[..., Place], folder: Path) -> None:
+    with small_disk(folder, folder / "disk0", 16 << 20), small_disk(folder, folder / "disk1", 16 << 20):
+        place = kind(folder, 2)
+        first, second = place.cache_dirs
+
+        async def story(hands: Hands) -> None:
+            coco = place.publish("coco")
+            await hands.look_at_disks()
+            await hands.copy(coco, first)
+            one, other = await hands.look_at_disks()
+            assert (one.dir, other.dir, one.problem, other.problem) == (first, second, "", "")
+            assert len(one.contents.partials) == 1 and other.contents.partials == ()
+            await hands.drop("coco", coco.generation.id, first)
+            await hands.copy(coco, second)
+            await hands.publish("coco", coco.generation.id, second)
+            one, other = await hands.look_at_disks()
+            assert (one.contents.images, one.contents.partials) == ((), ())
+            (copy,) = other.contents.images
+            assert copy.disk == second and copy.path.startswith(f"{second}/")
+            await hands.show(coco, copy.path, replace=False)
+            await hands.retire(copy)
+            await hands.discard(copy)
+            held = (await hands.look_at_kernel()).held_bytes
+            assert held[first] == 0 and held[second] >= coco.size_bytes // 512 * 512
+            await hands.unmount("coco", despite=None)
+
+        place.run(story)
 
 
 def test_a_part_is_dropped(place: Place) -> None:

@@ -14,9 +14,9 @@
 
 What can go wrong: `node.fail(verb, dataset)` lets the next such verb fail, `node.hang(dataset)` lets all verbs on a
 dataset hang until `node.heal(dataset)`, `node.step_s` and `node.copy_bytes_per_s` make all slow, `disk.other_bytes`
-fills a disk, `disk.problem` and `disk.is_unknown` let one die or hang, `node.ledger.error` breaks the ledger,
-`node.kernel_error` blinds the daemon, `node.listed = False` leaves the source unlisted. A daemon that is cancelled or
-crashes is cut off between any two steps of a verb.
+fills a disk, `disk.problem` and `disk.is_unknown` let one die or hang (`node.disks` has all), `node.ledger.error`
+breaks the ledger, `node.kernel_error` blinds the daemon, `node.listed = False` leaves the source unlisted. A daemon
+that is cancelled or crashes is cut off between any two steps of a verb.
 
 What readers meet is in `mount`, `content` and `read`, what users do in `read` and `open`.
 
@@ -191,18 +191,21 @@ class FakeNode:
     """The world that outlives every daemon: source, disks, kernel, ledger, users.
 
     Args:
+        disk_count: one disk has `cache_dir`, several have `cache_dirs`.
         values: of the configuration, beside the directories.
     """
 
-    def __init__(self, **values: Any) -> None:
-        given = {"source_dir": SOURCE_DIR, "cache_dir": CACHE_DIR, "mount_dir": "/datasets", "reserve": "0", **values}
+    def __init__(self, disk_count: int = 1, **values: Any) -> None:
+        dirs = [CACHE_DIR, *(f"{CACHE_DIR}{number}" for number in range(1, disk_count))]
+        caches = {"cache_dirs": dirs} if disk_count > 1 else {"cache_dir": CACHE_DIR}
+        given = {"source_dir": SOURCE_DIR, "mount_dir": "/datasets", "reserve": "0", **caches, **values}
         self.config: Config = build_config({"capacity": "100%", **given}, origin="test", host_name="node")
         self.source: dict[str, tuple[SourceImage, File]] = {}
         self.skipped: dict[str, str] = {}
         """Dataset -> why its file is not served."""
         self.listed = True
         """Whether the source has been listed whole."""
-        self.disk = Disk(CACHE_DIR)
+        self.disks = [Disk(each) for each in dirs]
         self.mounts: dict[str, list[Mount]] = {}
         """Dataset -> what is mounted on its path, from the lowest to the top."""
         self.devices: dict[str, Device] = {}
@@ -222,6 +225,15 @@ class FakeNode:
         self._faults: list[tuple[str, str, ScratchError]] = []
         self._hanging: dict[str, asyncio.Event] = {}
         self._running: dict[int, asyncio.Task[None]] = {}
+
+    @property
+    def disk(self) -> Disk:
+        """The only one, or the first."""
+        return self.disks[0]
+
+    def disk_of(self, path: str) -> Disk | None:
+        """The disk that a file lies on; None: it is in the source."""
+        return next((disk for disk in self.disks if path.startswith(f"{disk.dir}/")), None)
 
     # What people do with the source.
 
@@ -341,11 +353,11 @@ class FakeNode:
     def is_cached(self, dataset: str) -> bool:
         """Whether readers are served from the disk."""
         device = self.device(dataset)
-        return device is not None and device.file.path.startswith(f"{CACHE_DIR}/")
+        return device is not None and self.disk_of(device.file.path) is not None
 
     def copies(self, dataset: str) -> list[CachedImage]:
         """The whole copies of a dataset that are in service."""
-        return [each for each in _contents(self.disk).images if each.dataset == dataset]
+        return [each for disk in self.disks for each in _contents(disk).images if each.dataset == dataset]
 
     def read(self, dataset: str, count: int) -> None:
         """A job reads so many bytes from the device."""
@@ -408,34 +420,36 @@ class FakeHands:
     def __init__(self, node: FakeNode) -> None:
         self.tell: Callable[[Event], None] = lambda event: None
         self._node = node
-        self._is_prepared = False
+        self._prepared: set[str] = set()
 
     async def look_at_kernel(self) -> KernelReading:
         node = self._node
         await asyncio.sleep(node.step_s)
         if node.kernel_error:
             raise DeviceError(node.kernel_error)
-        tops = {name: _seen(name, stack[-1]) for name, stack in node.mounts.items() if stack}
-        beneath = {name: _seen(name, stack[-2]) for name, stack in node.mounts.items() if len(stack) > 1}
-        held = {each.file for each in node.devices.values() if not each.file.is_linked and _is_copy(each.file)}
+        tops = {name: self._seen(name, stack[-1]) for name, stack in node.mounts.items() if stack}
+        beneath = {name: self._seen(name, stack[-2]) for name, stack in node.mounts.items() if len(stack) > 1}
+        files = {each.file for each in node.devices.values() if not each.file.is_linked}
+        held = {
+            disk.dir: sum(file.size_bytes for file in files if node.disk_of(file.path) is disk) for disk in node.disks
+        }
         read_bytes = {
             name: stack[-1].device.read_bytes for name, stack in node.mounts.items() if stack and stack[-1].device
         }
-        return KernelReading(tops, beneath, {node.disk.dir: sum(file.size_bytes for file in held)}, read_bytes)
+        return KernelReading(tops, beneath, held, read_bytes)
 
     async def look_at_disks(self) -> tuple[DiskReading, ...]:
-        return (await self._look_at_disk(),)
+        return tuple([await self._look_at_disk(disk) for disk in self._node.disks])
 
-    async def _look_at_disk(self) -> DiskReading:
+    async def _look_at_disk(self, disk: Disk) -> DiskReading:
         node = self._node
         await asyncio.sleep(node.step_s)
-        disk = node.disk
         if disk.is_unknown:
             return DiskReading(disk.dir, _contents(disk), f"{disk.dir}: gives no answer", unknown=True)
         if disk.problem:
             return DiskReading(disk.dir, CacheContents((), (), 0, 0, 0), f"{disk.dir}: {disk.problem}")
-        if not self._is_prepared:  # what an earlier daemon had on its way out comes back
-            self._is_prepared = True
+        if disk.dir not in self._prepared:  # what an earlier daemon had on its way out comes back
+            self._prepared.add(disk.dir)
             for path in [path for path in disk.files if path.endswith(".evicted")]:
                 name = path.rpartition("/")[2].removesuffix(".evicted")
                 self._move(path, f"{disk.dir}/{name}.image")
@@ -507,11 +521,11 @@ class FakeHands:
         self._node.sweep()
 
     async def copy(self, image: SourceImage, cache_dir: str) -> None:
-        node, disk = self._node, self._node.disk
+        node = self._node
         await self._begin("copy", image.dataset)
         source = self._open(image.dataset, image.path, image.generation)
         path = _part_path(cache_dir, image.dataset, image.generation.id)
-        self._refuse_bad_disk()
+        disk = self._well_disk(path)
         part = disk.files.get(path)
         if part is None:
             free_bytes = disk.whole_bytes - disk.other_bytes - disk.used_bytes(node.devices.values())
@@ -522,7 +536,7 @@ class FakeHands:
         while part.done_bytes < part.size_bytes:
             step_bytes = min(part.size_bytes - part.done_bytes, max(1, part.size_bytes // 4))
             await asyncio.sleep(step_bytes / node.copy_bytes_per_s)
-            self._refuse_bad_disk()
+            self._well_disk(path)
             part.done_bytes += step_bytes
             self.tell(Progress(image.dataset, part.done_bytes, "copying"))
         if not source.is_linked:
@@ -542,8 +556,7 @@ class FakeHands:
 
     async def restore(self, image: CachedImage) -> None:
         await self._begin("restore", image.dataset)
-        self._refuse_bad_disk()
-        if _retired_path(image) in self._node.disk.files:
+        if _retired_path(image) in self._well_disk(image.path).files:
             self._move(_retired_path(image), image.path)
 
     async def discard(self, image: CachedImage) -> None:
@@ -566,14 +579,21 @@ class FakeHands:
 
     def _open(self, dataset: str, path: str, expected: Generation | None) -> File:
         if expected is None:
-            self._refuse_bad_disk()
-            if path not in self._node.disk.files:
+            files = self._well_disk(path).files
+            if path not in files:
                 raise DiskError(f"{path}: cannot open: no such file")
-            return self._node.disk.files[path]
+            return files[path]
         image, file = self._node.source.get(dataset, (None, None))
         if image is None or file is None or image.generation != expected:
             raise ImageError(f"{path}: is not the image that was listed")
         return file
+
+    def _seen(self, dataset: str, mount: Mount) -> SeenMount:
+        device = mount.device
+        if device is None:
+            return SeenMount(dataset, None, Backing.SOURCE, "")
+        backing = Backing.CACHE if self._node.disk_of(device.file.path) else Backing.SOURCE
+        return SeenMount(dataset, (mount.number, device.name), backing, device.file.path)
 
     def _refuse_pinned(self, dataset: str, despite: Despite) -> None:
         if despite is None:
@@ -584,14 +604,17 @@ class FakeHands:
         if keepers:
             raise PinnedError(f"{dataset}: was pinned by {', '.join(keepers)} before its mount could be changed")
 
-    def _refuse_bad_disk(self) -> None:
-        disk = self._node.disk
+    def _well_disk(self, path: str) -> Disk:
+        """Find the disk of a path. Raises: DiskError: it cannot be used."""
+        disk = self._node.disk_of(path)
+        if disk is None:
+            raise DiskError(f"{path}: lies on no disk")
         if disk.problem or disk.is_unknown:
             raise DiskError(f"{disk.dir}: {disk.problem or 'gives no answer'}")
+        return disk
 
     def _move(self, old: str, new: str) -> None:
-        self._refuse_bad_disk()
-        files = self._node.disk.files
+        files = self._well_disk(old).files
         if old not in files:
             raise DiskError(f"{old}: no such file")
         if new in files:
@@ -600,22 +623,9 @@ class FakeHands:
         file.path = new  # as the kernel shows it of an open one, too
 
     def _unlink(self, path: str) -> None:
-        self._refuse_bad_disk()
-        file = self._node.disk.files.pop(path, None)
+        file = self._well_disk(path).files.pop(path, None)
         if file is not None:
             file.is_linked = False
-
-
-def _is_copy(file: File) -> bool:
-    return file.path.startswith(f"{CACHE_DIR}/")
-
-
-def _seen(dataset: str, mount: Mount) -> SeenMount:
-    device = mount.device
-    if device is None:
-        return SeenMount(dataset, None, Backing.SOURCE, "")
-    backing = Backing.CACHE if _is_copy(device.file) else Backing.SOURCE
-    return SeenMount(dataset, (mount.number, device.name), backing, device.file.path)
 
 
 def _contents(disk: Disk, free_bytes: int = 0) -> CacheContents:

@@ -22,7 +22,7 @@ class RandomNode:
     """See the module: `step()` does one thing, lets time pass, and checks all."""
 
     rng: random.Random
-    node: FakeNode = field(default_factory=lambda: FakeNode(capacity="1 GB", interval="10", period="60"))
+    node: FakeNode = field(init=False)
     rounds: Rounds | None = None
     history: list[str] = field(default_factory=list)
     published: dict[str, set[str]] = field(default_factory=lambda: {name: set() for name in NAMES})
@@ -33,14 +33,19 @@ class RandomNode:
     """Open files, and the generation that each had."""
     kept: dict[str, str] = field(default_factory=dict)
     """Dataset that is pinned and was met at rest -> its generation."""
+    unsure: set[str] = field(default_factory=set)
+    """Datasets of which what lies beneath a mount may have failed to be shown."""
+
+    def __post_init__(self) -> None:
+        self.node = FakeNode(self.rng.randrange(1, 4), capacity="1 GB", interval="10", period="60")
 
     def begin(self) -> None:
         self.node.on_verb = self._see
         self.rounds = self.node.start()
 
     def _see(self, verb: str, dataset: str) -> None:
-        if verb == "unmount" and len(self.node.mounts.get(dataset, ())) > 1:
-            # A replacement was cut short, and neither mount is what the source has now. Where nobody pins it, both go,
+        if verb == "unmount" and dataset in self.unsure and len(self.node.mounts.get(dataset, ())) > 1:
+            # A replacement was cut short, and what it left beneath could not be shown. Where nobody pins it, both go,
             # and the new one comes in the next round: for that moment there is no path.
             self.shown.discard(dataset)
         self.check()
@@ -120,6 +125,8 @@ class RandomNode:
     def fail(self) -> str:
         verb, name = self.rng.choice(_VERBS), self.rng.choice(NAMES)
         self.node.fail(verb, name)
+        if verb in ("uncover", "identify"):
+            self.unsure.add(name)
         return f"fail {verb} {name}"
 
     def hang_or_heal(self) -> str:
@@ -128,17 +135,19 @@ class RandomNode:
             self.node.heal(hanging)
         if self.rng.random() < 0.3:
             self.node.hang(name)
+            self.unsure.add(name)
         return f"hang or heal {name}"
 
     def fill(self) -> str:
-        self.node.disk.whole_bytes = 2 * CAPACITY_BYTES
-        self.node.disk.other_bytes = self.rng.choice((0, 0, CAPACITY_BYTES, 19 * CAPACITY_BYTES // 10))
-        return f"fill {self.node.disk.other_bytes}"
+        disk = self.rng.choice(self.node.disks)
+        disk.whole_bytes = 2 * CAPACITY_BYTES
+        disk.other_bytes = self.rng.choice((0, 0, CAPACITY_BYTES, 19 * CAPACITY_BYTES // 10))
+        return f"fill {disk.dir} {disk.other_bytes}"
 
     def sicken(self) -> str:
-        disk = self.node.disk
+        disk = self.rng.choice(self.node.disks)
         disk.problem, disk.is_unknown = self.rng.choice((*[("", False)] * 6, ("EIO", False), ("hangs", True)))
-        return f"disk {disk.problem!r}"
+        return f"disk {disk.dir} {disk.problem!r}"
 
     def lose_ledger(self) -> str:
         self.node.ledger.error = self.rng.choice((*[""] * 5, "cannot be read"))
@@ -150,8 +159,9 @@ class RandomNode:
     def check(self) -> None:
         """Check what must hold at every moment. Raises: AssertionError."""
         node, story = self.node, "\n".join(self.history[-40:])
-        used_bytes = node.disk.used_bytes(node.devices.values())
-        assert used_bytes <= CAPACITY_BYTES, f"{used_bytes} bytes\n{story}"
+        for disk in node.disks:
+            used_bytes = disk.used_bytes(node.devices.values())
+            assert used_bytes <= CAPACITY_BYTES, f"{disk.dir}: {used_bytes} bytes\n{story}"
         for name in NAMES:
             content = node.content(name)
             if content is not None:
@@ -179,7 +189,9 @@ class RandomNode:
         assert self.rounds is not None
         for name in NAMES:
             node.heal(name)
-        node.disk.other_bytes, node.disk.problem, node.disk.is_unknown, node.ledger.error = 0, "", False, ""
+        for disk in node.disks:
+            disk.other_bytes, disk.problem, disk.is_unknown = 0, "", False
+        node.ledger.error = ""
         node.clear_faults()
         for job in (1, 2, 3):
             node.ledger.unpin(job)
@@ -193,6 +205,39 @@ class RandomNode:
             image = node.source[name][0] if name in node.source else None
             assert node.content(name) == (image.generation.id if image else None), f"{name}\n{story}"
             assert len(node.mounts.get(name, ())) <= 1, f"{name}: mounts left\n{story}"
+            assert len(node.copies(name)) <= 1, f"{name}: {len(node.copies(name))} copies\n{story}"
+        for disk in node.disks:
+            assert all(path.endswith(".image") for path in disk.files), f"{list(disk.files)} left\n{story}"
         latest = self.rounds.latest()
         assert not latest.plan.actions, f"{latest.plan.actions}\n{story}"
         assert all(verdict.reason for verdict in latest.plan.wishes.verdicts.values())
+        wanted = {name for name, verdict in latest.plan.wishes.verdicts.items() if verdict.wanted}
+        assert wanted - latest.plan.unplaced <= {name for name in NAMES if node.is_cached(name)}, f"{wanted}\n{story}"
+        self._check_use_counts()
+        await self._lose_a_disk_and_get_it_back()
+
+    async def _lose_a_disk_and_get_it_back(self) -> None:
+        """Let a disk fail under pinned copies, and come back: what was copied again meanwhile is there once."""
+        node, rounds = self.node, self.rounds
+        assert rounds is not None
+        for name in node.source:
+            node.ledger.pin(name, 1)
+        await node.rest(rounds, 60)
+        self._check_use_counts()
+        lost = self.rng.choice(node.disks)
+        lost.problem = "EIO"
+        await node.rest(rounds, 60)
+        lost.problem = ""
+        await node.rest(rounds, 60)
+        self.check()
+        story = "\n".join(self.history[-40:])
+        for name in node.source:
+            assert len(node.copies(name)) <= 1, f"{name}: {len(node.copies(name))} copies\n{story}"
+            assert node.is_cached(name) == bool(node.copies(name)), f"{name}: its copy is not read\n{story}"
+
+    def _check_use_counts(self) -> None:
+        """A use count is the number of distinct jobs that hold a pin, in the ledger and nowhere else."""
+        assert self.rounds is not None
+        for name, card in self.rounds.cards.items():
+            jobs = {pin.holder for pin in self.node.ledger.held if pin.dataset == name}
+            assert len(card.counting) == len(jobs), f"{name}: {card.counting}"

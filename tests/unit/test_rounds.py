@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from scratch_slurm.domain.errors import DeviceError, DigestError, NotFoundError, PinnedError, RetargetError
+from scratch_slurm.domain.errors import DeviceError, DigestError, DiskError, NotFoundError, PinnedError, RetargetError
 from scratch_slurm.domain.model import Permissions
 from scratch_slurm.service.requests import evict
 from scratch_slurm.service.rounds import Rounds
@@ -31,7 +31,7 @@ def story_with(**values: str) -> Callable[[Story], Callable[[], None]]:
     def make(run: Story) -> Callable[[], None]:
         def test() -> None:
             async def tell() -> None:
-                await run(FakeNode(**values))
+                await run(FakeNode(1, **values))
 
             virtual_time.run(tell())
 
@@ -103,6 +103,65 @@ def test_killed_anywhere_in_a_replacement_the_next_daemon_brings_it_to_its_end(s
         assert len(node.mounts["coco"]) == 1
 
     virtual_time.run(tell())
+
+
+@story
+async def test_killed_in_a_replacement_while_a_third_version_comes_the_path_is_never_empty(node: FakeNode) -> None:
+    rounds = node.start()
+    node.publish("coco")
+    await node.until(lambda: node.content("coco") is not None)
+    node.publish("coco")
+    rounds.nudge()
+    while len(node.mounts["coco"]) == 1:
+        await half_a_step(node)
+    await node.crash(rounds)
+    third = node.publish("coco")
+    rounds = node.start()
+    while node.content("coco") != third.generation.id:
+        assert node.content("coco") is not None, "the path is never empty"
+        await half_a_step(node)
+    await node.rest(rounds)
+    assert len(node.mounts["coco"]) == 1
+
+
+@story
+async def test_a_disk_that_takes_no_copy_comes_after_the_other_one(node: FakeNode) -> None:
+    node = FakeNode(2)
+    rounds = node.start()
+    node.publish("coco")
+    node.fail("copy", "coco", DiskError("read-only"))
+    node.ledger.pin("coco")
+    await node.until(lambda: node.is_cached("coco"))
+    (copy,) = node.copies("coco")
+    (shunned,) = [disk.dir for disk in rounds.latest().node.disks if disk.shunned_until]
+    assert copy.disk != shunned
+    node.publish("tiny")
+    node.ledger.pin("tiny")
+    rounds.nudge()
+    await node.until(lambda: node.is_cached("tiny"))
+    assert [each.disk for each in node.copies("tiny")] == [copy.disk], "though the other one is the emptier"
+
+
+@story
+async def test_a_disk_under_a_copy_that_hangs_comes_after_the_other_one(node: FakeNode) -> None:
+    node = FakeNode(2)
+    rounds = node.start()
+    node.publish("coco", size_bytes=1)
+    await node.until(lambda: node.content("coco") is not None)
+    await node.rest(rounds)
+    node.hang("coco")
+    node.ledger.pin("coco")
+    rounds.nudge()
+    await node.until(lambda: any(disk.shunned_until for disk in rounds.latest().node.disks))
+    (shunned,) = [disk.dir for disk in rounds.latest().node.disks if disk.shunned_until]
+    for name in ("tiny", "more"):
+        node.publish(name)
+        node.ledger.pin(name)
+    rounds.nudge()
+    await node.until(lambda: node.is_cached("tiny") and node.is_cached("more"))
+    assert shunned not in {each.disk for name in ("tiny", "more") for each in node.copies(name)}
+    node.heal("coco")
+    await node.until(lambda: node.is_cached("coco"))
 
 
 async def half_a_step(node: FakeNode) -> None:
