@@ -137,7 +137,7 @@ def solve_milp(items: Sequence[Item], capacity: int, time_limit_s: float) -> tup
     scale = max(item.value_bytes for item in items)
     values = np.array([item.value_bytes / scale for item in items])
     sizes = np.array([[item.size_bytes / capacity for item in items]])
-    with _silence():
+    with silence():
         found = milp(
             -values,
             constraints=LinearConstraint(sizes, ub=1.0),
@@ -154,7 +154,7 @@ def solve_milp(items: Sequence[Item], capacity: int, time_limit_s: float) -> tup
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """HiGHS writes what it debugs to the standard output, whatever it is told: not into ours."""
     sys.stdout.flush()
     ours = os.dup(1)

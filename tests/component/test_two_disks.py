@@ -129,6 +129,37 @@ def find_device(image: Path) -> str:
     return told.stdout.strip()
 
 
+def test_a_disk_is_added_and_taken_out_by_a_reload_while_jobs_read(folder: Path) -> None:
+    with two_disks(folder, capacity="10 MB", reserve="1 MB") as daemon:
+        both = daemon.config
+        first, second = both["cache_dirs"]
+        daemon.reload({**both, "cache_dirs": [first]})
+        daemon.until(lambda: len(daemon.status().disks) == 1)
+        versions = publish(daemon, "a", "b")
+        for number, name in enumerate(versions, start=1):
+            daemon.pin(number, name)
+        daemon.until(lambda: daemon.is_cached(*versions))
+        readers = {name: daemon.path(name, "data").open("rb", buffering=0) for name in versions}
+
+        daemon.reload(both)
+        daemon.until(lambda: len(daemon.status().disks) == 2)
+        versions |= publish(daemon, "c")
+        daemon.pin(3, "c")
+        daemon.until(lambda: daemon.is_cached(*versions))
+        assert (lies_in(folder, "ssd0"), lies_in(folder, "ssd1")) == ({"a", "b"}, {"c"})
+
+        daemon.reload({**both, "cache_dirs": [second]})
+        daemon.until(lambda: len(daemon.status().disks) == 1 and daemon.is_cached(*versions), "copied to what is left")
+        daemon.until(lambda: lies_in(folder, "ssd0") == set(), "what was on the other is deleted")
+        for name, reader in readers.items():
+            assert reader.read() == versions[name].data
+        subprocess.run(["umount", folder / "ssd0"], check=True)  # nothing has a file of it open
+        for name, reader in readers.items():
+            reader.close()
+            assert daemon.read(name) == versions[name].data
+        check_disks(daemon)
+
+
 def test_two_directories_on_one_disk_are_no_two_disks(folder: Path) -> None:
     with small_disk(folder, folder / "ssd0", 64 << 20):
         dirs = [str(folder / "ssd0" / name) for name in ("one", "two")]
