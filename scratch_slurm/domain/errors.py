@@ -3,6 +3,7 @@
 0 is success and 1 a bug (an error outside this tree); the man page repeats the table.
 """
 
+from enum import StrEnum
 from typing import ClassVar
 
 
@@ -109,6 +110,35 @@ class DiskError(ScratchError):
     """A disk with cached images fails, or a copy on it is not what was written; a full one is a NoSpaceError."""
 
     exit_code = 14
+
+
+class SealFault(StrEnum):
+    """Why a sealed message is not opened, or a payload not sealed."""
+
+    OTHER_UID = "other-uid"
+    """Sealed by a user that is not trusted, or for another one."""
+    REPLAYED = "replayed"
+    EXPIRED = "expired"
+    """Too old, or of the future: the clocks are apart."""
+    ALTERED = "altered"
+    """Not what was sealed, sealed with another key, or no sealed message at all."""
+    TOO_LARGE = "too-large"
+    UNAVAILABLE = "unavailable"
+    """What seals does not answer."""
+
+
+class SealError(ScratchError):
+    """A message between a node and the station cannot be sealed, or is not trusted.
+
+    Args:
+        fault: for what decides on it; the message says it to people.
+    """
+
+    exit_code = 15
+
+    def __init__(self, message: str, *, hint: str | None = None, fault: SealFault = SealFault.UNAVAILABLE) -> None:
+        super().__init__(message, hint=hint)
+        self.fault = fault
 
 
 def error_by_name(name: str, message: str, hint: str | None) -> ScratchError:

@@ -28,6 +28,7 @@ ROOMS = {
     "staging": {"staging", "origins"},  # a copy reads from a Supplier
     "ledger": {"ledger"},
     "origins": {"origins"},
+    "seal": {"seal"},
 }
 
 # Outside the rooms, only the parts of one thing know each other.
