@@ -141,6 +141,12 @@ class SealError(ScratchError):
         self.fault = fault
 
 
+class StationError(ScratchError):
+    """No station answers."""
+
+    exit_code = 16
+
+
 def error_by_name(name: str, message: str, hint: str | None) -> ScratchError:
     """Make the error that another process of ours told by its class name; `ScratchError` for a name unknown here."""
     kind = globals().get(name)

@@ -39,9 +39,14 @@ class Request:
 
 
 class RequestReader:
-    """Takes the bytes of one connection until they are a whole request."""
+    """Takes the bytes of one connection until they are a whole request.
 
-    def __init__(self) -> None:
+    Args:
+        body_limit_bytes: the longest body.
+    """
+
+    def __init__(self, *, body_limit_bytes: int = BODY_LIMIT_BYTES) -> None:
+        self._body_limit_bytes = body_limit_bytes
         self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_LIMIT_BYTES)
         self._head: h11.Request | None = None
         self._body = bytearray()
@@ -62,12 +67,12 @@ class RequestReader:
         while True:
             match self._connection.next_event():
                 case h11.Request() as head:
-                    _check_head(head)
+                    _check_head(head, self._body_limit_bytes)
                     self._head = head
                 case h11.Data() as piece:
                     self._body += piece.data
-                    if len(self._body) > BODY_LIMIT_BYTES:
-                        raise RefusedError(_TOO_LARGE, f"a request's body has {BODY_LIMIT_BYTES} bytes at most")
+                    if len(self._body) > self._body_limit_bytes:
+                        raise RefusedError(_TOO_LARGE, f"a request's body has {self._body_limit_bytes} bytes at most")
                 case h11.EndOfMessage():
                     assert self._head is not None, "a request ends after it has begun"
                     path, _, _ = self._head.target.decode("ascii").partition("?")
@@ -76,21 +81,21 @@ class RequestReader:
                     return None
 
 
-def _check_head(head: h11.Request) -> None:
+def _check_head(head: h11.Request, body_limit_bytes: int) -> None:
     if not head.target.startswith(b"/"):
         raise RefusedError(400, f"{head.target[:40]!r}: is not a path")
     for name, value in head.headers:
         if name == b"content-encoding" and value.lower() != b"identity":
             raise RefusedError(415, "Content-Encoding: send the body as it is")
-        if name == b"content-length" and int(value) > BODY_LIMIT_BYTES:
+        if name == b"content-length" and int(value) > body_limit_bytes:
             raise RefusedError(
-                _TOO_LARGE, f"a request's body has {BODY_LIMIT_BYTES} bytes at most, not {value.decode()}"
+                _TOO_LARGE, f"a request's body has {body_limit_bytes} bytes at most, not {value.decode()}"
             )
 
 
-def format_answer(status: int, body: bytes) -> bytes:
-    """Write an answer; `body` is JSON. It ends with its connection."""
-    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")]
+def format_answer(status: int, body: bytes, *, content_type: str = "application/json") -> bytes:
+    """Write an answer. It ends with its connection."""
+    headers = [("Content-Type", content_type), ("Content-Length", str(len(body))), ("Connection", "close")]
     connection = h11.Connection(h11.SERVER)
     events = (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage())
     return b"".join(connection.send(event) or b"" for event in events)

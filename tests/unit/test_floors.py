@@ -17,6 +17,7 @@ FLOORS = {
     "node": {"domain", "node"},
     "slurm": {"domain", "slurm"},
     "service": {"domain", "node", "slurm", "service"},
+    "station": {"domain", "node", "slurm", "service", "station"},
     "hooks": {"domain", "node", "service", "hooks"},
     "build": {"domain", "node", "build"},
     "cli": {"domain", "node", "slurm", "build", "cli"},
@@ -29,6 +30,7 @@ ROOMS = {
     "ledger": {"ledger"},
     "origins": {"origins"},
     "seal": {"seal"},
+    "polls": {"polls", "seal"},  # a poll is sealed
 }
 
 # Outside the rooms, only the parts of one thing know each other.

@@ -1,0 +1,1 @@
+"""A node's polls of the station: one sealed question, one sealed answer."""

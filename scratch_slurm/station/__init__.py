@@ -1,0 +1,1 @@
+"""The station: what nodes poll."""
