@@ -31,5 +31,5 @@ def test_judge(state: str, on_node: bool | None, presence: Presence) -> None:
 
 
 @given(st.text(), st.sampled_from([True, False, None]))
-def test_a_state_of_another_slurm_is_never_a_reason_to_release(state, on_node) -> None:
+def test_a_state_of_another_slurm_is_never_a_reason_to_release(state: str, on_node: bool | None) -> None:
     assert judge(f"new {state}", on_node=on_node) is UNKNOWN

@@ -1,27 +1,29 @@
 """Whose groups are known, asked for and trusted, with a name service written by hand."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from scratch_slurm.domain.errors import NotFoundError, ScratchError
 from scratch_slurm.domain.model import Permissions
 from scratch_slurm.service.people import FRESH_S, People
+from tests.kit.fake_hands import FakeHands, FakeNode
 
 FOR_STAFF = Permissions(0, 50, 0o640)
 
 
-class NameService:
-    """Stands for the hands: answers when it is told to."""
+class NameService(FakeHands):
+    """Answers when it is told to."""
 
     def __init__(self) -> None:
+        super().__init__(FakeNode())
         self.groups: dict[int, tuple[int, ...]] = {}
         self.asked: list[int] = []
         self.answers = asyncio.Event()
         self.answers.set()
         self.failure: ScratchError | None = None
 
-    async def groups_of(self, uid):
+    async def groups_of(self, uid: int) -> frozenset[int]:
         self.asked.append(uid)
         await self.answers.wait()
         if self.failure:
@@ -46,7 +48,7 @@ class Story:
         self.news.clear()
 
 
-def told(story: Callable[..., Any]) -> None:
+def told(story: "Callable[[Story], Coroutine[Any, Any, None]]") -> None:
     async def tell() -> None:
         await story(Story())
 
@@ -55,7 +57,7 @@ def told(story: Callable[..., Any]) -> None:
 
 def test_it_is_unknown_until_the_name_service_has_answered_and_is_asked_once() -> None:
     @told
-    async def story(it) -> None:
+    async def story(it: Story) -> None:
         it.service.groups[7] = (7, 50)
         assert [it.judge(), it.judge(), it.judge()] == [None, None, None]
         await it.told()
@@ -64,7 +66,7 @@ def test_it_is_unknown_until_the_name_service_has_answered_and_is_asked_once() -
 
 def test_nobody_asks_where_groups_do_not_matter() -> None:
     @told
-    async def story(it) -> None:
+    async def story(it: Story) -> None:
         assert it.people.judge(7, Permissions(0, 50, 0o644)) is True
         assert it.people.judge(7, Permissions(0, 50, 0o600)) is False
         assert it.judge(0) is True
@@ -73,7 +75,7 @@ def test_nobody_asks_where_groups_do_not_matter() -> None:
 
 def test_nobody_asks_while_the_permissions_are_not_known() -> None:
     @told
-    async def story(it) -> None:
+    async def story(it: Story) -> None:
         assert it.people.judge(7, None) is None
         assert it.people.judge(0, None) is True
         assert it.service.asked == []
@@ -81,7 +83,7 @@ def test_nobody_asks_while_the_permissions_are_not_known() -> None:
 
 def test_no_more_users_wait_to_be_asked_about_than_are_remembered() -> None:
     @told
-    async def story(it) -> None:
+    async def story(it: Story) -> None:
         it.people = People(it.service, on_news=it.news.set, most=5)
         it.service.answers.clear()
         assert [it.judge(uid) for uid in range(1, 50)] == [None] * 49
@@ -91,7 +93,7 @@ def test_no_more_users_wait_to_be_asked_about_than_are_remembered() -> None:
 
 def test_a_name_service_that_hangs_holds_up_nobody() -> None:
     @told
-    async def story(it) -> None:
+    async def story(it: Story) -> None:
         it.service.answers.clear()
         assert [it.judge(uid) for uid in range(1, 50)] == [None] * 49
         for _ in range(10):
@@ -103,7 +105,7 @@ def test_a_name_service_that_hangs_holds_up_nobody() -> None:
 
 def test_an_old_answer_holds_until_the_new_one_is_there() -> None:
     @told
-    async def story(it) -> None:
+    async def story(it: Story) -> None:
         it.service.groups[7] = (7, 50)
         it.judge()
         await it.told()
@@ -118,7 +120,7 @@ def test_an_old_answer_holds_until_the_new_one_is_there() -> None:
 
 def test_a_failure_is_told_and_tried_again_after_a_pause_and_takes_nothing_away() -> None:
     @told
-    async def story(it) -> None:
+    async def story(it: Story) -> None:
         it.service.failure = NotFoundError("user 7 is not known to this node")
         it.judge()
         await it.told()
@@ -138,7 +140,7 @@ def test_a_failure_is_told_and_tried_again_after_a_pause_and_takes_nothing_away(
 
 def test_strangers_do_not_fill_the_memory() -> None:
     @told
-    async def story(it) -> None:
+    async def story(it: Story) -> None:
         for uid in range(10_000, 15_000):
             it.service.groups[uid] = (50,)
             it.judge(uid)

@@ -34,6 +34,6 @@ def test_the_rules(text: str, expected: PrologRules) -> None:
 
 
 @given(st.text())
-def test_any_text_gives_rules(text) -> None:
+def test_any_text_gives_rules(text: str) -> None:
     rules = parse_prolog_rules(f"PrologEpilogTimeout = {text}")
     assert rules.timeout_s is None or rules.timeout_s > 0
