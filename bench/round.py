@@ -27,7 +27,7 @@ import msgspec
 
 import scratch_slurm.service.main  # noqa: F401 - what the daemon imports counts in its memory
 from bench import _common as common
-from scratch_slurm.domain.config import build_config
+from scratch_slurm.domain.config import Config, build_config
 from scratch_slurm.domain.model import Generation, SourceImage
 from scratch_slurm.domain.names import device_tag
 from scratch_slurm.node.ledger.ledger import Ledger
@@ -154,7 +154,7 @@ def run_rounds(root: Path, count: int, rounds: int) -> common.Figures:
         return asyncio.run(_run_rounds(node, config, ledger, rounds))
 
 
-async def _run_rounds(node: FakeNode, config, ledger: Ledger, rounds: int) -> common.Figures:
+async def _run_rounds(node: FakeNode, config: Config, ledger: Ledger, rounds: int) -> common.Figures:
     images = enumerate(node.images)
     workers = TagReaders({f"loop{FIRST_DEVICE + number}": device_tag(image.generation.id) for number, image in images})
     source = Source(config.source_dir, workers, silence_s=30)
