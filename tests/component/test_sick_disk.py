@@ -160,7 +160,10 @@ def test_a_disk_that_dies_under_readers_and_under_a_copy_takes_only_its_own_copi
             sick.set(Health.FAILS)
             node.forget_pages()
             errors = {name: found[name].errors for name in kept}
-            daemon.until(lambda: all(daemon.logged(f"mended dataset={name}") for name in lost), "the source takes over")
+            daemon.until(
+                lambda: all(daemon.logged(f"retargeted dataset={each}", "its copy is bad") for each in lost),
+                "the source",
+            )
             for name, reader in found.items():
                 read_on(node, reader, f"the open file of {name} is read on")
             daemon.until(lambda: daemon.is_cached(*node.versions), "the sound disk takes them")

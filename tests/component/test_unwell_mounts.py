@@ -77,7 +77,7 @@ def test_a_copy_that_cannot_be_read_goes_and_the_source_serves_until_there_is_an
             daemon.read("coco")
         daemon.until(lambda: daemon.logged("evicted dataset=coco"), "the bad copy goes")
         daemon.until(well_and_cached, "a new copy serves")
-        assert daemon.logged("mended dataset=coco")
+        assert daemon.logged("replaced dataset=coco", "its copy is bad", "the switch failed")
         assert not daemon.logged("degraded dataset=coco"), "nobody tried the bad copy again"
         assert daemon.dataset("coco").holders == ("job:1",)
 
