@@ -15,7 +15,7 @@ from bench import _common as common
 from bench._choosing import GIB, TIB, log_normal_size
 from bench.plan import HORIZON_S, silence, spread, timed
 from scratch_slurm.domain.dataset import Card, Disk, Node, Reads
-from scratch_slurm.domain.model import Backing, Generation, MountedImage, SourceImage, Space
+from scratch_slurm.domain.model import Generation, Location, MountedImage, SourceImage, Space
 from scratch_slurm.domain.planner import Plan, plan_cards
 
 with contextlib.suppress(ImportError):
@@ -35,9 +35,8 @@ def make_card(rng: random.Random, number: int, largest_bytes: int) -> Card:
         size = log_normal_size(rng)
     name, rate = f"d{number:03}", rng.lognormvariate(0.0, 1.2) * 100e6
     generation = Generation(f"{number:016x}", size)
-    path = f"/source/{name}.squashfs"
-    image = SourceImage(name, path, generation, "squashfs")
-    mounted = MountedImage(name, f"loop{number}", Backing.SOURCE, path, generation.id)
+    image = SourceImage(name, Location("/source", f"{name}.squashfs"), generation, "squashfs")
+    mounted = MountedImage(name, f"loop{number}", generation.id)
     return Card(name, image=image, mounted=mounted, reads=Reads(rate, streak_s=HORIZON_S))
 
 

@@ -28,7 +28,7 @@ import msgspec
 import scratch_slurm.service.main  # noqa: F401 - what the daemon imports counts in its memory
 from bench import _common as common
 from scratch_slurm.domain.config import Config, build_config
-from scratch_slurm.domain.model import Generation, SourceImage
+from scratch_slurm.domain.model import Generation, Location, SourceImage
 from scratch_slurm.domain.names import device_tag
 from scratch_slurm.node.ledger.ledger import Ledger
 from scratch_slurm.node.staging.cache import Cache
@@ -110,12 +110,12 @@ class FakeNode:
     def _make_image(self, rng: random.Random, number: int) -> SourceImage:
         size_bytes = round(min(2**41, max(2**28, rng.lognormvariate(24.5, 1.3))))
         generation = Generation(f"{1000 + number:016x}", size_bytes)
-        path = f"{self.root}/source/dataset-{number:04}.squashfs"
-        return SourceImage(f"dataset-{number:04}", path, generation, "squashfs")
+        at = Location(f"{self.root}/source", f"dataset-{number:04}.squashfs")
+        return SourceImage(f"dataset-{number:04}", at, generation, "squashfs")
 
     def _make_device(self, number: int, image: SourceImage) -> None:
         cached = number < len(self.cached)
-        backing = self.cache.image_path(image.dataset, image.generation.id) if cached else image.path
+        backing = self.cache.image_path(image.dataset, image.generation.id) if cached else image.at
         device = self.kernel.block_devices / f"loop{FIRST_DEVICE + number}/loop"
         device.mkdir(parents=True)
         (device / "backing_file").write_text(f"{backing}\n")
@@ -159,7 +159,7 @@ async def _run_rounds(node: FakeNode, config: Config, ledger: Ledger, rounds: in
     workers = TagReaders({f"loop{FIRST_DEVICE + number}": device_tag(image.generation.id) for number, image in images})
     source = Source(config.source_dir, workers, silence_s=30)
     for image in node.images:
-        name = Path(image.path).name
+        name = image.at.key
         source.take(operations.Scanned(name, there=True, stamp=image.generation.id, image=image))
     clock = Clock()
     hands = WorkerHands(config, workers, kernel=node.kernel)

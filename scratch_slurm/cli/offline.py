@@ -10,6 +10,7 @@ from pathlib import Path
 
 from scratch_slurm.cli.pins import read_pins
 from scratch_slurm.cli.views import OfflineStatus
+from scratch_slurm.domain.backing import find_cache_dir
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import ScratchError
 from scratch_slurm.domain.messages import DatasetState, DatasetStatus
@@ -36,8 +37,8 @@ def read_offline(config: Config) -> OfflineStatus:
     except ScratchError as exc:
         pins = ()
         untold.append(f"pins: {exc.message}")
-    in_cache = tuple(f"{os.path.realpath(each)}/" for each in config.cache_dirs)
-    cached = {name for name, device in mounted.items() if device and device.backing_path.startswith(in_cache)}
+    dirs = [os.path.realpath(each) for each in config.cache_dirs]
+    cached = {name for name, device in mounted.items() if device and find_cache_dir(device.backing_path, dirs)}
     return OfflineStatus(
         source_dir=str(config.source_dir),
         cache_dir=", ".join(config.cache_dirs),

@@ -254,7 +254,7 @@ class Card(msgspec.Struct, frozen=True):
         found = None
         for copy in self.copies:
             if copy.generation_id == generation_id and not copy.bad:
-                if self.mounted and self.mounted.backing_path == copy.path:
+                if self.mounted and self.mounted.reads(copy):
                     return copy
                 found = found or copy
         return found

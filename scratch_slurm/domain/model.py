@@ -47,11 +47,25 @@ class Permissions:
 
 
 @dataclass(frozen=True)
+class Location:
+    """Where an image lies. Only its origin makes a path, or a request, of it."""
+
+    origin: str
+    """The origin's name, which `origins.kinds` understands: of a mounted directory its path."""
+    key: str
+    """The image's name in it, which the origin understands: in a directory a file name."""
+
+    def __str__(self) -> str:
+        """Say it to people; nothing is opened by this text."""
+        return f"{self.origin}/{self.key}"
+
+
+@dataclass(frozen=True)
 class SourceImage:
-    """An image in the source that can be mounted."""
+    """An image in the source."""
 
     dataset: str
-    path: str
+    at: Location
     generation: Generation
     fs_type: str
     permissions: Permissions = Permissions()
@@ -113,15 +127,20 @@ class MountedImage(msgspec.Struct, frozen=True):
 
     dataset: str
     device: str
-    backing: Backing
-    backing_path: str
     generation_id: str | None
     """None: the device's tag is not ours or cannot be read; the mount is replaced when nobody pins it."""
+    copy_path: str = ""
+    """The file in a cache directory that its device reads; empty: it reads the source."""
+    disk: str = ""
+    """That cache directory, of now or of before; empty: it reads the source."""
 
     @property
-    def copy_path(self) -> str:
-        """The file in a cache directory that its device reads; empty: it reads the source."""
-        return self.backing_path if self.backing is Backing.CACHE else ""
+    def backing(self) -> Backing:
+        return Backing.CACHE if self.copy_path else Backing.SOURCE
+
+    def reads(self, copy: CachedImage) -> bool:
+        """Whether its device reads this very copy."""
+        return self.copy_path == copy.path
 
 
 @dataclass(frozen=True)

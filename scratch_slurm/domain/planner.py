@@ -75,8 +75,8 @@ def plan_eviction(cards: Mapping[str, Card], node: Node, dataset: str, reason: s
         DaemonError: something else is under way with the dataset, or its source image cannot take over.
     """
     card = cards.get(dataset, Card(dataset))
-    read_path = card.mounted.backing_path if card.mounted else None
-    copies = sorted(card.copies, key=lambda copy: (copy.path != read_path, copy.path))
+    mounted = card.mounted
+    copies = sorted(card.copies, key=lambda copy: (mounted is None or not mounted.reads(copy), copy.path))
     unusable = [disk.problem for disk in node.disks if disk.problem]
     if not copies and unusable:
         raise DaemonError(f"{dataset}: {'; '.join(unusable)}")

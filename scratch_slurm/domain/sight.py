@@ -17,8 +17,13 @@ class SeenMount(msgspec.Struct, frozen=True):
     dataset: str
     key: MountKey | None
     """None: not on a loop device, so not ours."""
-    backing: Backing
-    backing_path: str
+    copy_path: str = ""
+    disk: str = ""
+    """Both as of a `MountedImage`."""
+
+    @property
+    def backing(self) -> Backing:
+        return Backing.CACHE if self.copy_path else Backing.SOURCE
 
     @property
     def device(self) -> str | None:

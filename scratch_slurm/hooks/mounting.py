@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+from scratch_slurm.domain.backing import FromSource
 from scratch_slurm.domain.errors import DaemonError, ScratchError, SourceError, error_by_name
 from scratch_slurm.domain.model import SourceImage
 from scratch_slurm.domain.names import IMAGE_SUFFIXES, device_tag
@@ -155,7 +156,7 @@ def _mount(worker: _Worker, config: HookConfig, dataset: str, image: SourceImage
     mount_point = f"{os.path.realpath(config.mount_dir)}/{dataset}"
     tag = device_tag(image.generation.id)
     try:
-        worker.run(op.MountImage(image, image.path, mount_point, tag, False))
+        worker.run(op.MountImage(image, FromSource(image), mount_point, tag, False))
     except SourceError:
         raise
     except ScratchError as exc:

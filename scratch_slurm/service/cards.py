@@ -206,7 +206,7 @@ def _identify(mount: SeenMount | None, learned: Learned, names: Mapping[str, str
     tag = learned.tags.get(mount.key, "")
     if tag is None:
         return None
-    return MountedImage(mount.dataset, mount.key[1], mount.backing, mount.backing_path, names.get(tag, tag) or None)
+    return MountedImage(mount.dataset, mount.key[1], names.get(tag, tag) or None, mount.copy_path, mount.disk)
 
 
 def _find_fault(mount: SeenMount | None, learned: Learned) -> str:
@@ -250,7 +250,7 @@ def _screen(
     revoked = f"its image {shown}" if shown else ""
     if refused is None:
         return image, seen.skipped, revoked
-    return None, SkippedImage(image.path.rpartition("/")[2], refused, image.permissions), revoked
+    return None, SkippedImage(image.at.key, refused, image.permissions), revoked
 
 
 def _find_readers(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from scratch_slurm.domain.backing import find_cache_dir
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import DeviceError, ScratchError
 from scratch_slurm.domain.names import DATASET_NAME, parse_cached_file_name, parse_device_tag
@@ -145,8 +146,8 @@ def _leave_cache(directory: Path) -> bool:
     Returns: whether it can be forgotten.
     """
     try:
-        below = f"{directory}/"
-        if any(each.path.startswith(below) and not each.deleted for each in read_backings().values()):
+        dirs = (str(directory),)
+        if any(find_cache_dir(each.path, dirs) and not each.deleted for each in read_backings().values()):
             return False
         status = directory.lstat()
         if not stat.S_ISDIR(status.st_mode) or others_may_write(status):

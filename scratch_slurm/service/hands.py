@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from scratch_slurm.domain.actions import Despite
-from scratch_slurm.domain.model import CachedImage, Generation, Permissions, Pin, SourceImage
+from scratch_slurm.domain.backing import Backing
+from scratch_slurm.domain.model import CachedImage, Permissions, Pin, SourceImage
 from scratch_slurm.service.events import Event
 from scratch_slurm.service.observe import DiskReading, KernelReading
 
@@ -61,21 +62,19 @@ class Hands(Protocol):
 
     # Mounts.
 
-    async def show(self, image: SourceImage, backing_path: str, *, replace: bool, despite: Despite = None) -> None:
+    async def show(self, image: SourceImage, backing: Backing, *, replace: bool, despite: Despite = None) -> None:
         """Mount an image, or put it in the place of what is mounted; tells its `Gate` before anybody sees it.
 
         Args:
-            backing_path: its file in the source, or a copy.
+            backing: what its device is to read: the image in the source, or a copy of it.
             despite: what is mounted stays if anybody else than these pins the dataset by then; None: it is replaced.
         Raises: DeniedError: people would get in who may not read the image. PinnedError. ImageError: the file in the
             source is another one now, or it cannot be mounted. DiskError: the copy cannot be read.
         """
 
-    async def switch(self, dataset: str, device: str, backing_path: str, expected: Generation | None) -> None:
+    async def switch(self, dataset: str, device: str, backing: Backing) -> None:
         """Let a device read another file with the same bytes, under its readers.
 
-        Args:
-            expected: what the file must be; None: a cached copy, which never changes.
         Raises: RetargetError: the kernel refuses. ImageError: the source has another one. DiskError: no copy.
         """
 

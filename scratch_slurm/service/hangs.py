@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from scratch_slurm.domain.backing import find_cache_dir
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import DeviceError
 from scratch_slurm.domain.sight import MountKey
@@ -82,10 +83,10 @@ class SourceAbort:
         """
         stacks = mountinfo.read_stacks(self._config.mount_dir)
         backings = loopsysfs.read_backings()
-        below_caches = tuple(f"{each}/" for each in self._config.cache_dirs)
         mounts = {mount.device: (name, mount.mount_id) for name, stack in stacks.items() for mount in stack}
         paths = {device: backings[device].path for device in mounts if device in backings}
-        reading = {device: path for device, path in paths.items() if device and not path.startswith(below_caches)}
+        caches = self._config.cache_dirs
+        reading = {device: path for device, path in paths.items() if device and not find_cache_dir(path, caches)}
         reads = {name: each for name, each in diskstats.read_diskstats().items() if name in reading}
         stalled = {reading[name] for name in self._stalls.sample(reads, time.monotonic())}
         self._told &= stalled

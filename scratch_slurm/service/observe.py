@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scratch_slurm.domain.model import Backing, CachedImage, Pin
+from scratch_slurm.domain.backing import find_cache_dir
+from scratch_slurm.domain.model import CachedImage, Pin
 from scratch_slurm.domain.names import DATASET_NAME, parse_cached_file_name
 from scratch_slurm.domain.sight import SeenMount
 from scratch_slurm.node.kernel import diskstats, loopsysfs, mountinfo
@@ -83,8 +84,8 @@ class Kernel:
         self._mountinfo = ("", "")
         """The text, and the directory that it was searched for."""
         self._stacks: Mapping[str, list[mountinfo.Mount]] = {}
-        self._seen: dict[int, SeenMount] = {}
-        """By mount id."""
+        self._seen: dict[int, tuple[str, SeenMount]] = {}
+        """By mount id, with the file that the kernel showed."""
 
     def read(self, mount_dir: Path, cache_dirs: Sequence[str], former_caches: tuple[str, ...] = ()) -> KernelReading:
         """Look at mounts and devices.
@@ -95,26 +96,22 @@ class Kernel:
         """
         backings = loopsysfs.read_backings(self._files.block_devices, self._open)
         reads = diskstats.read_diskstats(self._files.diskstats)
-        below_caches = tuple(f"{each}/" for each in (*cache_dirs, *former_caches))
-        stacks, before, now = self._read_stacks(mount_dir), self._seen, {}
+        all_dirs = (*cache_dirs, *former_caches)
+        stacks, before = self._read_stacks(mount_dir), self._seen
+        now: dict[int, tuple[str, SeenMount]] = {}
 
         def see(name: str, mount: mountinfo.Mount) -> SeenMount:
             device = mount.device
             bound = backings.get(device) if device else None
             path = bound.path if bound else ""
-            seen = before.get(mount.mount_id)
-            if (
-                seen is None
-                or seen.backing_path != path
-                or seen.dataset != name
-                or (seen.key or ("", None))[1] != device
-            ):
+            was, seen = before.get(mount.mount_id, ("", None))
+            if seen is None or was != path or seen.dataset != name or (seen.key or ("", None))[1] != device:
                 key = (mount.mount_id, device) if bound and device else None
+                disk = find_cache_dir(path, all_dirs)
                 # Below a disk that somebody detached the kernel tells a path without the disk's mount point.
-                is_copy = path.startswith(below_caches) or parse_cached_file_name(path.rpartition("/")[2]) is not None
-                backing = Backing.CACHE if is_copy else Backing.SOURCE
-                seen = SeenMount(name, key, backing, path)
-            now[mount.mount_id] = seen
+                is_copy = bool(disk) or parse_cached_file_name(path.rpartition("/")[2]) is not None
+                seen = SeenMount(name, key, path if is_copy else "", disk)
+            now[mount.mount_id] = (path, seen)
             return seen
 
         mounted = {name: see(name, stack[-1]) for name, stack in stacks.items()}
@@ -138,8 +135,8 @@ class Kernel:
         held_bytes = dict.fromkeys(cache_dirs, 0)
         for name, each in backings.items():
             if each.deleted:
-                for cache_dir in cache_dirs:
-                    if each.path.startswith(f"{cache_dir}/"):
-                        device = loopsysfs.read_loop_device(name, self._files.block_devices)
-                        held_bytes[cache_dir] += device.size_bytes if device else 0
+                cache_dir = find_cache_dir(each.path, cache_dirs)
+                device = loopsysfs.read_loop_device(name, self._files.block_devices) if cache_dir else None
+                if device:
+                    held_bytes[cache_dir] += device.size_bytes
         return held_bytes

@@ -5,7 +5,8 @@ A request is answered by any number of lines that show progress, and one last li
 
 import msgspec
 
-from scratch_slurm.domain.model import CachedImage, Generation, Permissions, SkippedImage, SourceImage
+from scratch_slurm.domain.backing import Backing
+from scratch_slurm.domain.model import CachedImage, Permissions, SkippedImage, SourceImage
 from scratch_slurm.node.staging.cache import CacheContents
 
 
@@ -19,7 +20,8 @@ class Scan(Request, frozen=True):
     Answered by a `Reached`, a `Listed` (of a listing), then a `Scanned` for each file in order.
     """
 
-    source_dir: str
+    origin: str
+    """The name of the origin, as in a `Location`."""
     file_names: tuple[str, ...] | None
     leave_out: tuple[str, ...]
     """Files that hang: listed, but not touched."""
@@ -32,12 +34,11 @@ class MountImage(Request, frozen=True):
     """Bind a loop device to an image and mount it, or put it in the place of what is mounted there.
 
     Answered by a `Root`. Failed as DeniedError: the mount would let in people who may not read the image.
-
-    `image` is the generation in the source; `backing_path` its file there or its cached copy.
     """
 
     image: SourceImage
-    backing_path: str
+    backing: Backing
+    """Of that image."""
     mount_point: str
     tag: str
     replace: bool
@@ -66,11 +67,10 @@ class UnmountImage(Request, frozen=True):
 
 
 class SwitchBacking(Request, frozen=True):
-    """Retarget a device. `expected` is given for a file in the source, whose generation must be checked."""
+    """Retarget a device."""
 
     device: str
-    backing_path: str
-    expected: Generation | None
+    backing: Backing
 
 
 class ReadTag(Request, frozen=True):

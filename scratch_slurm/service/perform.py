@@ -99,7 +99,7 @@ class Performer:
         mend = isinstance(action, actions.Mend)
         despite = action.despite if isinstance(action, actions.Replace) else None
         try:
-            await self._hands.show(action.image, action.backing.path, replace=replace, despite=despite)
+            await self._hands.show(action.image, action.backing, replace=replace, despite=despite)
         except DeniedError as exc:
             root = self._gate(action.dataset, action.image.generation.id)
             if root is None or not too_open(root, action.image.permissions):
@@ -109,7 +109,7 @@ class Performer:
             return
         except (ImageError, DiskError) as exc:
             if isinstance(action.backing, FromCopy):
-                self._tell(BadCopy(action.dataset, action.backing.path, exc.message))
+                self._tell(BadCopy(action.dataset, action.backing.copy.path, exc.message))
             raise
         event = "mended" if mend else "replaced" if replace else "mounted"
         await self._record(event, action.dataset, action.reason)
@@ -123,16 +123,15 @@ class Performer:
         await self._record("unmounted", action.dataset, action.reason)
 
     async def _retarget(self, action: actions.Retarget) -> None:
-        expected = action.backing.image.generation if isinstance(action.backing, FromSource) else None
         try:
-            await self._hands.switch(action.dataset, action.device, action.backing.path, expected)
+            await self._hands.switch(action.dataset, action.device, action.backing)
         except (RetargetError, SourceError) as exc:
             # The kernel asks the old backing before it switches: one that is dead or was replaced under us refuses, or
             # hangs. A fresh device with the same bytes, mounted in the old one's place, serves whoever opens a file
             # from now on; it is also what heals squashfs, which remembers an I/O error until it is mounted anew.
             if action.image is None:
                 raise
-            await self._hands.show(action.image, action.backing.path, replace=True)
+            await self._hands.show(action.image, action.backing, replace=True)
             await self._record("replaced", action.dataset, f"{action.reason}, and the switch failed: {exc.message}")
             return
         await self._record("retargeted", action.dataset, action.reason)
@@ -153,8 +152,7 @@ class Performer:
     async def _evict(self, action: actions.Evict) -> None:
         await self._keep_pinned(action)
         if action.back_to is not None:
-            device, source = action.back_to.device, action.back_to.image
-            await self._hands.switch(action.dataset, device, source.path, source.generation)
+            await self._hands.switch(action.dataset, action.back_to.device, FromSource(action.back_to.image))
         await self._delete(action)
         await self._record("evicted", action.dataset, action.reason, freed_bytes=action.image.size_bytes)
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import msgspec
 
+from scratch_slurm.domain.about import NOTHING_SAID, About
 from scratch_slurm.domain.config import Config
-from scratch_slurm.domain.model import Generation, Permissions, SourceImage
+from scratch_slurm.domain.model import Generation, Location, Permissions, SourceImage
 from scratch_slurm.domain.names import DATASET_NAME, parse_image_name
 from scratch_slurm.node.owner import others_may_write
 
@@ -48,6 +49,27 @@ class _Generation01(msgspec.Struct, frozen=True):
         return Generation(id_, self.size_bytes, self.digest)
 
 
+class _PathImage(msgspec.Struct, frozen=True):
+    """An image as it was kept when there was one kind of origin alone."""
+
+    dataset: str
+    path: str
+    generation: Generation
+    fs_type: str
+    permissions: Permissions
+    about: About = NOTHING_SAID
+
+    def read(self) -> SourceImage:
+        at = _locate(self.path)
+        return SourceImage(self.dataset, at, self.generation, self.fs_type, self.permissions, self.about)
+
+
+class _SavedPaths(msgspec.Struct, frozen=True):
+    source_dir: str
+    source_owners: tuple[str | int, ...]
+    images: dict[str, _PathImage]
+
+
 class _Image01(msgspec.Struct, frozen=True):
     dataset: str
     path: str
@@ -56,7 +78,7 @@ class _Image01(msgspec.Struct, frozen=True):
     permissions: Permissions
 
     def read(self) -> SourceImage:
-        return SourceImage(self.dataset, self.path, self.generation.read(), self.fs_type, self.permissions)
+        return SourceImage(self.dataset, _locate(self.path), self.generation.read(), self.fs_type, self.permissions)
 
 
 class _Saved01(msgspec.Struct, frozen=True):
@@ -116,13 +138,12 @@ class Recall:
                 new.unlink(missing_ok=True)
 
     def _is_sound(self, name: str, image: SourceImage) -> bool:
-        parsed = parse_image_name(Path(image.path).name)
         generation = image.generation
         return (
             DATASET_NAME.fullmatch(name) is not None
             and image.dataset == name
-            and parsed == (name, image.fs_type)
-            and Path(image.path).parent == self._config.source_dir
+            and parse_image_name(image.at.key) == (name, image.fs_type)
+            and image.at.origin == str(self._config.source_dir)
             and generation.size_bytes > 0
             and all(_ID.fullmatch(each) for each in (generation.id, *generation.former_ids))
             and (generation.content_id is None or _DIGEST.fullmatch(generation.content_id) is not None)
@@ -134,12 +155,18 @@ def _decode(text: bytes) -> _Saved:
     try:
         return msgspec.json.decode(text, type=_Saved)
     except msgspec.ValidationError as exc:
-        try:
-            old = msgspec.json.decode(text, type=_Saved01)
-        except msgspec.ValidationError:
-            raise exc from None
-    images = {name: image.read() for name, image in old.images.items()}
-    return _Saved(old.source_dir, old.source_owners, images)
+        kinds: tuple[type[_SavedPaths | _Saved01], ...] = (_SavedPaths, _Saved01)
+        for kind in kinds:
+            with contextlib.suppress(msgspec.ValidationError):
+                old = msgspec.json.decode(text, type=kind)
+                images = {name: image.read() for name, image in old.images.items()}
+                return _Saved(old.source_dir, old.source_owners, images)
+        raise exc
+
+
+def _locate(path: str) -> Location:
+    origin, _, key = path.rpartition("/")
+    return Location(origin, key)
 
 
 def _read_own(path: Path) -> bytes:

@@ -58,7 +58,7 @@ def find_sights(reading: Reading, catalog: Catalog, others: Iterable[str] = ()) 
 
 def _find_hidden(reading: Reading) -> frozenset[str]:
     """Find the mounts that may read a copy on a disk that gives no answer; one in a former directory is on any."""
-    known = tuple(f"{disk.dir}/" for disk in reading.disks if not disk.unknown)
+    known = {disk.dir for disk in reading.disks if not disk.unknown}
     if len(known) == len(reading.disks):
         return frozenset()
-    return frozenset(name for name, mount in reading.mounted.items() if not mount.backing_path.startswith(known))
+    return frozenset(name for name, mount in reading.mounted.items() if mount.copy_path and mount.disk not in known)

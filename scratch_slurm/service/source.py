@@ -88,7 +88,7 @@ class Source:
             entry = self._entries[file_name]
             dataset = (parse_image_name(file_name) or (file_name, ""))[0]
             if entry.image and dataset in images:
-                other = Path(images[dataset].path).name
+                other = images[dataset].at.key
                 skipped[file_name] = SkippedImage(
                     file_name, f"{other} holds dataset {dataset} already", entry.image.permissions
                 )

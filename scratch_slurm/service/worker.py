@@ -19,13 +19,13 @@ from pathlib import Path
 import msgspec
 
 from scratch_slurm.domain.access import too_open, word_refusal
+from scratch_slurm.domain.backing import Backing, FromCopy, FromSource
 from scratch_slurm.domain.claims import find_keepers
-from scratch_slurm.domain.errors import DeniedError, DiskError, PinnedError, ScratchError
-from scratch_slurm.domain.model import Generation, Permissions
+from scratch_slurm.domain.errors import DeniedError, DiskError, ImageError, PinnedError, ScratchError
+from scratch_slurm.domain.model import Permissions
 from scratch_slurm.domain.names import parse_device_tag
 from scratch_slurm.node.kernel import loopdev, loopsysfs, mounts
 from scratch_slurm.node.kernel.mountinfo import read_stacks
-from scratch_slurm.node.origins.directory import DirectoryOrigin, open_file
 from scratch_slurm.node.origins.kinds import find_origin
 from scratch_slurm.node.oswords import word_os_error
 from scratch_slurm.node.staging.cache import Cache, adopt_part
@@ -98,7 +98,7 @@ def _serve(request: op.Request, say: Say) -> None:
 
 
 def _scan(request: op.Scan, say: Say) -> None:
-    origin = DirectoryOrigin(Path(request.source_dir), _read_owners(request.owners))
+    origin = find_origin(request.origin, _read_owners(request.owners))
     origin.reach()
     say(op.Reached())
     if request.file_names is None:
@@ -165,26 +165,29 @@ def _probe_copy(path: str, device_bytes: int) -> None:
         raise DiskError(f"{path}: cannot be read: {exc.strerror}") from exc
 
 
-def _open_backing(path: str, expected: Generation | None) -> tuple[int, Permissions | None]:
-    """Open an image in the source, which must be the expected generation, or, with none expected, a cached copy.
+def _open_backing(backing: Backing) -> tuple[int, Permissions | None]:
+    """Open what a loop device is to read; an image in the source must be the generation that it was.
 
     Returns: a descriptor; and who may read an image in the source, as it is now and not as it was listed.
     """
-    if expected is not None:
-        opened = open_file(Path(path), expected)
-        return opened.descriptor, opened.permissions
-    try:
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), None
-    except OSError as exc:
-        raise DiskError(f"{path}: cannot open: {exc.strerror}") from exc
+    if isinstance(backing, FromCopy):
+        path = backing.copy.path
+        try:
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), None
+        except OSError as exc:
+            raise DiskError(f"{path}: cannot open: {exc.strerror}") from exc
+    image = backing.image
+    opened = find_origin(image.at.origin).open_mountable(image)
+    if opened is None:
+        raise ImageError(f"{image.at}: cannot be mounted where it lies, only from a copy")
+    return opened.descriptor, opened.permissions
 
 
 def _mount(request: op.MountImage, say: Say) -> None:
     mount_point = Path(request.mount_point)
-    from_source = request.backing_path == request.image.path
     if not request.replace:
         mounts.ensure_mount_point(mount_point)
-    descriptor, permissions = _open_backing(request.backing_path, request.image.generation if from_source else None)
+    descriptor, permissions = _open_backing(request.backing)
     permissions = permissions or request.image.permissions
 
     def probe(root: int) -> None:
@@ -195,7 +198,7 @@ def _mount(request: op.MountImage, say: Say) -> None:
     try:
         # Direct reads from the source: its statistics are what the slow storage really served, and RAM holds the
         # data once. The cached image is read through the page cache: direct I/O costs squashfs a fifth of its speed.
-        with loopdev.attach(descriptor, tag=request.tag, direct_io=from_source) as device:
+        with loopdev.attach(descriptor, tag=request.tag, direct_io=isinstance(request.backing, FromSource)) as device:
             if request.replace:
                 mounts.replace_image(device.path, mount_point, fs_type, probe=probe, before=_keep_pinned(request))
             else:
@@ -248,9 +251,9 @@ def _unmount(request: op.UnmountImage) -> None:
 
 
 def _switch(request: op.SwitchBacking) -> None:
-    descriptor, _permissions = _open_backing(request.backing_path, request.expected)
+    descriptor, _permissions = _open_backing(request.backing)
     try:
-        loopdev.retarget(request.device, descriptor, direct_io=request.expected is not None)
+        loopdev.retarget(request.device, descriptor, direct_io=isinstance(request.backing, FromSource))
     finally:
         os.close(descriptor)
 
@@ -277,7 +280,7 @@ def _copy(request: op.CopyImage, say: Say) -> None:
     # Only copies need it, and it takes the hash library along.
     from scratch_slurm.node.staging import copying
 
-    with contextlib.closing(find_origin(request.image).open_supplier(request.image)) as supplier:
+    with contextlib.closing(find_origin(request.image.at.origin).open_supplier(request.image)) as supplier:
         options = copying.CopyOptions(readers=request.readers, bandwidth_bytes_per_s=request.bandwidth_bytes_per_s)
         chunks = supplier.read_chunk_digests()
         if chunks is not None:

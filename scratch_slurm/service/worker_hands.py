@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scratch_slurm.domain.actions import Despite
+from scratch_slurm.domain.backing import Backing
 from scratch_slurm.domain.config import Config
 from scratch_slurm.domain.errors import DaemonError
-from scratch_slurm.domain.model import CachedImage, Generation, SourceImage
+from scratch_slurm.domain.model import CachedImage, SourceImage
 from scratch_slurm.domain.names import device_tag, parse_device_tag
 from scratch_slurm.node.staging.cache import Cache
 from scratch_slurm.service import operations as op
@@ -91,7 +92,7 @@ class WorkerHands:
         await self._workers.run(op.ReadGroups(uid), silence_s=silence_s, on_line=on_line, takes_slot=False)
         return frozenset(told[-1].gids)
 
-    async def show(self, image: SourceImage, backing_path: str, *, replace: bool, despite: Despite = None) -> None:
+    async def show(self, image: SourceImage, backing: Backing, *, replace: bool, despite: Despite = None) -> None:
         generation_id = image.generation.id
 
         def on_line(line: op.Line) -> None:
@@ -100,7 +101,7 @@ class WorkerHands:
 
         request = op.MountImage(
             image=image,
-            backing_path=backing_path,
+            backing=backing,
             mount_point=self._mount_point(image.dataset),
             tag=device_tag(generation_id),
             replace=replace,
@@ -109,8 +110,8 @@ class WorkerHands:
         )
         await self._run(image.dataset, request, on_line=on_line)
 
-    async def switch(self, dataset: str, device: str, backing_path: str, expected: Generation | None) -> None:
-        await self._run(dataset, op.SwitchBacking(device, backing_path, expected))
+    async def switch(self, dataset: str, device: str, backing: Backing) -> None:
+        await self._run(dataset, op.SwitchBacking(device, backing))
 
     async def uncover(self, dataset: str, device: str, *, despite: Despite) -> None:
         ledger_path, holders = self._ledger_path(despite), tuple(despite or ())

@@ -173,13 +173,13 @@ class Workers:
 def _describe(request: op.Request) -> str:
     match request:
         case op.Scan():
-            return f"listing {request.source_dir}"
+            return f"listing {request.origin}"
         case op.MountImage():
-            return f"mounting {request.backing_path}"
+            return f"mounting {request.backing}"
         case op.SwitchBacking():
-            return f"switching {request.device} to {request.backing_path}"
+            return f"switching {request.device} to {request.backing}"
         case op.CopyImage():
-            return f"copying {request.image.path}"
+            return f"copying {request.image.at}"
         case op.UncoverMount():
             return f"uncovering {request.device} on {request.mount_point}"
         case op.UnmountImage():

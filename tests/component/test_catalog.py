@@ -12,7 +12,7 @@ import pytest
 from blake3 import blake3
 
 from scratch_slurm.domain.errors import ImageError, SourceError
-from scratch_slurm.domain.model import Permissions, SkippedImage
+from scratch_slurm.domain.model import Location, Permissions, SkippedImage
 from scratch_slurm.node.origins.directory import DirectoryOrigin, Trust, open_file
 from scratch_slurm.node.origins.imagefile import digest_ends
 from tests.kit.generations import generation_of
@@ -105,7 +105,7 @@ def test_a_real_image_is_taken(source, made, suffix, name, fs_type) -> None:
     status = (source / name).stat()
     entry = scan_one(source, name)
     assert entry.skipped is None
-    assert (entry.image.dataset, entry.image.path, entry.image.fs_type) == ("coco", str(source / name), fs_type)
+    assert (entry.image.dataset, entry.image.at, entry.image.fs_type) == ("coco", Location(str(source), name), fs_type)
     assert entry.image.generation == generation_of(source / name)
     assert (entry.image.size_bytes, entry.image.generation.content_id, entry.note) == (status.st_size, None, "")
 
@@ -438,7 +438,7 @@ def test_what_this_node_may_not_read_is_skipped_and_tried_again(source, squashfs
 
 
 def open_planned(image):
-    os.close(open_file(Path(image.path), image.generation).descriptor)
+    os.close(open_file(Path(str(image.at)), image.generation).descriptor)
 
 
 def replace_by_another(image):

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from scratch_slurm.domain.backing import FromSource
 from scratch_slurm.domain.errors import DeviceError, ImageError, LedgerError, PinnedError
-from scratch_slurm.domain.model import SourceImage
+from scratch_slurm.domain.model import Location, SourceImage
 from scratch_slurm.domain.names import device_tag
 from scratch_slurm.node.kernel import loopdev, mounts
 from scratch_slurm.node.kernel.mountinfo import read_stacks
@@ -211,10 +212,10 @@ def changes(daemon: RunningDaemon) -> dict[str, op.Request]:
     """Every request that changes a mount which somebody may have pinned."""
     image = daemon.source_dir / "coco.squashfs"
     path, ledger = str(daemon.mount_dir / "coco"), str(daemon.folder / "state/ledger.sqlite")
-    dataset = SourceImage("coco", str(image), generation_of(image), "squashfs")
+    dataset = SourceImage("coco", Location(str(image.parent), image.name), generation_of(image), "squashfs")
     beneath = stack(daemon)[0]
     return {
-        "replace": op.MountImage(dataset, str(image), path, "test", True, ledger),
+        "replace": op.MountImage(dataset, FromSource(dataset), path, "test", True, ledger),
         "uncover": op.UncoverMount(path, str(beneath), ledger),
         "unmount": op.UnmountImage(path, ledger),
     }

@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
+from scratch_slurm.domain.backing import FromCopy, FromSource
 from scratch_slurm.domain.config import build_config
 from scratch_slurm.domain.errors import (
     DeniedError,
@@ -20,7 +22,7 @@ from scratch_slurm.domain.errors import (
     PinnedError,
     SourceError,
 )
-from scratch_slurm.domain.model import Backing, CachedImage, Permissions, SourceImage
+from scratch_slurm.domain.model import CachedImage, Permissions, SourceImage
 from scratch_slurm.domain.sight import SeenMount
 from scratch_slurm.node.ledger.ledger import Ledger, read_boot_id
 from scratch_slurm.node.origins.directory import DirectoryOrigin
@@ -178,16 +180,16 @@ def test_an_empty_node(place: Place) -> None:
 def test_an_image_is_shown_once_and_tells_its_gate_and_its_tag(place: Place) -> None:
     async def story(hands: Hands) -> None:
         coco, told = place.publish("coco"), Told(hands)
-        await hands.show(coco, coco.path, replace=False)
+        await hands.show(coco, FromSource(coco), replace=False)
         (gate,) = told
         assert isinstance(gate, Gate) and gate.generation_id == coco.generation.id
         mount = await seen(hands, "coco")
-        assert mount is not None and (mount.backing, mount.backing_path) == (Backing.SOURCE, coco.path)
+        assert mount is not None and (mount.copy_path, mount.disk) == ("", "")
         assert await hands.identify("coco", mount.device or "", mounted=True) == (coco.generation.id, gate.permissions)
         assert await hands.identify("coco", mount.device or "", mounted=False) == (coco.generation.id, None)
         await hands.probe("coco", mount.device or "", "")
         with pytest.raises(DeviceError):
-            await hands.show(coco, coco.path, replace=False)
+            await hands.show(coco, FromSource(coco), replace=False)
         assert await seen(hands, "coco") == mount
 
     place.run(story)
@@ -197,7 +199,7 @@ def test_an_image_that_lets_in_people_who_may_not_read_its_file_is_not_shown(pla
     async def story(hands: Hands) -> None:
         coco, told = place.publish("coco", mode=0o640), Told(hands)
         with pytest.raises(DeniedError):
-            await hands.show(coco, coco.path, replace=False)
+            await hands.show(coco, FromSource(coco), replace=False)
         (gate,) = told
         assert isinstance(gate, Gate) and gate.permissions.mode == 0o755
         assert await seen(hands, "coco") is None
@@ -210,7 +212,7 @@ def test_another_file_than_was_listed_is_neither_shown_nor_copied(place: Place) 
         old = place.publish("coco")
         place.publish("coco")
         with pytest.raises(ImageError):
-            await hands.show(old, old.path, replace=False)
+            await hands.show(old, FromSource(old), replace=False)
         with pytest.raises(ImageError):
             await hands.copy(old, place.cache_dir)
         assert await seen(hands, "coco") is None
@@ -255,7 +257,7 @@ def test_each_disk_holds_its_own_and_gives_back_its_own(kind: Callable[..., Plac
             assert (one.contents.images, one.contents.partials) == ((), ())
             (copy,) = other.contents.images
             assert copy.disk == second and copy.path.startswith(f"{second}/")
-            await hands.show(coco, copy.path, replace=False)
+            await hands.show(coco, FromCopy(copy), replace=False)
             await hands.retire(copy)
             await hands.discard(copy)
             held = (await hands.look_at_kernel()).held_bytes
@@ -281,22 +283,22 @@ def test_a_device_is_switched_to_the_copy_and_back_under_its_readers(place: Plac
     async def story(hands: Hands) -> None:
         coco = place.publish("coco")
         (await hands.look_at_disks())[0]
-        await hands.show(coco, coco.path, replace=False)
+        await hands.show(coco, FromSource(coco), replace=False)
         copy, device = await stage(hands, coco, place.cache_dir), await device_of(hands, "coco")
-        await hands.switch("coco", device, copy.path, None)
+        await hands.switch("coco", device, FromCopy(copy))
         mount = await seen(hands, "coco")
-        assert mount is not None and (mount.device, mount.backing, mount.backing_path) == (
-            device, Backing.CACHE, copy.path,
+        assert mount is not None and (mount.device, mount.copy_path, mount.disk) == (
+            device, copy.path, copy.disk,
         )  # fmt: skip
         await hands.probe("coco", device, copy.path)
-        await hands.switch("coco", device, coco.path, coco.generation)
+        await hands.switch("coco", device, FromSource(coco))
         mount = await seen(hands, "coco")
-        assert mount is not None and (mount.device, mount.backing) == (device, Backing.SOURCE)
-        wrong = replace(coco.generation, id="0" * 16)
+        assert mount is not None and (mount.device, mount.copy_path, mount.disk) == (device, "", "")
+        wrong = replace(coco, generation=replace(coco.generation, id="0" * 16))
         with pytest.raises(ImageError):
-            await hands.switch("coco", device, coco.path, wrong)
+            await hands.switch("coco", device, FromSource(wrong))
         with pytest.raises(DiskError):
-            await hands.switch("coco", device, f"{copy.path}.none", None)
+            await hands.switch("coco", device, FromCopy(structs.replace(copy, path=f"{copy.path}.none")))
         assert await seen(hands, "coco") == mount
 
     place.run(story)
@@ -305,17 +307,17 @@ def test_a_device_is_switched_to_the_copy_and_back_under_its_readers(place: Plac
 def test_a_newer_image_takes_the_place_of_the_old_one_unless_that_is_pinned(place: Place) -> None:
     async def story(hands: Hands) -> None:
         old = place.publish("coco")
-        await hands.show(old, old.path, replace=False)
+        await hands.show(old, FromSource(old), replace=False)
         new = place.publish("coco")
-        await hands.show(new, new.path, replace=True, despite=frozenset())
+        await hands.show(new, FromSource(new), replace=True, despite=frozenset())
         assert (await hands.identify("coco", await device_of(hands, "coco"), mounted=True))[0] == new.generation.id
         assert (await hands.look_at_kernel()).covered == {}
         place.pin("coco")
         newest = place.publish("coco")
         with pytest.raises(PinnedError):
-            await hands.show(newest, newest.path, replace=True, despite=frozenset())
+            await hands.show(newest, FromSource(newest), replace=True, despite=frozenset())
         assert (await hands.identify("coco", await device_of(hands, "coco"), mounted=True))[0] == new.generation.id
-        await hands.show(newest, newest.path, replace=True)
+        await hands.show(newest, FromSource(newest), replace=True)
         assert (await hands.identify("coco", await device_of(hands, "coco"), mounted=True))[0] == newest.generation.id
 
     place.run(story)
@@ -324,7 +326,7 @@ def test_a_newer_image_takes_the_place_of_the_old_one_unless_that_is_pinned(plac
 def test_a_dataset_is_unmounted_unless_it_is_pinned(place: Place) -> None:
     async def story(hands: Hands) -> None:
         coco = place.publish("coco")
-        await hands.show(coco, coco.path, replace=False)
+        await hands.show(coco, FromSource(coco), replace=False)
         place.pin("coco")
         with pytest.raises(PinnedError):
             await hands.unmount("coco", despite=frozenset())
@@ -340,11 +342,11 @@ def test_a_copy_is_retired_restored_and_discarded_and_held_by_who_reads_it(place
         coco = place.publish("coco")
         (await hands.look_at_disks())[0]
         copy = await stage(hands, coco, place.cache_dir)
-        await hands.show(coco, copy.path, replace=False)
+        await hands.show(coco, FromCopy(copy), replace=False)
         await hands.retire(copy)
         assert (await hands.look_at_disks())[0].contents.images == ()
         mount = await seen(hands, "coco")
-        assert mount is not None and mount.backing is Backing.CACHE
+        assert mount is not None and mount.disk == copy.disk
         await hands.restore(copy)
         await hands.restore(copy)
         assert [each.path for each in (await hands.look_at_disks())[0].contents.images] == [copy.path]
@@ -364,7 +366,7 @@ def test_what_gives_no_answer_is_told_and_then_fails(kind: Callable[..., Place],
     async def story(hands: Hands) -> None:
         told, path = Told(hands), place.make_hanging_copy("coco")
         with pytest.raises(SourceError, match="no sign of life for 2 s"):
-            await hands.switch("coco", "loop-none", path, None)
+            await hands.switch("coco", "loop-none", FromCopy(CachedImage("coco", "", path, 0)))
         assert [type(each) for each in told] == [Hangs, Answers]
 
     place.run(story)
@@ -389,7 +391,7 @@ def test_a_verb_that_is_cancelled_leaves_a_whole_thing_or_nothing_and_can_be_don
         await asyncio.wait([copying])
         assert (await hands.look_at_disks())[0].contents.images == ()
         copy = await stage(hands, coco, place.cache_dir)
-        await hands.show(coco, copy.path, replace=False)
+        await hands.show(coco, FromCopy(copy), replace=False)
         assert (await hands.identify("coco", await device_of(hands, "coco"), mounted=True))[0] == coco.generation.id
 
     place.run(story)

@@ -71,8 +71,8 @@ def spoil(change):
         pytest.param(lambda path: (path.unlink(), path.mkdir()), [], id="a-directory"),
         pytest.param(lambda path: (path.unlink(), subprocess.run(["mkfifo", path], check=True)), [], id="a-fifo"),
         pytest.param(lambda path: os.truncate(path, 40 << 20), [], id="too-large"),
-        pytest.param(spoil(lambda images: images["b"].update(path="/etc/b.squashfs")), ["a"], id="path-elsewhere"),
-        pytest.param(spoil(lambda images: images["b"].update(path="/source/../b.squashfs")), ["a"], id="path-above"),
+        pytest.param(spoil(lambda images: images["b"]["at"].update(origin="/etc")), ["a"], id="in-another-origin"),
+        pytest.param(spoil(lambda images: images["b"]["at"].update(key="../b.squashfs")), ["a"], id="key-above"),
         pytest.param(spoil(lambda images: images["b"].update(dataset="a")), ["a"], id="another-name"),
         pytest.param(spoil(lambda images: images["b"].update(fs_type="ext4")), ["a"], id="another-file-system"),
         pytest.param(
@@ -85,6 +85,19 @@ def test_what_is_no_good_is_not_recalled(tmp_path: Path, change: Callable[..., A
     Recall(config(tmp_path)).save(IMAGES)
     change(tmp_path / "catalog.json")
     assert list(Recall(config(tmp_path)).load()) == left
+
+
+def test_a_listing_of_the_time_of_paths_is_recalled(tmp_path: Path) -> None:
+    Recall(config(tmp_path)).save(IMAGES)
+    path = tmp_path / "catalog.json"
+    body = json.loads(path.read_text())
+    for each in body["images"].values():
+        each["path"] = "/".join(each.pop("at").values())
+    path.write_text(json.dumps(body))
+    assert Recall(config(tmp_path)).load() == IMAGES
+    body["images"]["b"]["path"] = "/source/../b.squashfs"
+    path.write_text(json.dumps(body))
+    assert list(Recall(config(tmp_path)).load()) == ["a"]
 
 
 def test_a_listing_that_cannot_be_kept_harms_nobody(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from scratch_slurm.domain.backing import FromCopy
 from scratch_slurm.domain.errors import ScratchError, SourceError
-from scratch_slurm.domain.model import SourceImage
+from scratch_slurm.domain.model import CachedImage, Location, SourceImage
 from scratch_slurm.service import operations as op
 from scratch_slurm.service import workers as workers_module
 from scratch_slurm.service.operations import Scan, SwitchBacking
@@ -47,7 +48,7 @@ def endless(tmp_path: Path) -> SwitchBacking:
     """A request that a worker never answers: it opens a FIFO that nobody writes."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    return op.SwitchBacking("loop-none", str(fifo), None)
+    return op.SwitchBacking("loop-none", FromCopy(CachedImage("coco", "", str(fifo), 0)))
 
 
 def scan_of(folder: Path, names=None) -> Scan:
@@ -418,7 +419,10 @@ def test_a_copy_from_a_slow_source_is_not_silent_until_the_source_hangs(
     image = slow.path / "coco.squashfs"
     generation = generation_of(image)
     request = op.CopyImage(
-        SourceImage("coco", str(image), generation, "squashfs"), str(tmp_path / "coco.part"), 16, None
+        SourceImage("coco", Location(str(slow.path), image.name), generation, "squashfs"),
+        str(tmp_path / "coco.part"),
+        16,
+        None,
     )
 
     async def story() -> None:

@@ -31,6 +31,7 @@ from typing import Any
 
 from scratch_slurm.domain.access import too_open, word_refusal
 from scratch_slurm.domain.actions import Despite
+from scratch_slurm.domain.backing import Backing, FromCopy, FromSource
 from scratch_slurm.domain.claims import find_keepers
 from scratch_slurm.domain.config import Config, build_config
 from scratch_slurm.domain.errors import (
@@ -46,10 +47,10 @@ from scratch_slurm.domain.errors import (
     SourceError,
 )
 from scratch_slurm.domain.model import (
-    Backing,
     CachedImage,
     Catalog,
     Generation,
+    Location,
     Permissions,
     Pin,
     SkippedImage,
@@ -249,8 +250,9 @@ class FakeNode:
         self.remove(dataset)
         version = next(self._versions)
         generation = Generation(f"{version:016x}", size_bytes)
-        image = SourceImage(dataset, f"{SOURCE_DIR}/{dataset}.squashfs", generation, "squashfs", permissions)
-        self.source[dataset] = (image, File(image.path, generation.id, size_bytes, size_bytes, root))
+        at = Location(SOURCE_DIR, f"{dataset}.squashfs")
+        image = SourceImage(dataset, at, generation, "squashfs", permissions)
+        self.source[dataset] = (image, File(str(at), generation.id, size_bytes, size_bytes, root))
         self.skipped.pop(dataset, None)
         return image
 
@@ -470,7 +472,7 @@ class FakeHands:
             raise NotFoundError(f"user {uid} is not known to this node")
         return self._node.groups[uid]
 
-    async def show(self, image: SourceImage, backing_path: str, *, replace: bool, despite: Despite = None) -> None:
+    async def show(self, image: SourceImage, backing: Backing, *, replace: bool, despite: Despite = None) -> None:
         node, dataset = self._node, image.dataset
         await self._begin("show", dataset)
         stack = node.mounts.get(dataset, [])
@@ -478,7 +480,7 @@ class FakeHands:
             raise DeviceError(f"/datasets/{dataset}: something is mounted there already")
         if replace and not stack:
             raise DeviceError(f"/datasets/{dataset}: nothing is mounted there")
-        file = self._open(dataset, backing_path, image.generation if backing_path == image.path else None)
+        file = self._open(backing)
         self.tell(Gate(dataset, image.generation.id, file.root))
         if who := too_open(file.root, image.permissions):
             raise DeniedError("the image " + word_refusal(image.permissions, file.root, who))
@@ -494,9 +496,9 @@ class FakeHands:
         stack.pop()
         node.sweep()
 
-    async def switch(self, dataset: str, device: str, backing_path: str, expected: Generation | None) -> None:
+    async def switch(self, dataset: str, device: str, backing: Backing) -> None:
         await self._begin("switch", dataset)
-        file = self._open(dataset, backing_path, expected)
+        file = self._open(backing)
         self._device(device).file = file
 
     async def uncover(self, dataset: str, device: str, *, despite: Despite) -> None:
@@ -523,7 +525,7 @@ class FakeHands:
     async def copy(self, image: SourceImage, cache_dir: str) -> None:
         node = self._node
         await self._begin("copy", image.dataset)
-        source = self._open(image.dataset, image.path, image.generation)
+        source = self._open(FromSource(image))
         path = _part_path(cache_dir, image.dataset, image.generation.id)
         disk = self._well_disk(path)
         part = disk.files.get(path)
@@ -540,7 +542,7 @@ class FakeHands:
             part.done_bytes += step_bytes
             self.tell(Progress(image.dataset, part.done_bytes, "copying"))
         if not source.is_linked:
-            raise ImageError(f"{image.path}: is not the image that was listed")
+            raise ImageError(f"{image.at}: is not the image that was listed")
 
     async def publish(self, dataset: str, generation_id: str, cache_dir: str) -> None:
         await self._begin("publish", dataset)
@@ -577,23 +579,24 @@ class FakeHands:
             raise DeviceError(f"/dev/{name}: is not bound")
         return self._node.devices[name]
 
-    def _open(self, dataset: str, path: str, expected: Generation | None) -> File:
-        if expected is None:
-            files = self._well_disk(path).files
-            if path not in files:
-                raise DiskError(f"{path}: cannot open: no such file")
-            return files[path]
-        image, file = self._node.source.get(dataset, (None, None))
-        if image is None or file is None or image.generation != expected:
-            raise ImageError(f"{path}: is not the image that was listed")
+    def _open(self, backing: Backing) -> File:
+        if isinstance(backing, FromCopy):
+            files = self._well_disk(backing.copy.path).files
+            if backing.copy.path not in files:
+                raise DiskError(f"{backing}: cannot open: no such file")
+            return files[backing.copy.path]
+        image, file = self._node.source.get(backing.image.dataset, (None, None))
+        if image is None or file is None or image.generation != backing.image.generation:
+            raise ImageError(f"{backing}: is not the image that was listed")
         return file
 
     def _seen(self, dataset: str, mount: Mount) -> SeenMount:
         device = mount.device
         if device is None:
-            return SeenMount(dataset, None, Backing.SOURCE, "")
-        backing = Backing.CACHE if self._node.disk_of(device.file.path) else Backing.SOURCE
-        return SeenMount(dataset, (mount.number, device.name), backing, device.file.path)
+            return SeenMount(dataset, None)
+        disk = self._node.disk_of(device.file.path)
+        reads = (device.file.path, disk.dir) if disk else ("", "")
+        return SeenMount(dataset, (mount.number, device.name), *reads)
 
     def _refuse_pinned(self, dataset: str, despite: Despite) -> None:
         if despite is None:

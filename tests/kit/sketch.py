@@ -129,8 +129,8 @@ def cards_of(seen: Sketch) -> tuple[dict[str, Card], Node]:
 
 def _is_unseen(mounted: MountedImage | None, disks: Sequence[Disk]) -> bool:
     """Whether a mount may read a copy on a disk that gives no answer; one in a former directory is on any."""
-    known = tuple(f"{disk.dir}/" for disk in disks if not disk.is_unknown)
-    return mounted is not None and len(known) < len(disks) and not mounted.backing_path.startswith(known)
+    known = [disk.dir for disk in disks if not disk.is_unknown]
+    return mounted is not None and mounted.copy_path != "" and len(known) < len(disks) and mounted.disk not in known
 
 
 def plan(seen: Sketch) -> planner.Plan:

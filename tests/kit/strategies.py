@@ -13,6 +13,7 @@ from scratch_slurm.domain.model import (
     CachedImage,
     Catalog,
     Generation,
+    Location,
     MountedImage,
     Pin,
     SkippedImage,
@@ -33,7 +34,7 @@ def generation(size: int = 10, version: int = 1) -> Generation:
 
 
 def image(dataset: str, size: int = 10, version: int = 1) -> SourceImage:
-    return SourceImage(dataset, f"/source/{dataset}.squashfs", generation(size, version), "squashfs")
+    return SourceImage(dataset, Location("/source", f"{dataset}.squashfs"), generation(size, version), "squashfs")
 
 
 def cached(dataset: str, size: int = 10, version: int = 1) -> CachedImage:
@@ -44,8 +45,8 @@ def cached(dataset: str, size: int = 10, version: int = 1) -> CachedImage:
 def mounted(dataset: str, size: int = 10, version: int | None = 1, backing: Backing = Backing.SOURCE) -> MountedImage:
     """A mount of one version; `version=None`: its tag is not known."""
     generation_id = generation(size, version).id if version else None
-    path = image(dataset).path if backing is Backing.SOURCE else f"/cache/{dataset}@{generation_id}.image"
-    return MountedImage(dataset, f"loop-{dataset}", backing, path, generation_id)
+    reads = ("", "") if backing is Backing.SOURCE else (f"/cache/{dataset}@{generation_id}.image", "/cache")
+    return MountedImage(dataset, f"loop-{dataset}", generation_id, *reads)
 
 
 def staged(

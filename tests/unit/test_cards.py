@@ -7,7 +7,7 @@ from scratch_slurm.domain.actions import ActionKind, Evict, Mount, Retarget, Sta
 from scratch_slurm.domain.backing import FromSource
 from scratch_slurm.domain.claims import Claim, Job, Standing
 from scratch_slurm.domain.dataset import Card, Failure, Reads, Staging, fail, most_copy_bytes
-from scratch_slurm.domain.model import Backing, Generation, Permissions, SkippedImage, SourceImage
+from scratch_slurm.domain.model import Generation, Permissions, SkippedImage, SourceImage
 from scratch_slurm.domain.sight import Learned, MountKey, Seen, SeenMount
 from scratch_slurm.service.cards import fold, see
 from scratch_slurm.service.events import (
@@ -39,7 +39,7 @@ PRIVATE, OPEN, CLOSED = Permissions(0, 50, 0o640), Permissions(0, 50, 0o755), Pe
 
 
 def on_source(key: MountKey | None = KEY) -> SeenMount:
-    return SeenMount("coco", key, Backing.SOURCE, "/source/coco.squashfs")
+    return SeenMount("coco", key)
 
 
 MOUNTED = Seen(COCO, top=on_source())
@@ -58,7 +58,7 @@ def told(generation_id: str | None = COCO.generation.id, key: MountKey = KEY) ->
 
 def private(version: int = 1) -> SourceImage:
     plain = image("coco", version=version)
-    return SourceImage("coco", plain.path, plain.generation, "squashfs", PRIVATE)
+    return SourceImage("coco", plain.at, plain.generation, "squashfs", PRIVATE)
 
 
 # Rounds.
@@ -124,7 +124,7 @@ AFTER = Generation("f" * 16, 10, "0" * 64, ("e" * 16, generation().id))
 
 
 def test_what_was_made_before_an_image_had_its_manifest_is_of_it() -> None:
-    renamed = SourceImage("coco", COCO.path, AFTER, "squashfs")
+    renamed = SourceImage("coco", COCO.at, AFTER, "squashfs")
     card = card_of(MOUNTED, told(), Gate("coco", COCO.generation.id, CLOSED))
     card = see(card, Seen(renamed, top=on_source(), copies=(cached("coco"),)))
     assert card.mounted is not None and card.mounted.generation_id == AFTER.id
@@ -133,7 +133,7 @@ def test_what_was_made_before_an_image_had_its_manifest_is_of_it() -> None:
 
 
 def test_a_copy_of_another_time_is_none_of_its() -> None:
-    other = SourceImage("coco", COCO.path, Generation("f" * 16, 10, "0" * 64, ("e" * 16,)), "squashfs")
+    other = SourceImage("coco", COCO.at, Generation("f" * 16, 10, "0" * 64, ("e" * 16,)), "squashfs")
     card = card_of(Seen(other, copies=(cached("coco"),)))
     assert card.copies == (cached("coco"),)
 

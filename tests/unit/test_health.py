@@ -3,7 +3,6 @@
 import pytest
 
 from scratch_slurm.domain.dataset import Card, Reads
-from scratch_slurm.domain.model import Backing
 from scratch_slurm.domain.sight import Seen, SeenMount
 from scratch_slurm.service.cards import fold, see
 from scratch_slurm.service.events import Looked, Read
@@ -12,7 +11,7 @@ from tests.kit import virtual_time
 from tests.kit.fake_hands import FakeHands, FakeNode
 
 KEY = (100, "loop3")
-MOUNT = SeenMount("coco", KEY, Backing.SOURCE, "/source/coco.squashfs")
+MOUNT = SeenMount("coco", KEY)
 CARD = see(Card("coco"), Seen(top=MOUNT))
 
 
@@ -51,12 +50,12 @@ def test_what_is_unwell_is_looked_at_again_though_nobody_reads_it(health: Health
 
 def test_a_mount_made_anew_is_another_one(health: Health) -> None:
     health.choose([CARD], 0.0)
-    anew = see(read(8192), Seen(top=SeenMount("coco", (101, "loop3"), Backing.SOURCE, MOUNT.backing_path)))
+    anew = see(read(8192), Seen(top=SeenMount("coco", (101, "loop3"))))
     assert health.choose([anew], 31.0) == []
     assert health.choose([fold(anew, Read("coco", Reads(source_bytes=9000)))], 61.0)
 
 
 def test_what_is_not_ours_is_not_looked_at(health: Health) -> None:
-    foreign = see(Card("coco"), Seen(top=SeenMount("coco", None, Backing.SOURCE, "")))
+    foreign = see(Card("coco"), Seen(top=SeenMount("coco", None)))
     health.choose([foreign], 0.0)
     assert health.choose([read(8192, foreign)], 60.0) == []

@@ -9,13 +9,13 @@ from scratch_slurm.domain.actions import ActionKind, Mend, Retarget, Uncover, Un
 from scratch_slurm.domain.backing import FromSource
 from scratch_slurm.domain.claims import Claim, Job, Standing
 from scratch_slurm.domain.dataset import Card, Failure
-from scratch_slurm.domain.model import Backing, CachedImage, MountedImage, Permissions
+from scratch_slurm.domain.model import CachedImage, MountedImage, Permissions
 from scratch_slurm.domain.plan.moves import Move, next_move
 from tests.kit.strategies import generation, image
 
 COPY = CachedImage("a", generation().id, "/ssd/a.image", 10, "/ssd")
 BAD = structs.replace(COPY, bad="I/O error")
-ON_COPY = MountedImage("a", "loop1", Backing.CACHE, COPY.path, generation().id)
+ON_COPY = MountedImage("a", "loop1", generation().id, COPY.path, "/cache")
 SICK = Card("a", image=image("a"), mounted=ON_COPY, copies=(BAD,), fault="cannot be read")
 PINNED = (Claim(Job(1), 7, 0, Standing.COUNTS),)
 
@@ -35,7 +35,7 @@ LEAVES = [
     pytest.param(structs.replace(SICK, copies=()), Retarget, id="a-lost-copy-as-well"),
     pytest.param(structs.replace(SICK, failures=off(ActionKind.RETARGET)), Mend, id="which-the-kernel-may-refuse"),
     pytest.param(
-        structs.replace(SICK, mounted=structs.replace(ON_COPY, backing=Backing.SOURCE, backing_path=image("a").path)),
+        structs.replace(SICK, mounted=structs.replace(ON_COPY, copy_path="", disk="")),
         Mend, id="then-it-is-mounted-anew",
     ),
     pytest.param(structs.replace(SICK, copies=(COPY,)), Mend, id="a-copy-that-is-well-stays-below-the-new-mount"),
@@ -57,10 +57,10 @@ def cut_short(top: int, beneath: int | None, newest: int, *, mode: int = 0o644) 
 
     def mount(version: int | None) -> MountedImage:
         generation_id = generation(version=version).id if version else None
-        return MountedImage("a", f"loop{version}", Backing.SOURCE, "/source/a", generation_id)
+        return MountedImage("a", f"loop{version}", generation_id)
 
     newer = image("a", version=newest)
-    newer = type(newer)("a", newer.path, newer.generation, newer.fs_type, Permissions(mode=mode))
+    newer = type(newer)("a", newer.at, newer.generation, newer.fs_type, Permissions(mode=mode))
     return Card("a", image=newer, mounted=mount(top), covered=mount(beneath))
 
 

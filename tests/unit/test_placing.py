@@ -13,7 +13,7 @@ from scratch_slurm.domain.actions import ActionKind, DropStaged, Evict, Retarget
 from scratch_slurm.domain.backing import FromCopy, FromSource
 from scratch_slurm.domain.claims import Claim, Job, Standing
 from scratch_slurm.domain.dataset import Card, Disk, Failure, Node, Reads
-from scratch_slurm.domain.model import Backing, CachedImage, MountedImage, Space
+from scratch_slurm.domain.model import CachedImage, MountedImage, Space
 from scratch_slurm.domain.plan.placing import Held, Need, Placed, Room, place
 from scratch_slurm.domain.planner import Plan, plan_cards
 from tests.kit.strategies import HORIZON_S, PLENTY, generation, image
@@ -80,11 +80,11 @@ def card(name: str, size: int, *, on: Sequence[str] = (), pinned: int = 0, read:
         read: bytes over the horizon.
     """
     copies = tuple(copy_of(name, size, disk) for disk in on)
-    path, backing = (copies[0].path, Backing.CACHE) if copies else (image(name).path, Backing.SOURCE)
+    reads = (copies[0].path, copies[0].disk) if copies else ("", "")
     return Card(
         name,
         image=image(name, size),
-        mounted=MountedImage(name, f"loop-{name}", backing, path, generation(size).id),
+        mounted=MountedImage(name, f"loop-{name}", generation(size).id, *reads),
         copies=copies,
         claims=(Claim(Job(pinned), 7, pinned, Standing.COUNTS),) if pinned else (),
         reads=Reads(read / HORIZON_S, last_at=1.0),

@@ -25,7 +25,7 @@ from scratch_slurm.domain.actions import (
     Uncover,
     Unmount,
 )
-from scratch_slurm.domain.backing import FromSource
+from scratch_slurm.domain.backing import FromCopy, FromSource
 from scratch_slurm.domain.errors import DaemonError, NotFoundError, PinnedError, ScratchError
 from scratch_slurm.domain.model import Backing, CachedImage, MountedImage, SourceImage
 from scratch_slurm.domain.planner import Plan
@@ -206,10 +206,10 @@ def test_no_victim_is_pinned_or_read_without_its_source(seen: Sketch) -> None:
         if evict.despite is None:
             same = mount is not None and evict.image.generation_id == mount.generation_id
             assert not same or evict.image.path in seen.bad_copies
-            assert mount is None or evict.image.path != mount.backing_path
+            assert mount is None or not mount.reads(evict.image)
             continue
         assert evict.dataset not in pinned
-        if mount is not None and mount.backing_path == evict.image.path:
+        if mount is not None and mount.reads(evict.image):
             assert evict.back_to is not None
             assert evict.back_to.device == mount.device
             assert evict.back_to.image.generation.id == mount.generation_id
@@ -352,8 +352,8 @@ def test_only_the_mounted_generation_is_copied_and_switched_to(seen: Sketch) -> 
             else:
                 aimed = action.backing.copy.generation_id
             assert aimed == seen.mounted[action.dataset].generation_id
-        if isinstance(action, Mount) and action.backing.path in generations:
-            assert generations[action.backing.path] == action.image.generation.id
+        if isinstance(action, Mount) and isinstance(action.backing, FromCopy):
+            assert generations[action.backing.copy.path] == action.image.generation.id
 
 
 @given(observations())
@@ -382,16 +382,19 @@ def test_a_plan_that_has_begun_evicts_nobody_else(seen: Sketch) -> None:
 @pytest.mark.parametrize(
     ("bad", "expected"),
     [
-        pytest.param({}, (Mend, cached("a").path), id="on-its-copy"),
-        pytest.param({cached("a").path: "EIO"}, (Retarget, image("a").path), id="after-its-device-left-the-bad-copy"),
+        pytest.param({}, (Mend, FromCopy(cached("a"))), id="on-its-copy"),
+        pytest.param(
+            {cached("a").path: "EIO"}, (Retarget, FromSource(image("a"))), id="after-its-device-left-the-bad-copy"
+        ),
     ],
 )
-def test_what_is_unwell_is_mounted_anew(bad: dict[str, str], expected: tuple[type, str]) -> None:
+def test_what_is_unwell_is_mounted_anew(bad: dict[str, str], expected: tuple[type, FromSource | FromCopy]) -> None:
     images, mounts, copies = on_cache("a")
     seen = observation(images, mounts, cached=copies, unwell={"a": "EIO"}, bad_copies=bad)
     (mend,) = make_plan(seen).actions
     assert isinstance(mend, Mend | Retarget)
-    assert (type(mend), mend.backing.path) == expected
+    kind, backing = expected
+    assert type(mend) is kind and mend.backing == backing
     assert "EIO" in mend.reason
     assert make_plan(seen).problems["a"].waiting_helps
 

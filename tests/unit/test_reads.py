@@ -113,8 +113,8 @@ def test_a_save_that_fails_is_a_warning_and_keeps_the_old(path: Path, caplog: py
     assert load_counters(path, "boot", 600.0) == COUNTERS
 
 
-MOUNT = SeenMount("a", (7, "loop0"), Backing.SOURCE, "/source/a.squashfs")
-ANOTHER = SeenMount("a", (8, "loop0"), Backing.SOURCE, "/source/a.squashfs")
+MOUNT = SeenMount("a", (7, "loop0"))
+ANOTHER = SeenMount("a", (8, "loop0"))
 
 
 def look(counters: Counters, now: float, read_bytes: int, mount: SeenMount = MOUNT) -> Reads | None:

@@ -188,7 +188,7 @@ def _next_switch(card: Card, now: float) -> Retarget | None:
         return None
     copy, image = card.copy_of(mounted.generation_id), wanted(card)
     if copy:
-        if mounted.backing_path == copy.path:
+        if mounted.reads(copy):
             return None
         return Retarget(card.name, mounted.device, FromCopy(copy), image, "its copy is whole and verified")
     if image and (reason := _find_lost(card)):
@@ -216,7 +216,7 @@ def find_outdated(card: Card, now: float) -> tuple[Evict, ...]:
     generations = {mounted.generation_id if mounted else None, card.image.generation.id if card.image else None}
     is_unsure = card.image is None and not card.is_gone
     for copy in card.copies:
-        is_read = mounted is not None and mounted.backing_path == copy.path
+        is_read = mounted is not None and mounted.reads(copy)
         if is_read or is_unsure:
             continue
         if copy.bad:
@@ -255,6 +255,6 @@ def evict(card: Card, copy: CachedImage, reason: str, despite: frozenset[str] = 
     Returns: None: the copy is read, and the image in the source cannot take over.
     """
     mounted, image = card.mounted, wanted(card)
-    if mounted is None or mounted.backing_path != copy.path:
+    if mounted is None or not mounted.reads(copy):
         return Evict(copy, None, reason, card.refused | despite)
     return Evict(copy, BackTo(mounted.device, image), reason, card.refused | despite) if image else None

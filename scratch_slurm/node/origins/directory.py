@@ -17,7 +17,7 @@ from scratch_slurm.domain.about import NOTHING_SAID
 from scratch_slurm.domain.access import distrust_directory, distrust_file
 from scratch_slurm.domain.errors import ImageError, ScratchError, SourceError
 from scratch_slurm.domain.manifest import MANIFEST_LIMIT_BYTES, Manifest, Promise, is_manifest, parse_manifest
-from scratch_slurm.domain.model import Generation, Permissions, SkippedImage, SourceImage
+from scratch_slurm.domain.model import Generation, Location, Permissions, SkippedImage, SourceImage
 from scratch_slurm.domain.names import MANIFEST_SUFFIX, parse_image_name
 from scratch_slurm.node.origins.imagefile import (
     HEAD_BYTES,
@@ -90,11 +90,17 @@ class DirectoryOrigin:
         # Only copies need it, and the modules below it.
         from scratch_slurm.node.origins.filesupplier import FileSupplier
 
-        path = Path(image.path)
-        return FileSupplier.open(path, image.generation, manifest=path.with_name(image.dataset + MANIFEST_SUFFIX))
+        manifest = self._dir / (image.dataset + MANIFEST_SUFFIX)
+        return FileSupplier.open(self._path(image), image.generation, manifest=manifest)
 
     def open_mountable(self, image: SourceImage) -> Mountable:
-        return open_file(Path(image.path), image.generation)
+        return open_file(self._path(image), image.generation)
+
+    def _path(self, image: SourceImage) -> Path:
+        """Raises: ImageError: the key is no name of an image file, and might lead out of the directory."""
+        if parse_image_name(image.at.key) is None:
+            raise ImageError(f"{self._dir}: {image.at.key!r} is no name of an image file")
+        return self._dir / image.at.key
 
 
 def open_file(path: Path, planned: Generation) -> Mountable:
@@ -157,7 +163,7 @@ def _read_entry(
         return _skipped(file_name, stamp, exc.message, permissions)
     generation = make_generation(status, head, promise.blake3 if promise else None)
     about = manifest.about if manifest else NOTHING_SAID
-    image = SourceImage(dataset, str(path), generation, fs_type, permissions, about)
+    image = SourceImage(dataset, Location(str(source_dir), file_name), generation, fs_type, permissions, about)
     return Entry(file_name, stamp, image=image, note=note)
 
 

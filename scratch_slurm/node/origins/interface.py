@@ -2,8 +2,8 @@
 
 A new kind of origin is one module beside this one, with one class that has the methods of `Origin`:
 
-1. Choose what `SourceImage.at` holds: the kind's name, and a key with which the kind finds the image again by itself,
-   in another process. Add the kind to `find_origin` in `kinds.py`.
+1. Choose what `SourceImage.at` holds: the origin's name, which `find_origin` in `kinds.py` tells from those of other
+   kinds, and a key with which it finds the image again by itself, in another process.
 2. Choose what a generation is (`domain.model.Generation`): sixteen hexadecimal digits that are others when the bytes
    are others, as far as the storage can tell, and the same as long as nobody changed the image: across remounts,
    reboots, other nodes. Another name for the same object, or another number of its file, is no other generation.
