@@ -24,7 +24,7 @@ from scratch_slurm.domain.claims import find_keepers
 from scratch_slurm.domain.errors import DeniedError, DiskError, ImageError, PinnedError, ScratchError
 from scratch_slurm.domain.model import Permissions
 from scratch_slurm.domain.names import parse_device_tag
-from scratch_slurm.node.kernel import loopdev, loopsysfs, mounts
+from scratch_slurm.node.kernel import loopdev, loopsysfs, mounts, roots
 from scratch_slurm.node.kernel.mountinfo import read_stacks
 from scratch_slurm.node.origins.kinds import find_origin
 from scratch_slurm.node.oswords import word_os_error
@@ -128,7 +128,7 @@ def _read_tag(request: op.ReadTag, say: Say) -> None:
     root = None
     if request.mount_point:
         with contextlib.suppress(ScratchError):  # it was unmounted meanwhile
-            root = mounts.read_root(Path(request.mount_point))
+            root = roots.read_root(Path(request.mount_point))
     say(op.Tag(status.tag if status else "", root))
 
 
@@ -137,7 +137,7 @@ def _probe(request: op.ProbeMount) -> None:
     if request.copy_path and device is not None:
         with contextlib.suppress(FileNotFoundError):  # deleted by somebody: the next round sees that
             _probe_copy(request.copy_path, device.size_bytes)
-    mounts.probe_mount(Path(request.mount_point))
+    roots.probe_mount(Path(request.mount_point))
 
 
 def _probe_copy(path: str, device_bytes: int) -> None:
@@ -191,8 +191,8 @@ def _mount(request: op.MountImage, say: Say) -> None:
     permissions = permissions or request.image.permissions
 
     def probe(root: int) -> None:
-        mounts.probe_root(root)
-        _check_gate(mounts.root_permissions(root), permissions, say)
+        roots.probe_root(root)
+        _check_gate(roots.root_permissions(root), permissions, say)
 
     fs_type: mounts.FsType = "erofs" if request.image.fs_type == "erofs" else "squashfs"
     try:

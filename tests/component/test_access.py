@@ -31,7 +31,7 @@ from scratch_slurm.domain.messages import (
 from scratch_slurm.domain.model import Permissions
 from scratch_slurm.domain.pins import job_holder
 from scratch_slurm.node import daemon_client, users
-from scratch_slurm.node.kernel import mounts
+from scratch_slurm.node.kernel import roots
 from tests.kit.daemon import RunningDaemon
 from tests.kit.datasets import make_version
 from tests.kit.images import clean_up, in_child, opened
@@ -462,7 +462,7 @@ def test_a_user_cannot_build_for_a_group_that_is_not_his(folder: Path) -> None:
 def test_an_access_control_list_on_the_root_directory_counts_as_open_to_all(tmp_path: Path) -> None:
     tmp_path.chmod(0o750)
     with opened(tmp_path) as descriptor:
-        assert mounts.root_permissions(descriptor) == Permissions(0, 0, 0o750)
+        assert roots.root_permissions(descriptor) == Permissions(0, 0, 0o750)
         # Version 2; user::rwx, user:nobody:r-x, group::r-x, mask::r-x, other::---.
         # Source: acl(5), linux/posix_acl_xattr.h
         entries = [
@@ -477,7 +477,7 @@ def test_an_access_control_list_on_the_root_directory_counts_as_open_to_all(tmp_
             os.setxattr(tmp_path, "system.posix_acl_access", value)
         if not os.listxattr(tmp_path):
             pytest.skip("this file system has no access control lists")
-        assert mounts.root_permissions(descriptor) == Permissions(0, 0, 0o755)
+        assert roots.root_permissions(descriptor) == Permissions(0, 0, 0o755)
 
 
 def test_groups_come_from_the_name_service() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scratch_slurm.domain.errors import DeviceError, ImageError
-from scratch_slurm.node.kernel import loopdev, loopsysfs, mountinfo, mounts
+from scratch_slurm.node.kernel import loopdev, loopsysfs, mountinfo, mounts, roots
 from tests.kit import seccomp
 from tests.kit.images import (
     CHANGED,
@@ -150,7 +150,7 @@ def test_a_symlink_is_no_mount_point(folder, image, fs_type) -> None:
     for refused in (
         lambda: mount(image, folder / "link", fs_type),
         lambda: mounts.ensure_mount_point(folder / "link"),
-        lambda: mounts.probe_mount(folder / "link"),
+        lambda: roots.probe_mount(folder / "link"),
         lambda: mounts.unmount(folder / "link"),
     ):
         with pytest.raises(DeviceError, match=f"^{folder}/link: "):
@@ -479,7 +479,7 @@ def test_what_cannot_become_a_mount_point(folder, name, reason) -> None:
 
 def test_a_healthy_dataset_passes(image, fs_type, mount_point) -> None:
     mount(image, mount_point, fs_type)
-    mounts.probe_mount(mount_point)
+    roots.probe_mount(mount_point)
 
 
 @pytest.mark.parametrize("fs_type", ["squashfs"], indirect=True)
@@ -491,14 +491,14 @@ def test_a_poisoned_squashfs_fails_until_it_is_replaced(folder, image, fs_type, 
     os.truncate(image, 4096)
     subprocess.run(["blockdev", "--flushbufs", mounted_at(mount_point)[0].source], check=True)
     with pytest.raises(ImageError, match=rf"^{mount_point}: \S+: the mounted image cannot be read: Input/output error"):
-        mounts.probe_mount(mount_point)
+        roots.probe_mount(mount_point)
     image.write_bytes(copy.read_bytes())
     assert image.stat().st_size == size
     with pytest.raises(ImageError) as caught:
-        mounts.probe_mount(mount_point)
+        roots.probe_mount(mount_point)
     assert "mounted anew" in (caught.value.hint or "")
     replace(copy, mount_point, fs_type)
-    mounts.probe_mount(mount_point)
+    roots.probe_mount(mount_point)
     assert read_cold(mount_point / "d0/f0").startswith(MARK)
 
 
@@ -506,7 +506,7 @@ def test_a_probe_of_a_large_dataset_is_bounded(folder, mount_point) -> None:
     make_image(folder / "large.squashfs", files=300, file_bytes=10)
     mount(folder / "large.squashfs", mount_point, "squashfs", probe=lambda root: None)
     trace = folder / "trace"
-    script = "import sys; from pathlib import Path; from scratch_slurm.node.kernel.mounts import probe_mount as p"
+    script = "import sys; from pathlib import Path; from scratch_slurm.node.kernel.roots import probe_mount as p"
     command = ["strace", "-o", trace, "-e", "trace=newfstatat", sys.executable, "-c", f"{script}; p(Path(sys.argv[1]))"]
     try:
         subprocess.run([*command, mount_point], check=True, cwd=Path(__file__).parents[2])

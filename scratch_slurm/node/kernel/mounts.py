@@ -1,25 +1,22 @@
-"""Mounts of images: mount, replace, unmount, probe. Must not log, decide or touch loop devices.
+"""Mounts of images: mount, replace, unmount. Must not log, decide or touch loop devices.
 
-What may block: `mount_image`, `replace_image` and the probes read from the device that they mount or probe,
-uninterruptibly (not even SIGKILL ends it) while its backing hangs: call them only where a lost thread or child does no
-harm. The others do not block, nor does `replace_image` when only the old device hangs.
+What may block: `mount_image` and `replace_image` read from the device that they mount, uninterruptibly (not even
+SIGKILL ends it) while its backing hangs: call them only where a lost thread or child does no harm. The others do not
+block, nor does `replace_image` when only the old device hangs.
 """
 
 import contextlib
 import ctypes
 import errno
-import itertools
 import os
-import random
 import stat
-from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 from scratch_slurm.domain.errors import DeviceError, ImageError, ScratchError
-from scratch_slurm.domain.model import Permissions
 from scratch_slurm.node.kernel.mountinfo import read_stacks
+from scratch_slurm.node.kernel.roots import open_root, probe_root
 
 FsType = Literal["squashfs", "erofs"]
 Probe = Callable[[int], None]
@@ -58,11 +55,6 @@ _BAD_IMAGE = frozenset(
 # Of a mount point, with nothing mounted on it: now, and before.
 _CLOSED = 0o000
 _FORMER = 0o755
-
-_PROBE_ENTRIES = 64
-# At random, each may lie in another block of a slow source: fewer of them, from among so many names in all.
-_RANDOM_ENTRIES = 16
-_RANDOM_NAMES = 1024
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -132,7 +124,7 @@ def mount_image(device_path: str, mount_point: Path, fs_type: FsType, *, probe: 
         DeviceError: the mount point is not fit, or the kernel refuses.
     """
     probe = probe or probe_root
-    with _directory(mount_point) as target:
+    with open_root(mount_point) as target:
         _refuse_mounted(target, mount_point)
         with _detached_mount(device_path, fs_type) as root:
             if root is None:
@@ -176,12 +168,12 @@ def replace_image(
             return False
         probe(root)
         before()
-        with _directory(mount_point) as old:
+        with open_root(mount_point) as old:
             beneath = _try_move_beneath(root, old)
         unmount(mount_point)
         if beneath:
             return True
-        with _old_mount_gone(mount_point), _directory(mount_point) as target:
+        with _old_mount_gone(mount_point), open_root(mount_point) as target:
             _move_mount(root, target)
         return False
 
@@ -218,82 +210,6 @@ def unmount(mount_point: Path, *, lazy: bool = True) -> None:
     why = "it is not a mount point" if code == errno.EINVAL else os.strerror(code)
     hint = f"`fuser -vm {mount_point}` shows who uses it" if code == errno.EBUSY else None
     raise DeviceError(f"{mount_point}: cannot unmount: {why}", hint=hint)
-
-
-def read_root(mount_point: Path) -> Permissions:
-    """Read the permissions of what is mounted at a path; the kernel has them in memory.
-
-    Raises: DeviceError: the path is gone, or a symlink.
-    """
-    with _directory(mount_point) as root:
-        return root_permissions(root)
-
-
-def root_permissions(root_fd: int) -> Permissions:
-    """Read the permissions of a mounted root directory from a descriptor of it.
-
-    With an access control list the mode does not tell who gets in: it counts as open to all then.
-    """
-    status = os.fstat(root_fd)
-    mode = stat.S_IMODE(status.st_mode)
-    with contextlib.suppress(OSError):  # ENODATA: none; EOPNOTSUPP: the file system has no such lists, like squashfs
-        os.getxattr(f"/proc/self/fd/{root_fd}", "system.posix_acl_access")
-        mode |= 0o555
-    return Permissions(status.st_uid, status.st_gid, mode)
-
-
-def probe_root(root_fd: int, *, at_random: bool = False) -> None:
-    """Read the first 64 inodes of a mounted image, breadth first, and look up a name that is not there.
-
-    squashfs keeps an I/O error with the block of metadata it struck, even when the backing is well again; the
-    error comes back for every name that needs the block and that the kernel had not in memory before.
-    A dataset whose error lies in none of these passes.
-
-    Args:
-        at_random: read 16 inodes, others each time.
-    Raises: ImageError: the file system answers with an error.
-    """
-    left = _RANDOM_ENTRIES if at_random else _PROBE_ENTRIES
-    among = _RANDOM_NAMES if at_random else _PROBE_ENTRIES
-    folders = deque(["."])
-    while folders and left > 0:
-        folder = folders.popleft()
-        try:
-            seen, names, below = _look_up(root_fd, folder, left, max(left, among))
-        except OSError as exc:
-            raise ImageError(
-                f"{folder}: the mounted image cannot be read: {exc.strerror}",
-                hint="squashfs keeps an I/O error until the image is mounted anew on another loop device",
-            ) from exc
-        left -= names
-        among -= seen
-        folders.extend(f"{folder}/{name}" for name in below)
-
-
-def probe_mount(mount_point: Path) -> None:
-    """Probe what is mounted at a path, at random places, as `probe_root` does.
-
-    Raises: ImageError: it cannot be read. DeviceError: the path is not a directory.
-    """
-    with _directory(mount_point) as root:
-        try:
-            probe_root(root, at_random=True)
-        except ImageError as exc:
-            raise ImageError(f"{mount_point}: {exc.message}", hint=exc.hint) from exc
-
-
-@contextlib.contextmanager
-def _directory(path: Path) -> Iterator[int]:
-    """Open a directory itself, or the root of what is mounted there, without reading it; no symlink."""
-    try:
-        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as exc:
-        hint = "a symlink is refused" if path.is_symlink() else None
-        raise DeviceError(f"{path}: cannot use it as mount point: {exc.strerror}", hint=hint) from exc
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _refuse_mounted(target_fd: int, mount_point: Path) -> None:
@@ -360,7 +276,7 @@ def _mount_and_probe(device_path: str, target_fd: int, mount_point: Path, fs_typ
         code = ctypes.get_errno()
         raise _mount_error(device_path, fs_type, OSError(code, os.strerror(code)), "")
     try:
-        with _directory(mount_point) as root:
+        with open_root(mount_point) as root:
             probe(root)
     except BaseException:
         unmount(mount_point)
@@ -371,12 +287,12 @@ def _replace_visibly(
     device_path: str, mount_point: Path, fs_type: FsType, probe: Probe, before: Callable[[], None]
 ) -> None:
     """Replace as before Linux 5.2: tried on top of the old one, which is there still when the new one is no good."""
-    with _directory(mount_point) as old:
+    with open_root(mount_point) as old:
         _mount_and_probe(device_path, old, mount_point, fs_type, probe)
     unmount(mount_point)
     before()
     unmount(mount_point)
-    with _old_mount_gone(mount_point), _directory(mount_point) as target:
+    with _old_mount_gone(mount_point), open_root(mount_point) as target:
         _mount_and_probe(device_path, target, mount_point, fs_type, lambda root: None)
 
 
@@ -410,22 +326,3 @@ def _syscall(number: int, *arguments: int | bytes | None) -> int:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return result
-
-
-def _look_up(root_fd: int, folder: str, limit: int, among: int) -> tuple[int, int, list[str]]:
-    """Read the inodes of `limit` of the first `among` names of a folder.
-
-    Returns: how many names it has of these, how many inodes were read, and those of them that are folders.
-    """
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
-    try:
-        with os.scandir(fd) as entries:
-            found = [entry.name for entry in itertools.islice(entries, among)]
-        names = found if len(found) <= limit else random.sample(found, limit)
-        below = [name for name in names if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)]
-        # A name never asked for before reaches the folder's own blocks: memory cannot answer it.
-        with contextlib.suppress(FileNotFoundError):
-            os.stat(f".probe-{os.urandom(8).hex()}", dir_fd=fd, follow_symlinks=False)
-        return len(found), len(names), below
-    finally:
-        os.close(fd)
