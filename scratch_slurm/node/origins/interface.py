@@ -7,7 +7,8 @@ A new kind of origin is one module beside this one, with one class that has the 
 2. Choose what a generation is (`domain.model.Generation`): sixteen hexadecimal digits that are others when the bytes
    are others, as far as the storage can tell, and the same as long as nobody changed the image: across remounts,
    reboots, other nodes. Another name for the same object, or another number of its file, is no other generation.
-3. Test it as tests/component/test_catalog.py and tests/component/test_copying.py test the directory.
+3. Add the kind to `kinds.find_origin`, and a `Place` of it to KINDS in tests/component/test_origin_contract.py: what
+   people do with the kind's storage. Nothing else has to know of it.
 
 Everything here touches slow storage and may block for ever. It is called only in worker processes, which the daemon
 kills when they give no sign of life: any call may be cut off at any instant, and must leave nothing behind that harms.
