@@ -12,6 +12,7 @@ from scratch_slurm.domain.errors import ScratchError
 from scratch_slurm.domain.model import Catalog, SkippedImage, SourceImage
 from scratch_slurm.domain.names import IMAGE_SUFFIXES, parse_image_name
 from scratch_slurm.service import operations as op
+from scratch_slurm.service.scan import Scan
 from scratch_slurm.service.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -179,21 +180,108 @@ class Source:
             task.cancel()
 
     async def _scan(self, file_names: tuple[str, ...] | None) -> None:
-        reading = _Reading(self, file_names)
+        scan = Scan(file_names)
         try:
-            while reading.again:
-                await reading.run_once()
+            while not scan.is_over:
+                await self._read(scan)
         except (OSError, RuntimeError, MemoryError) as exc:  # no process, no thread, no memory
-            self.report(f"{self._dir}: cannot be looked at: {type(exc).__name__}: {exc}")
+            self._report(f"{self._dir}: cannot be looked at: {type(exc).__name__}: {exc}")
 
-    def report(self, problem: str) -> None:
+    async def _read(self, scan: Scan) -> None:
+        """Carry a scan on with one worker, until it has ended or hangs."""
+        self.sign_at = time.monotonic()
+        names = scan.begin(self.hanging)
+        stamps = {name: entry.stamp for name, entry in self._entries.items()}
+        request = op.Scan(str(self._dir), names, tuple(self.hanging), stamps, self._owners)
+        hung: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(
+            self._workers.run(
+                request,
+                silence_s=self._silence_s,
+                on_line=lambda line: self._hear(scan, line),
+                on_hang=lambda: hung.set_result(None),
+                takes_slot=False,
+            )
+        )
+        try:
+            await asyncio.wait([task, hung], return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if task.done() and not hung.done():
+            self._finish(scan, task)
+        else:
+            self._give_up(scan, task)
+
+    def _hear(self, scan: Scan, line: op.Line) -> None:
+        self.sign_at = time.monotonic()
+        match line:
+            case op.Reached():
+                scan.reached = True
+            case op.Listed():
+                scan.list(line.file_names, self.hanging)
+                self.keep_only(line.file_names)
+            case op.Scanned():
+                scan.pass_by(line.file_name)
+                if line.there and not scan.is_listing:
+                    self.found_by_look(line.file_name)
+                self.take(line)
+
+    def _finish(self, scan: Scan, task: asyncio.Task[None]) -> None:
+        scan.is_over = True
+        try:
+            task.result()
+        except ScratchError as exc:
+            self._report(exc.message)
+            return
+        self._complete(scan)
+
+    def _complete(self, scan: Scan) -> None:
+        if not scan.is_listing:
+            return
+        self._listed = True
+        if self.problem:
+            log.info("source answers again source_dir=%s", self._dir)
+        self.problem = ""
+        self.has_told.set()
+
+    def _give_up(self, scan: Scan, task: asyncio.Task[None]) -> None:
+        """Leave the worker to the kernel; go on behind the file that caught it, or stop if the listing itself did."""
+        stuck = scan.lose()
+        since = time.time() - self._silence_s
+        if stuck is None:
+            clock = time.strftime("%H:%M:%S", time.localtime(since))
+            self._report(f"{self._dir} gives no answer since {clock}")
+            self._lost_listing = task
+        else:
+            log.warning("source file hangs file=%s", stuck)
+            self.hanging.setdefault(stuck, since)
+            # Not to be taken for gone when it hangs no longer, and was never read.
+            unread = op.Scanned(stuck, there=True, skipped=SkippedImage(stuck, "gave no answer"))
+            self._entries.setdefault(stuck, unread)
+            self._changes += 1
+            if scan.is_over:
+                self._complete(scan)
+
+        def on_gone(done: asyncio.Task[None]) -> None:
+            self._lost.discard(done)
+            if stuck is None:
+                self._lost_listing = None
+            else:
+                self._touch_later(stuck)
+
+        self._lost.add(task)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        task.add_done_callback(on_gone)
+
+    def _report(self, problem: str) -> None:
         """Remember what is wrong with the source as a whole."""
         if self.problem != problem:
             log.warning("source degraded problem=%r", problem)
         self.problem = problem
         self.has_told.set()
 
-    def touch_later(self, file_name: str) -> None:
+    def _touch_later(self, file_name: str) -> None:
         """Let a file that hung be read again after a pause, longer each time: every try holds a scan up."""
         strikes = self._strikes[file_name] = self._strikes.get(file_name, 0) + 1
         pause_s = backoff.pause_s(strikes, self._silence_s, _LONGEST_PAUSE_S)
@@ -228,110 +316,3 @@ class Source:
         for gone in self._entries.keys() - set(file_names) - self._looked:
             del self._entries[gone]
             self._changes += 1
-
-
-class _Reading:
-    """One scan, carried on with a fresh worker behind each file that hangs."""
-
-    def __init__(self, source: Source, file_names: tuple[str, ...] | None) -> None:
-        self.source = source
-        self.wanted = file_names
-        self.pending: list[str] | None = None
-        self.reached = False
-        """Whether the directory has answered: what hangs then is a file."""
-        self.again = True
-
-    async def run_once(self) -> None:
-        source = self.source
-        source.sign_at = time.monotonic()
-        self.reached = False
-        names = tuple(self.pending) if self.pending is not None else self.wanted
-        stamps = {name: entry.stamp for name, entry in source._entries.items()}
-        request = op.Scan(str(source._dir), names, tuple(source.hanging), stamps, source._owners)
-        if names is not None:
-            self.pending = [name for name in names if name not in source.hanging]
-        hung: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(
-            source._workers.run(
-                request,
-                silence_s=source._silence_s,
-                on_line=self._on_line,
-                on_hang=lambda: hung.set_result(None),
-                takes_slot=False,
-            )
-        )
-        try:
-            await asyncio.wait([task, hung], return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
-        if task.done() and not hung.done():
-            self._finish(task)
-        else:
-            self._give_up(task)
-
-    def _on_line(self, line: op.Line) -> None:
-        self.source.sign_at = time.monotonic()
-        match line:
-            case op.Reached():
-                self.reached = True
-            case op.Listed():
-                self.pending = [name for name in line.file_names if name not in self.source.hanging]
-                self.source.keep_only(line.file_names)
-            case op.Scanned():
-                if self.pending and self.pending[0] == line.file_name:
-                    self.pending.pop(0)
-                if line.there and self.wanted is not None:
-                    self.source.found_by_look(line.file_name)
-                self.source.take(line)
-
-    def _finish(self, task: asyncio.Task[None]) -> None:
-        self.again = False
-        try:
-            task.result()
-        except ScratchError as exc:
-            self.source.report(exc.message)
-            return
-        self._complete()
-
-    def _complete(self) -> None:
-        if self.wanted is not None:
-            return
-        self.source._listed = True
-        if self.source.problem:
-            log.info("source answers again source_dir=%s", self.source._dir)
-        self.source.problem = ""
-        self.source.has_told.set()
-
-    def _give_up(self, task: asyncio.Task[None]) -> None:
-        """Leave the worker to the kernel; go on behind the file that caught it, or stop if the listing itself did."""
-        source = self.source
-        stuck = self.pending.pop(0) if self.pending and self.reached else None
-        since = time.time() - source._silence_s
-        self.again = stuck is not None and bool(self.pending)
-        if stuck is None:
-            clock = time.strftime("%H:%M:%S", time.localtime(since))
-            self.source.report(f"{source._dir} gives no answer since {clock}")
-            source._lost_listing = task
-
-            def on_gone(done: asyncio.Task[None]) -> None:
-                source._lost.discard(done)
-                source._lost_listing = None
-
-        else:
-            log.warning("source file hangs file=%s", stuck)
-            source.hanging.setdefault(stuck, since)
-            # Not to be taken for gone when it hangs no longer, and was never read.
-            unread = op.Scanned(stuck, there=True, skipped=SkippedImage(stuck, "gave no answer"))
-            source._entries.setdefault(stuck, unread)
-            source._changes += 1
-            if not self.again:
-                self._complete()
-
-            def on_gone(done: asyncio.Task[None]) -> None:
-                source._lost.discard(done)
-                source.touch_later(stuck)
-
-        source._lost.add(task)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        task.add_done_callback(on_gone)
