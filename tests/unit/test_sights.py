@@ -3,7 +3,7 @@
 import dataclasses
 
 from scratch_slurm.domain.actions import StagedImage
-from scratch_slurm.domain.model import Backing, Catalog, Pin, SkippedImage
+from scratch_slurm.domain.model import Catalog, Pin, SkippedImage
 from scratch_slurm.domain.sight import Seen, SeenMount
 from scratch_slurm.node.staging.cache import CacheContents, PartialImage
 from scratch_slurm.service.observe import DiskReading, Reading
@@ -11,8 +11,8 @@ from scratch_slurm.service.sights import find_sights
 from tests.kit.strategies import cached, image, pin
 
 ONE, TWO = "/ssd0", "/ssd1"
-MOUNT = SeenMount("a", (7, "loop0"), Backing.SOURCE, "/source/a.squashfs")
-COPY = SeenMount("c", (8, "loop1"), Backing.CACHE, f"{TWO}/c@1.image")
+MOUNT = SeenMount("a", (7, "loop0"))
+COPY = SeenMount("c", (8, "loop1"), f"{TWO}/c@1.image", TWO)
 NOTHING = CacheContents((), (), 0, 0, 0)
 EMPTY = DiskReading(TWO, NOTHING)
 
@@ -52,7 +52,7 @@ def test_a_silent_disk_hides_its_copies_and_says_that_there_are_some() -> None:
     sights = find_sights(reading(COPY, MOUNT, second=silent), CATALOG)
     assert sights["c"] == Seen(top=COPY, has_unseen_copies=True, is_copy_unseen=True)
     assert sights["d"] == Seen(has_unseen_copies=True)
-    assert sights["a"].is_copy_unseen, "it reads nothing on a disk that answers: for all that is known, a copy"
+    assert not sights["a"].is_copy_unseen, "it reads the source"
     assert not find_sights(reading(COPY), CATALOG)["c"].is_copy_unseen
 
 
