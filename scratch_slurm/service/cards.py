@@ -133,6 +133,8 @@ def _succeed(card: Card, event: Succeeded) -> Card:
     """An action that was done has not failed; what it changed is learned anew."""
     failures = {kind: failure for kind, failure in card.failures.items() if kind is not event.action.kind}
     learned = card.learned
+    if isinstance(event.action, Mount | Uncover | Unmount):
+        learned = structs.replace(learned, faults={}, cut_off={})
     if isinstance(event.action, Evict):  # the next copy has its name
         bad = {path: why for path, why in learned.bad_copies.items() if path != event.action.image.path}
         learned = structs.replace(learned, bad_copies=bad)
@@ -142,7 +144,7 @@ def _succeed(card: Card, event: Succeeded) -> Card:
 def _end(card: Card, event: Ended) -> Card:
     learned = card.learned
     if isinstance(event.action, Mount | Uncover | Unmount):  # the kernel gives mount ids and devices out again at once
-        learned = structs.replace(learned, tags={}, faults={}, cut_off={})
+        learned = structs.replace(learned, tags={})
     return structs.replace(card, learned=learned, under_way=None)
 
 

@@ -3,7 +3,7 @@
 import pytest
 from msgspec import structs
 
-from scratch_slurm.domain.actions import ActionKind, Evict, Mount, Retarget, Stage, StagedImage, Unmount
+from scratch_slurm.domain.actions import ActionKind, Evict, Mend, Mount, Retarget, Stage, StagedImage, Unmount
 from scratch_slurm.domain.backing import FromSource
 from scratch_slurm.domain.claims import Claim, Job, Standing
 from scratch_slurm.domain.dataset import Card, Failure, Reads, Staging, fail, most_copy_bytes
@@ -318,6 +318,13 @@ def test_a_bad_copy_stays_bad_until_it_is_evicted_as_the_next_one_has_its_name()
 def test_a_mount_that_was_cut_off_does_not_get_well_for_what_is_in_memory_of_it() -> None:
     card = card_of(MOUNTED, told(), CutOff("coco", KEY, "its source is gone"), Looked("coco", KEY, ""))
     assert card.fault == "its source is gone"
+
+
+def test_what_is_wrong_with_a_mount_outlasts_a_change_that_failed_and_no_other() -> None:
+    action = Mend(COCO, FromSource(COCO), "EIO", despite=None)
+    failing = card_of(MOUNTED, told(), Looked("coco", KEY, "EIO"), Begun("coco", action))
+    assert fold(fold(failing, failed(ActionKind.REPLACE)), Ended("coco", action)).fault == "EIO"
+    assert fold(fold(failing, Succeeded("coco", action)), Ended("coco", action)).fault == ""
 
 
 def test_a_mount_that_answers_again_is_well() -> None:
