@@ -1,27 +1,33 @@
-"""Run mksquashfs(1). Must not decide where an image goes or what is published."""
+"""Pack a directory with mksquashfs(1)."""
 
 import contextlib
 import os
 import re
 import select
 import shutil
-import signal
 import subprocess
-import tempfile
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from scratch_slurm.build.directory import Directory
-from scratch_slurm.build.rights import OWN, Rights, taken
-from scratch_slurm.build.signals import undisturbed
-from scratch_slurm.build.tree import LATEST_TIME
+from scratch_slurm.build.packing import (
+    POLL_S,
+    Packing,
+    Process,
+    Wanted,
+    Watch,
+    ask_version,
+    choose_root,
+    dotted,
+)
+from scratch_slurm.build.tree import LATEST_TIME, tell_times
 from scratch_slurm.domain.access import is_public
 from scratch_slurm.domain.errors import ConfigError, ImageError
-from scratch_slurm.domain.limits import MIB, Resources
+from scratch_slurm.domain.limits import MIB
 from scratch_slurm.domain.model import Permissions
-from scratch_slurm.domain.sizes import format_bytes
-from scratch_slurm.domain.words import clean
+
+SUFFIX = ".squashfs"
 
 COMPRESSIONS = {
     "zstd": ("-comp", "zstd"),
@@ -37,21 +43,13 @@ MODES_VERSION = (4, 5)
 """From here on mksquashfs can change the modes of all files."""
 _TIMES_VERSION = (4, 4)
 
-_POLL_S = 0.25
-_KILL_S = 10.0
 _VERSION = re.compile(r"version (\d+)\.(\d+)")
 _PROGRESS = re.compile(rb"\]\s+(\d+)/(\d+)\s+\d+%")
-_STDERR_LIMIT_BYTES = 4096
-_SCARCE_BYTES = 64 * MIB
-
-Watch = Callable[[int, int | None], None]
-"""Called now and then with blocks done and blocks in all, None while that is unknown."""
 
 
-def find_program() -> tuple[str, tuple[int, int]]:
-    """Find mksquashfs.
+def find_mksquashfs() -> "Mksquashfs":
+    """Find mksquashfs; its version is (0, 0) when it does not tell it.
 
-    Returns: its path, and its version's first two numbers; (0, 0) for a version that it does not tell.
     Raises: ConfigError: it is not installed, or cannot be started.
     """
     program = shutil.which("mksquashfs")
@@ -60,15 +58,8 @@ def find_program() -> tuple[str, tuple[int, int]]:
             "mksquashfs: not found in PATH",
             hint="install squashfs-tools (Debian, Ubuntu, RHEL, Fedora) or squashfs (SUSE)",
         )
-    command = [program, "-version"]
-    try:
-        told = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
-        )
-    except OSError as exc:
-        raise ConfigError(f"{program}: cannot start it: {exc.strerror}") from exc
-    version = _VERSION.search(told.stdout)
-    return program, (int(version[1]), int(version[2])) if version else (0, 0)
+    version = _VERSION.search(ask_version(program, "-version"))
+    return Mksquashfs(program, (int(version[1]), int(version[2])) if version else (0, 0))
 
 
 def choose_options(
@@ -97,8 +88,8 @@ def choose_options(
     private = not is_public(readers)
     if private:
         # With -all-root, or an action that takes the root directory in, its own owner would be lost.
-        mode = readers.mode | (readers.mode & 0o444) >> 2  # who may read may enter
-        options += ["-root-mode", f"{mode:04o}", "-root-uid", str(readers.uid), "-root-gid", str(readers.gid)]
+        root = choose_root(readers)
+        options += ["-root-mode", f"{root.mode:04o}", "-root-uid", str(root.uid), "-root-gid", str(root.gid)]
         options += ["-action", "guid(0,0)@!depth(0)"]
     else:
         options += ["-all-root", *(["-root-mode", "0755"] if version >= _TIMES_VERSION else [])]
@@ -110,83 +101,64 @@ def choose_options(
 
 
 @dataclass(frozen=True)
-class Packing:
-    """One run of mksquashfs.
-
-    Args:
-        program: its path.
-        image_fd: the file that it writes, over what the file held. It opens it again, so these rights must do for that.
-        rights: with which it reads the directory and opens the file.
-    """
+class Mksquashfs:
+    """mksquashfs as it is installed here."""
 
     program: str
-    directory: Directory
-    image_fd: int
-    options: tuple[str, ...]
-    resources: Resources
-    rights: Rights = OWN
+    version: tuple[int, int]
+    suffix = SUFFIX
+    compressions = tuple(COMPRESSIONS)
+    preferred = "zstd"
 
-    def run(self, watch: Watch | None) -> None:
-        """Pack the directory's contents.
+    def unfit(self, path: str) -> bool:
+        """Packs all that a directory can hold."""
+        return False
 
-        Args:
-            watch: called about four times a second; None: nobody looks.
-        Raises: ImageError: mksquashfs failed; with what it said. ConfigError: it cannot be started.
+    def check(self, directory: Directory, wanted: Wanted) -> None:
+        """Refuse what this version cannot make.
+
+        Raises: ImageError: it cannot change modes, and some would have to be.
         """
-        with tempfile.TemporaryFile() as errors, _progress_terminal(watch) as (output, master):
-            process = None
-            try:
-                with undisturbed():  # nobody else would end it
-                    process = self._start("-progress" if watch else "-no-progress", output, errors.fileno())
-                if watch is not None:
-                    _follow(process, master, watch)
-                code = process.wait()
-            except BaseException:
-                if process is not None:
-                    process.kill()
-                    # Writes to dead storage cannot be killed: then it is left to itself.
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(_KILL_S)
-                raise
-            if code != 0:
-                raise ImageError(
-                    f"{self.directory.path}: mksquashfs {_ending(code)}{_read_tail(errors.fileno())}",
-                    hint=choose_hint(code, self.resources),
-                )
+        if self.version >= MODES_VERSION:
+            return
+        closed = wanted.found.closed
+        if closed.count:
+            raise ImageError(
+                f"{directory.path}: not everybody may read {closed}",
+                hint=f"chmod -R a+rX it; or use mksquashfs 4.5, which does so in the image"
+                f" (found {dotted(self.version)})",
+            )
+        if not is_public(wanted.readers):
+            raise ImageError(
+                f"{directory.path}: mksquashfs {dotted(self.version)} cannot make an image that not all may read",
+                hint="use mksquashfs 4.5 or later, or --mode 0644",
+            )
 
-    def _start(self, progress: str, output: int, errors: int) -> subprocess.Popen[bytes]:
-        use = ["-mem", f"{self.resources.memory_bytes // MIB}M", "-processors", str(self.resources.processors)]
-        # Directory and file by descriptor: their names may lead elsewhere by now.
-        image = f"/proc/self/fd/{self.image_fd}"
-        try:
-            with taken(self.rights):
-                return subprocess.Popen(
-                    [self.program, ".", image, *self.options, *use, progress],
-                    cwd=self.directory.base,
-                    pass_fds=(self.image_fd,),
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=errors,
-                )
-        except OSError as exc:
-            raise ConfigError(
-                f"{self.program}: cannot start it: {exc.strerror}",
-                hint="its file, and the directories above it, must be open to all" if self.rights is not OWN else None,
-            ) from exc
+    def pack(self, directory: Directory, image_fd: int, wanted: Wanted, watch: Watch | None) -> None:
+        """See `formats.Packer`."""
+        options = choose_options(
+            self.version,
+            wanted.compression,
+            newest_at=wanted.found.newest_at,
+            fixed_times=wanted.source_date_epoch is not None,
+            readers=wanted.readers,
+        )
+        use = (
+            "-mem",
+            f"{wanted.resources.memory_bytes // MIB}M",
+            "-processors",
+            str(wanted.resources.processors),
+            "-progress" if watch else "-no-progress",
+        )
+        command = (self.program, ".", Packing.image(image_fd), *options, *use)
+        with _progress_terminal(watch) as (output, master):
+            packing = Packing(command, directory, image_fd, wanted.resources, wanted.rights)
+            packing.run(output, lambda process: _follow(process, master, watch))
 
-
-def choose_hint(code: int, resources: Resources) -> str | None:
-    """Choose what to say to somebody whose mksquashfs has ended badly. Pure.
-
-    Args:
-        code: as subprocess has it; negative: the signal.
-    """
-    had = f"it was to use {format_bytes(resources.memory_bytes)}, bounded by {resources.by}"
-    if code == -signal.SIGKILL:
-        return f"the kernel kills so when memory is short: {had}; build where there is more, or free some"
-    if code < 0 or resources.memory_bytes < _SCARCE_BYTES:
-        return f"memory may have been short: {had}; build where there is more, or free some"
-    return None
+    def tell_times(self, wanted: Wanted) -> str | None:
+        """Say which times squashfs cannot keep."""
+        found = wanted.found
+        return tell_times(found, wanted.source_date_epoch) if found.strange_times.count else None
 
 
 def parse_progress(text: bytes) -> tuple[int, int] | None:
@@ -214,21 +186,11 @@ def _progress_terminal(watch: Watch | None) -> Iterator[tuple[int, int]]:
         os.close(terminal)
 
 
-def _follow(process: subprocess.Popen[bytes], master: int, watch: Watch) -> None:
+def _follow(process: Process, master: int, watch: Watch | None) -> str:
     done, total = 0, None
-    while process.poll() is None:
-        select.select([master], [], [], _POLL_S)
+    while watch is not None and process.poll() is None:
+        select.select([master], [], [], POLL_S)
         with contextlib.suppress(BlockingIOError):
             done, total = parse_progress(os.read(master, 65536)) or (done, total)
         watch(done, total)
-
-
-def _ending(code: int) -> str:
-    return f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
-
-
-def _read_tail(errors: int) -> str:
-    size_bytes = os.fstat(errors).st_size
-    tail = os.pread(errors, _STDERR_LIMIT_BYTES, max(0, size_bytes - _STDERR_LIMIT_BYTES))
-    lines = [line.strip() for line in tail.decode(errors="replace").splitlines() if line.strip()]
-    return ": " + clean("; ".join(lines[-4:])) if lines else ""
+    return ""

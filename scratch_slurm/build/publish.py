@@ -5,7 +5,7 @@
                                      it is whole; nobody else gets past the directory meanwhile
     .<dataset>.publishing            locked by the one that gives names now; the lock goes with its process
     <dataset>.json                   the manifest, made with O_EXCL: where there are no locks it keeps others out
-    <dataset>.squashfs               the image, linked last: a name that is taken is not overwritten
+    <dataset>.squashfs, .erofs       the image, linked last: a name that is taken is not overwritten
 
 An image is visible only with its whole manifest beside it. A crash between the last two leaves a manifest without
 an image, which nobody reads and which a later build names.
@@ -20,7 +20,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -46,11 +46,16 @@ from scratch_slurm.domain.names import IMAGE_SUFFIXES, MANIFEST_SUFFIX
 from scratch_slurm.node.origins.imagefile import digest_ends
 from scratch_slurm.node.oswords import word_os_error
 
-_SUFFIX = ".squashfs"
 _ROOM_BYTES = 2**20
 # What file systems without hard links answer (FUSE, SMB, some object store gateways), or without links to another
 # directory (EXDEV).
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EXDEV})
+
+
+def find_format(where: Directory, dataset: str, formats: Iterable[str]) -> str | None:
+    """Tell which of these formats the image that is there has; None without one, or with several."""
+    there = {name for suffix, name in IMAGE_SUFFIXES.items() if os.path.lexists(f"{where.base}/{dataset}{suffix}")}
+    return there.pop() if len(there) == 1 and there <= set(formats) else None
 
 
 def find_taken(where: Directory, dataset: str) -> None:
@@ -63,20 +68,22 @@ def find_taken(where: Directory, dataset: str) -> None:
         raise _manifest_taken(where.path / (dataset + MANIFEST_SUFFIX))
 
 
-def find_replaced(where: Directory, dataset: str) -> Permissions | None:
+def find_replaced(where: Directory, dataset: str, suffix: str = ".squashfs") -> Permissions | None:
     """Look at the image that a new version is to take the place of.
 
+    Args:
+        suffix: of both.
     Returns: its permissions, which the new version keeps; None: there is none yet.
     Raises: ImageError: what is there is no image or manifest of the kind that `build` makes.
     """
-    _find_image(where, dataset, but=_SUFFIX)
+    _find_image(where, dataset, but=suffix)
     _read_manifest(Path(where.base), dataset, where.path)
     try:
-        status = Path(f"{where.base}/{dataset}{_SUFFIX}").lstat()
+        status = Path(f"{where.base}/{dataset}{suffix}").lstat()
     except FileNotFoundError:
         return None
     if not stat.S_ISREG(status.st_mode):
-        raise ImageError(f"{where.path / (dataset + _SUFFIX)}: is no regular file; nothing was changed")
+        raise ImageError(f"{where.path / (dataset + suffix)}: is no regular file; nothing was changed")
     return Permissions(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
 
 
@@ -114,14 +121,14 @@ def _read_manifest(base: Path, dataset: str, told: Path) -> Manifest | None:
 
 
 def _find_image(where: Directory, dataset: str, *, but: str = "") -> None:
-    for suffix in IMAGE_SUFFIXES:
-        if suffix != but and os.path.lexists(f"{where.base}/{dataset}{suffix}"):
-            raise ImageError(
-                f"{where.path / (dataset + suffix)}: is there already; nothing was changed",
-                hint="--replace publishes a new version"
-                if suffix == _SUFFIX
-                else "give a new version a new name, like name-v2",
-            )
+    for suffix, name in IMAGE_SUFFIXES.items():
+        if suffix == but or not os.path.lexists(f"{where.base}/{dataset}{suffix}"):
+            continue
+        if suffix[1:] != name:
+            hint = "give a new version a new name, like name-v2"
+        else:
+            hint = f"its new version has --format {name}" if but else "--replace publishes a new version"
+        raise ImageError(f"{where.path / (dataset + suffix)}: is there already; nothing was changed", hint=hint)
 
 
 def _manifest_taken(path: Path) -> ImageError:
@@ -135,6 +142,7 @@ class Publication:
     """An image on its way into a directory; leaving the context without `publish` leaves nothing behind.
 
     Args:
+        suffix: of the image's name.
         mode: of image and manifest.
         gid: their group; None: as the directory gives it.
         uid: their owner; None: whoever builds.
@@ -147,6 +155,7 @@ class Publication:
         where: Directory,
         dataset: str,
         *,
+        suffix: str = ".squashfs",
         mode: int = 0o644,
         gid: int | None = None,
         uid: int | None = None,
@@ -156,6 +165,7 @@ class Publication:
         self._replaces = replaces
         self.where = where
         self.dataset = dataset
+        self._suffix = suffix
         self._mode = mode
         self._gid = -1 if gid is None else gid
         self._room = Path(where.base) / f".{dataset}.{secrets.token_hex(6)}.building"
@@ -229,7 +239,7 @@ class Publication:
         Returns: the paths of both.
         Raises: ImageError: the name was taken meanwhile; nothing was changed. SourceError: the storage fails.
         """
-        image, manifest_path = self.dataset + _SUFFIX, self.dataset + MANIFEST_SUFFIX
+        image, manifest_path = self.dataset + self._suffix, self.dataset + MANIFEST_SUFFIX
         base, where = Path(self.where.base), self.where.path
         # Between manifest and image nobody could tell what is published.
         with undisturbed(), _translated(where, "publish"), alone(base / f".{self.dataset}.publishing", where):
@@ -242,7 +252,7 @@ class Publication:
         return where / image, where / manifest_path
 
     def _publish_first(self, base: Path, manifest: Manifest) -> None:
-        image, name = self.dataset + _SUFFIX, self.dataset + MANIFEST_SUFFIX
+        image, name = self.dataset + self._suffix, self.dataset + MANIFEST_SUFFIX
         where = self.where.path
         if self._replaces and _read_manifest(base, self.dataset, where):
             (base / name).unlink()  # without an image: of a build that was killed
@@ -257,8 +267,8 @@ class Publication:
         _fsync_directory(base)
 
     def _replace(self, base: Path, manifest: Manifest) -> None:
-        find_replaced(self.where, self.dataset)
-        image, name = base / (self.dataset + _SUFFIX), base / (self.dataset + MANIFEST_SUFFIX)
+        find_replaced(self.where, self.dataset, self._suffix)
+        image, name = base / (self.dataset + self._suffix), base / (self.dataset + MANIFEST_SUFFIX)
         former = _find_promise(image, name, _read_manifest(base, self.dataset, self.where.path))
         text, hidden = format_manifest(msgspec.structs.replace(manifest, previous=former)), self._room / "manifest"
         with _new_file(hidden, text.encode(), self.permissions(), hidden):

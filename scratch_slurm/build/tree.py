@@ -51,6 +51,8 @@ class Tree:
     """What has a time that squashfs cannot keep."""
     strange_at: tuple[float, ...]
     """The times of the first of these, epoch seconds."""
+    unfit: Some
+    """What the program that packs could not take in."""
 
 
 class _Gathered:
@@ -80,6 +82,7 @@ class _Found:
     loose: _Gathered = field(default_factory=_Gathered)
     strange: _Gathered = field(default_factory=_Gathered)
     strange_at: list[float] = field(default_factory=list)
+    unfit: _Gathered = field(default_factory=_Gathered)
 
     def add(self, path: str, status: os.stat_result) -> None:
         self.newest_at = max(self.newest_at, status.st_mtime)
@@ -92,17 +95,23 @@ class _Found:
             self.loose.add(path)
 
 
-def read_tree(directory: Directory, watch: Callable[[int], None], rights: Rights = OWN) -> Tree:
+def read_tree(
+    directory: Directory,
+    watch: Callable[[int], None],
+    rights: Rights = OWN,
+    unfit: Callable[[str], bool] = lambda _path: False,
+) -> Tree:
     """Look at every file below a directory.
 
     Args:
         watch: called now and then with the number of files seen.
         rights: with which it is read.
+        unfit: tells of a path below the directory whether the program that packs could not take it in.
     Raises: UsageError: there is nothing in it. DeniedError: these rights do not suffice for all of it.
         ImageError: the storage below it fails.
     """
     with taken(rights):
-        found = _look(directory, watch)
+        found = _look(directory, watch, unfit)
     unreadable = found.unreadable.some()
     if unreadable.count:
         who = "you" if rights is OWN else rights.name
@@ -123,6 +132,7 @@ def read_tree(directory: Directory, watch: Callable[[int], None], rights: Rights
         found.loose.some(),
         found.strange.some(),
         tuple(found.strange_at),
+        found.unfit.some(),
     )
 
 
@@ -152,7 +162,7 @@ def _day(at: int) -> str:
         return f"{at} s after 1970"
 
 
-def _look(directory: Directory, watch: Callable[[int], None]) -> _Found:
+def _look(directory: Directory, watch: Callable[[int], None], unfit: Callable[[str], bool]) -> _Found:
     found = _Found()
     found.add(".", Path(directory.base).stat())
     asks = os.geteuid() != 0  # root may read whatever mksquashfs can
@@ -166,6 +176,8 @@ def _look(directory: Directory, watch: Callable[[int], None]) -> _Found:
                     status = entry.stat(follow_symlinks=False)
                     found.entries += 1
                     found.add(path, status)
+                    if unfit(path):
+                        found.unfit.add(path)
                     if stat.S_ISDIR(status.st_mode):
                         pending.append(path)
                     elif stat.S_ISREG(status.st_mode):

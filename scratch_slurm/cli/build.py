@@ -11,17 +11,17 @@ import click
 import msgspec
 
 from scratch_slurm import __version__
-from scratch_slurm.build import mksquashfs, tree
+from scratch_slurm.build import tree
 from scratch_slurm.build.directory import Directory, open_directory
-from scratch_slurm.build.publish import Publication, find_about, find_replaced, find_taken
+from scratch_slurm.build.formats import DEFAULT_FORMAT, FORMATS, Packer, choose_compression, find_packer
+from scratch_slurm.build.packing import Wanted
+from scratch_slurm.build.publish import Publication, find_about, find_format, find_replaced, find_taken
 from scratch_slurm.build.rights import OWN, Rights, find_group, nobodys_rights, parse_user, rights_of
 from scratch_slurm.cli.app import App, json_option, make_console, note, pass_app, print_json
 from scratch_slurm.domain.about import NOTHING_SAID, About, check_about
-from scratch_slurm.domain.access import is_public
 from scratch_slurm.domain.errors import DeniedError, ImageError, UsageError
 from scratch_slurm.domain.limits import choose_resources
 from scratch_slurm.domain.manifest import Manifest
-from scratch_slurm.domain.model import Permissions
 from scratch_slurm.domain.names import parse_dataset_name
 from scratch_slurm.domain.sizes import format_bytes, format_duration
 from scratch_slurm.domain.words import clean, plural
@@ -51,11 +51,15 @@ class BuildAnswer(msgspec.Struct, frozen=True):
 @click.argument("name", metavar="NAME")
 @click.option("--to", "target", metavar="DIR", type=click.Path(path_type=Path), help="Publish here, not in source_dir.")
 @click.option(
+    "--format",
+    "format_name",
+    type=click.Choice(list(FORMATS)),
+    help=f"Of the image.  [default: {DEFAULT_FORMAT}; with --replace the one that is there]",
+)
+@click.option(
     "--compression",
-    type=click.Choice(list(mksquashfs.COMPRESSIONS)),
-    default="zstd",
-    show_default=True,
-    help="How to pack; none for data that is compressed already.",
+    type=click.Choice(["none", "gzip", "lz4", "lz4hc", "xz", "zstd"]),
+    help="How to pack; none for data that is compressed already.  [default: squashfs: zstd, erofs: lz4hc]",
 )
 @click.option("--group", metavar="GROUP", help="The group of the image, by name or number.")
 @click.option("--mode", metavar="MODE", help="Who may read it: 0640 is its group.  [default: 0644]")
@@ -73,7 +77,8 @@ def command(
     directory: Path,
     name: str,
     target: Path | None,
-    compression: str,
+    format_name: str | None,
+    compression: str | None,
     group: str | None,
     mode: str | None,
     replace: bool,
@@ -84,7 +89,7 @@ def command(
     contact: str | None,
     source_url: str | None,
 ) -> None:
-    """Pack DIR's contents into the image NAME.squashfs, with a manifest, and publish both in the source.
+    """Pack DIR's contents into the image NAME.squashfs or NAME.erofs, and publish it with a manifest in the source.
 
     The readers of the image's file, by its owner, --group and --mode, are the readers of the dataset, and no others. A
     NAME that is taken is refused unless --replace says that this is its new version: jobs that have the old one keep
@@ -104,7 +109,10 @@ def command(
     ):
         if where.path.is_relative_to(source.path):
             raise UsageError(f"directory {str(source.path)!r} holds the directory of images {str(where.path)!r}")
-        program, version = mksquashfs.find_program()
+        if format_name is None:
+            format_name = (find_format(where, dataset, FORMATS) if replace else None) or DEFAULT_FORMAT
+        packer = find_packer(format_name)
+        compression = choose_compression(packer, compression)
         texts = {
             "description": description,
             "licence": licence,
@@ -113,11 +121,11 @@ def command(
             "source_url": source_url,
         }
         about = check_about(texts, find_about(where, dataset) if replace else NOTHING_SAID)
-        publication = _choose_publication(where, dataset, bits, gid, replaces=replace)
+        publication = _choose_publication(where, dataset, packer.suffix, bits, gid, replaces=replace)
         from scratch_slurm.cli.progress import StepBar
 
         with StepBar(make_console(stderr=True)) as bar:
-            answer = _Build(bar, source, publication, compression, rights, about).run(program, version)
+            answer = _Build(bar, source, publication, packer, compression, rights, about).run()
     for warning in answer.warnings:
         note(f"scratch-slurm: warning: {warning}")
     if app.json:
@@ -126,25 +134,27 @@ def command(
     manifest = answer.manifest
     click.echo(
         f"built {dataset}: {format_bytes(manifest.size_bytes)} for {format_bytes(manifest.content_bytes)}"
-        f" in {plural(manifest.files, 'file')}, {compression}, {format_duration(answer.took_s)}\n"
+        f" in {plural(manifest.files, 'file')}, {format_name} {compression}, {format_duration(answer.took_s)}\n"
         f"  {clean(answer.image)}\n  blake3 {manifest.blake3}"
     )
 
 
 def _choose_publication(
-    where: Directory, dataset: str, bits: int | None, gid: int | None, *, replaces: bool
+    where: Directory, dataset: str, suffix: str, bits: int | None, gid: int | None, *, replaces: bool
 ) -> Publication:
     """Choose who may read the image: as the options say, then as the image that it replaces, then everybody."""
     former = None
     if replaces:
-        former = find_replaced(where, dataset)
+        former = find_replaced(where, dataset, suffix)
     else:
         find_taken(where, dataset)
     if former is None:
-        return Publication(where, dataset, mode=_OPEN if bits is None else bits, gid=gid, replaces=replaces)
+        mode = _OPEN if bits is None else bits
+        return Publication(where, dataset, suffix=suffix, mode=mode, gid=gid, replaces=replaces)
     return Publication(
         where,
         dataset,
+        suffix=suffix,
         mode=former.mode & _OPEN | 0o400 if bits is None else bits,
         gid=former.gid if gid is None else gid,
         uid=former.uid if os.geteuid() == 0 else None,
@@ -158,6 +168,7 @@ class _Build:
         bar: "StepBar",
         source: Directory,
         publication: Publication,
+        packer: Packer,
         compression: str,
         rights: Rights | None,
         about: About,
@@ -166,33 +177,29 @@ class _Build:
         self.source = source
         self.publication = publication
         self.dataset = publication.dataset
+        self.packer = packer
         self.compression = compression
         self.asked = rights
         self.about = about
         self.started = time.monotonic()
 
-    def run(self, program: str, version: tuple[int, int]) -> BuildAnswer:
+    def run(self) -> BuildAnswer:
         found, rights, warnings = self._look()
-        if found.closed.count and version < mksquashfs.MODES_VERSION:
-            raise ImageError(
-                f"{self.source.path}: not everybody may read {found.closed}",
-                hint=f"chmod -R a+rX it; or use mksquashfs 4.5, which does so in the image (found {_dotted(version)})",
-            )
         with self.publication as publication:
-            fixed = os.environ.get("SOURCE_DATE_EPOCH")
-            options = mksquashfs.choose_options(
-                version,
+            wanted = Wanted(
                 self.compression,
-                newest_at=found.newest_at,
-                fixed_times=fixed is not None,
-                readers=self._check_readers(version),
+                found,
+                publication.permissions(),
+                choose_resources(read_limits(), entries=found.entries, total_bytes=read_total_bytes()),
+                rights,
+                os.environ.get("SOURCE_DATE_EPOCH"),
             )
-            resources = choose_resources(read_limits(), entries=found.entries, total_bytes=read_total_bytes())
+            self.packer.check(self.source, wanted)
             if rights is not OWN:
                 publication.lend()
-            packing = mksquashfs.Packing(program, self.source, publication.fd, options, resources, rights)
             try:
-                packing.run(self.packing(publication) if self.bar.moves else None)
+                watch = self.packing(publication) if self.bar.moves else None
+                self.packer.pack(self.source, publication.fd, wanted, watch)
             except ImageError:
                 publication.check_room()
                 raise
@@ -211,8 +218,8 @@ class _Build:
                 built_by=f"scratch-slurm {__version__}",
             )
             image, manifest_path = publication.publish(manifest, seal)
-        if found.strange_times.count:
-            warnings.append(tree.tell_times(found, fixed))
+        if times := self.packer.tell_times(wanted):
+            warnings.append(times)
         took_s = round(time.monotonic() - self.started, 3)
         return BuildAnswer(str(image), str(manifest_path), took_s, rights.name, tuple(warnings), manifest)
 
@@ -236,16 +243,12 @@ class _Build:
         return self._read(rights), rights, [f"{self.source.path}: is read with the rights of nobody: {why}"]
 
     def _read(self, rights: Rights) -> tree.Tree:
-        return tree.read_tree(self.source, lambda files: self.show("looking", 0, None, plural(files, "file")), rights)
-
-    def _check_readers(self, version: tuple[int, int]) -> Permissions:
-        readers = self.publication.permissions()
-        if not is_public(readers) and version < mksquashfs.MODES_VERSION:
-            raise ImageError(
-                f"{self.publication.path}: mksquashfs {_dotted(version)} cannot make an image that not all may read",
-                hint="use mksquashfs 4.5 or later, or --mode 0644",
-            )
-        return readers
+        return tree.read_tree(
+            self.source,
+            lambda files: self.show("looking", 0, None, plural(files, "file")),
+            rights,
+            self.packer.unfit,
+        )
 
     def packing(self, publication: Publication) -> Callable[[int, int | None], None]:
         return lambda done, total: self.show(
@@ -265,7 +268,3 @@ def parse_mode(text: str) -> int:
     if not _MODE.fullmatch(text):
         raise UsageError(f"--mode {text[:40]!r}: is not one of 0644, 0640, 0600, 0444 and their like, in octal digits")
     return int(text, 8)
-
-
-def _dotted(version: tuple[int, int]) -> str:
-    return f"{version[0]}.{version[1]}"

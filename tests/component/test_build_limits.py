@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from scratch_slurm.build import mksquashfs
+from scratch_slurm.build import packing
 from scratch_slurm.cli.main import run
 from scratch_slurm.domain.limits import MIB, Resources
 from scratch_slurm.node.kernel.cgroups import read_limits, read_total_bytes
+from tests.kit.formats import KINDS, SQUASHFS, Kind
 
 pytestmark = pytest.mark.skipif(shutil.which("mksquashfs") is None, reason="needs squashfs-tools")
 
@@ -65,28 +66,28 @@ def command(*arguments: object) -> list[str]:
 
 def tell_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a mksquashfs that tells its arguments, and fails."""
-    fake = tmp_path / "bin" / "mksquashfs"
-    fake.parent.mkdir()
-    fake.write_text('#!/bin/sh\ncase $1 in -version) echo mksquashfs version 4.5.1;; *) echo "$@" >&2; exit 3;; esac\n')
-    fake.chmod(0o755)
+    fake = SQUASHFS.fake(tmp_path / "bin", 'echo "$@" >&2; exit 3')
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
 
 
 @pytest.mark.root
-def test_a_group_with_little_memory_does_not_kill_a_build(tmp_path: Path, where: Path, memory_group: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_group_with_little_memory_does_not_kill_a_build(
+    tmp_path: Path, where: Path, memory_group: Path, kind: Kind
+) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
     for number in range(4):
         (tree / f"f{number}").write_bytes(os.urandom(60 * MIB))
     join = f'echo $$ >{memory_group}/cgroup.procs; exec "$@"'
     built = subprocess.run(
-        ["sh", "-c", join, "sh", *command(tree, "big", "--to", where, "--compression", "lz4")],
+        ["sh", "-c", join, "sh", *command(tree, "big", "--to", where, "--compression", "lz4", "--format", kind.name)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert built.returncode == 0, built.stderr
-    assert (where / "big.squashfs").stat().st_size > 240 * MIB
+    assert kind.image(where, "big").stat().st_size > 240 * MIB
 
 
 @pytest.mark.root
@@ -137,16 +138,20 @@ def test_mksquashfs_is_told_less_than_the_address_space_that_it_has(
     assert 16 <= mib < 900_000 // 1024 // 2
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_kill_by_the_kernel_comes_with_a_way_out(
-    tmp_path: Path, tree: Path, where: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tree: Path,
+    where: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: Kind,
 ) -> None:
-    tell_arguments(tmp_path, monkeypatch)
-    (tmp_path / "bin" / "mksquashfs").write_text(
-        "#!/bin/sh\ncase $1 in -version) echo mksquashfs version 4.5.1;; *) kill -9 $$;; esac\n"
-    )
-    assert run(["build", str(tree), "coco", "--to", str(where)]) == 8
+    fake = kind.fake(tmp_path / "bin", "kill -9 $$")
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    assert kind.build(tree, "coco", "--to", where) == 8
     told = capsys.readouterr().err
-    assert "mksquashfs was ended by signal 9" in told
+    assert f"{kind.program} was ended by signal 9" in told
     assert "hint: the kernel kills so when memory is short" in told
 
 
@@ -155,7 +160,7 @@ HINTS = [(-9, 512, "kills"), (-6, 512, "may have been short"), (1, 16, "may have
 
 @pytest.mark.parametrize(("code", "mib", "expected"), HINTS)
 def test_choose_hint(code: int, mib: int, expected: str | None) -> None:
-    hint = mksquashfs.choose_hint(code, Resources(mib * MIB, 1, "a group"))
+    hint = packing.choose_hint(code, Resources(mib * MIB, 1, "a group"))
     assert hint is None if expected is None else hint and expected in hint and "bounded by a group" in hint
 
 

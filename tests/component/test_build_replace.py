@@ -21,6 +21,7 @@ from scratch_slurm.build.publish import Publication
 from scratch_slurm.cli.main import run
 from scratch_slurm.domain.manifest import Manifest
 from scratch_slurm.node.origins.directory import DirectoryOrigin
+from tests.kit.formats import EROFS, KINDS, SQUASHFS, Kind
 from tests.kit.images import wait_until
 from tests.kit.tracing import run_killed_at, trace
 
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.skipif(shutil.which("mksquashfs") is None, reason="need
 
 REPOSITORY = Path(__file__).parents[2]
 CALLS = "mkdir,rename,renameat,renameat2,unlink,unlinkat,rmdir,link,linkat,fsync,fchmod,fchown,flock"
-FILES = ["coco.chunks", "coco.json", "coco.squashfs"]
+FILES = SQUASHFS.files()
 OLD, NEW = b"o" * 300_000, os.urandom(200_000)
 
 
@@ -51,6 +52,10 @@ def build(tmp_path: Path, where: Path, data: bytes, *more: str) -> int:
     return run(["build", str(make_tree(tmp_path, data)), "coco", "--to", str(where), "--compression", "lz4", *more])
 
 
+def build_kind(kind: Kind, tmp_path: Path, where: Path, data: bytes, *more: str) -> int:
+    return kind.build(make_tree(tmp_path, data), "coco", "--to", where, "--compression", "lz4", *more)
+
+
 def command(tree: Path, where: Path) -> list[str]:
     code = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from scratch_slurm.cli.main import main; main()"
     more = ["--compression", "lz4", "--replace"]
@@ -61,8 +66,8 @@ def published(where: Path) -> list[str]:
     return sorted(path.name for path in where.iterdir())
 
 
-def digest_of(where: Path) -> str:
-    return blake3.blake3((where / "coco.squashfs").read_bytes()).hexdigest()
+def digest_of(where: Path, kind: Kind = SQUASHFS) -> str:
+    return blake3.blake3(kind.image(where).read_bytes()).hexdigest()
 
 
 def served_digest(where: Path) -> str | None:
@@ -73,31 +78,51 @@ def served_digest(where: Path) -> str | None:
     return entry.image.generation.content_id
 
 
-def test_a_new_version_takes_both_names_and_nothing_else_is_left(tmp_path, where, capsys) -> None:
-    assert build(tmp_path, where, OLD) == 0
-    before = digest_of(where)
-    assert build(tmp_path, where, NEW) == 8
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_version_takes_both_names_and_nothing_else_is_left(
+    tmp_path: Path, where: Path, capsys: pytest.CaptureFixture[str], kind: Kind
+) -> None:
+    assert build_kind(kind, tmp_path, where, OLD) == 0
+    before = digest_of(where, kind)
+    assert build_kind(kind, tmp_path, where, NEW) == 8
     assert "--replace publishes a new version" in capsys.readouterr().err
-    assert digest_of(where) == before
-    assert build(tmp_path, where, NEW, "--replace") == 0
-    assert published(where) == FILES
-    assert before != digest_of(where) == served_digest(where)
+    assert digest_of(where, kind) == before
+    assert build_kind(kind, tmp_path, where, NEW, "--replace") == 0
+    assert published(where) == kind.files()
+    assert before != digest_of(where, kind) == served_digest(where)
     assert json.loads((where / "coco.json").read_text())["previous"]["blake3"] == before
 
 
-def test_without_an_older_version_it_is_published_as_ever(tmp_path, where) -> None:
-    assert build(tmp_path, where, NEW, "--replace") == 0
-    assert served_digest(where) == digest_of(where)
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_an_older_version_it_is_published_as_ever(tmp_path: Path, where: Path, kind: Kind) -> None:
+    assert build_kind(kind, tmp_path, where, NEW, "--replace") == 0
+    assert served_digest(where) == digest_of(where, kind)
     assert json.loads((where / "coco.json").read_text())["previous"] is None
 
 
-def test_versions_of_one_size_are_told_apart(tmp_path, where) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_versions_of_one_size_are_told_apart(tmp_path: Path, where: Path, kind: Kind) -> None:
     """Uncompressed images of equal trees but for the bytes have one size; the manifest's entries name ends as well."""
     for number, more in ((1, []), (2, ["--replace"])):
-        assert build(tmp_path, where, bytes([number]) * 300_000, "--compression", "none", *more) == 0
-        assert served_digest(where) == digest_of(where)
+        assert build_kind(kind, tmp_path, where, bytes([number]) * 300_000, "--compression", "none", *more) == 0
+        assert served_digest(where) == digest_of(where, kind)
     manifest = json.loads((where / "coco.json").read_text())
     assert manifest["size_bytes"] == manifest["previous"]["size_bytes"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_version_has_the_format_of_the_one_before_unless_said_otherwise(
+    tmp_path: Path, where: Path, kind: Kind, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build_kind(kind, tmp_path, where, OLD) == 0
+    before = digest_of(where, kind)
+    other = EROFS if kind is SQUASHFS else SQUASHFS
+    assert build_kind(other, tmp_path, where, NEW, "--replace") == 8
+    assert f"--format {kind.name}" in capsys.readouterr().err
+    assert (published(where), digest_of(where, kind)) == (kind.files(), before)
+    assert build(tmp_path, where, NEW, "--replace") == 0
+    assert published(where) == kind.files()
+    assert before != digest_of(where, kind) == served_digest(where)
 
 
 def test_images_that_were_made_by_hand_are_replaced_too(tmp_path, where) -> None:
@@ -129,22 +154,24 @@ def test_a_strangers_manifest_is_not_handed_on(tmp_path, where) -> None:
 
 
 @pytest.mark.root
-def test_who_may_read_it_stays_as_it_is_unless_said_otherwise(tmp_path, where) -> None:
-    assert build(tmp_path, where, OLD, "--group", "4242", "--mode", "0640") == 0
-    os.chown(where / "coco.squashfs", 1234, 4242)
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_may_read_it_stays_as_it_is_unless_said_otherwise(tmp_path, where, kind) -> None:
+    assert build_kind(kind, tmp_path, where, OLD, "--group", "4242", "--mode", "0640") == 0
+    os.chown(kind.image(where), 1234, 4242)
     assert build(tmp_path, where, NEW, "--replace") == 0
     for name in published(where):
         status = (where / name).stat()
         assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (1234, 4242, 0o640)
     assert build(tmp_path, where, OLD, "--replace", "--mode", "0644", "--group", "0") == 0
-    status = (where / "coco.squashfs").stat()
+    status = kind.image(where).stat()
     assert (status.st_gid, stat.S_IMODE(status.st_mode)) == (0, 0o644)
 
 
-@pytest.mark.parametrize("name", ["coco.erofs", "coco.sqsh", "coco.json"])
-def test_what_build_did_not_make_is_not_replaced(tmp_path, where, capsys, name) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["coco.sqfs", "coco.sqsh", "coco.json"])
+def test_what_build_did_not_make_is_not_replaced(tmp_path, where, capsys, name, kind) -> None:
     (where / name).write_bytes(b'{"precious": 1}')
-    assert build(tmp_path, where, NEW, "--replace") == 8
+    assert build_kind(kind, tmp_path, where, NEW, "--replace") == 8
     assert published(where) == [name]
     assert (where / name).read_bytes() == b'{"precious": 1}'
     assert "nothing was changed" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`scratch-slurm build` with the real mksquashfs."""
+"""`scratch-slurm build` with the real mksquashfs and the real mkfs.erofs."""
 
 import errno
 import json
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,17 @@ import pytest
 
 from scratch_slurm.build import mksquashfs, publish
 from scratch_slurm.build.directory import open_directory
-from scratch_slurm.cli.main import run
 from scratch_slurm.domain.errors import ImageError, NoSpaceError
 from scratch_slurm.domain.manifest import Manifest
 from scratch_slurm.node.kernel import loopdev, mounts
 from scratch_slurm.node.origins.directory import DirectoryOrigin
+from tests.kit.formats import EROFS, KINDS, SQUASHFS, Kind
 from tests.kit.images import clean_up, opened
 from tests.kit.people import as_nobody, reachable_directory
 
-pytestmark = pytest.mark.skipif(shutil.which("mksquashfs") is None, reason="needs squashfs-tools")
+pytestmark = pytest.mark.skipif(
+    shutil.which("mksquashfs") is None or shutil.which("mkfs.erofs") is None, reason="needs squashfs-tools, erofs-utils"
+)
 
 REPOSITORY = Path(__file__).parents[2]
 HOSTILE = ["a b", "-r", "x\ny", "$(id)", "*", "\\", "'\"", "ü", "...", "#"]
@@ -49,20 +52,17 @@ def content(tmp_path):
     return path
 
 
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    found: Kind = request.param
+    return found
+
+
 @pytest.fixture
-def failing(tmp_path, monkeypatch):
-    """Have a mksquashfs that fails at once."""
-    fake = tmp_path / "bin" / "mksquashfs"
-    fake.parent.mkdir()
-    fake.write_text(
-        "#!/bin/sh\ncase $1 in -version) echo mksquashfs version 4.5.1;; *) echo 'no \033[2J luck' >&2; exit 3;; esac\n"
-    )
-    fake.chmod(0o755)
+def failing(tmp_path, monkeypatch, kind):
+    """Have a program to pack with that fails at once."""
+    fake = kind.fake(tmp_path / "bin", "echo 'no \033[2J luck' >&2; exit 3")
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
-
-
-def build(*arguments: object) -> int:
-    return run(["build", *map(str, arguments)])
 
 
 def published(where: Path) -> list[str]:
@@ -74,10 +74,10 @@ def read_manifest(where: Path, name: str) -> dict[str, Any]:
     return manifest
 
 
-def test_an_image_and_its_manifest_agree(content, where, capsys) -> None:
-    assert build(content, "coco", "--to", where) == 0
-    assert published(where) == ["coco.chunks", "coco.json", "coco.squashfs"]
-    image = where / "coco.squashfs"
+def test_an_image_and_its_manifest_agree(content, where, capsys, kind) -> None:
+    assert kind.build(content, "coco", "--to", where) == 0
+    assert published(where) == kind.files()
+    image = kind.image(where)
     manifest = read_manifest(where, "coco")
     assert manifest["dataset"] == "coco"
     assert manifest["size_bytes"] == image.stat().st_size
@@ -88,45 +88,67 @@ def test_an_image_and_its_manifest_agree(content, where, capsys) -> None:
     assert "built coco" in capsys.readouterr().out
 
 
-def test_the_nodes_catalog_takes_image_and_digest(content, where) -> None:
-    assert build(content, "coco", "--to", where) == 0
+def test_the_nodes_catalog_takes_image_and_digest(content, where, kind) -> None:
+    assert kind.build(content, "coco", "--to", where) == 0
     (entry,) = DirectoryOrigin(where).read(DirectoryOrigin(where).list(), {})
     assert entry is not None and entry.image is not None
     assert entry.image.generation.content_id == read_manifest(where, "coco")["blake3"]
 
 
-def test_json_tells_the_manifest_and_the_paths(content, where, capsys) -> None:
-    assert build(content, "coco", "--to", where, "--json") == 0
+def test_json_tells_the_manifest_and_the_paths(content, where, capsys, kind) -> None:
+    assert kind.build(content, "coco", "--to", where, "--json") == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["image"] == str(where / "coco.squashfs")
+    assert told["image"] == str(kind.image(where))
     assert told["manifest"] == read_manifest(where, "coco")
 
 
-def test_equal_trees_give_equal_images(content, where, capsys) -> None:
-    assert build(content, "one", "--to", where) == 0
+def test_equal_trees_give_equal_images(tmp_path, content, where, kind) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(content, again, symlinks=True, copy_function=shutil.copy2)
+    for path in (content, content / "private", content / "link"):
+        status = path.lstat()
+        same = again / path.relative_to(content)
+        os.utime(same, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
+    (again / "a.txt").chmod(0o600)
+    assert kind.build(content, "one", "--to", where) == 0
     time.sleep(1.1)
-    assert build(content, "two", "--to", where) == 0
-    assert (where / "one.squashfs").read_bytes() == (where / "two.squashfs").read_bytes()
+    assert kind.build(again, "two", "--to", where) == 0
+    assert kind.image(where, "one").read_bytes() == kind.image(where, "two").read_bytes()
 
 
-def test_source_date_epoch_is_left_to_mksquashfs(content, where, monkeypatch) -> None:
+def test_source_date_epoch_is_the_latest_time(tmp_path, content, where, monkeypatch, kind) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")
-    assert build(content, "coco", "--to", where) == 0
+    os.utime(content / "a.txt", (10**9 - 1, 10**9 - 1))
+    assert kind.build(content, "coco", "--to", where) == 0
+    found = kind.unpack(kind.image(where), tmp_path / "out")
+    assert (found / "a.txt").stat().st_mtime == 10**9 - 1
+    assert (found / "private/b.bin").stat().st_mtime == 10**9
 
 
-def test_the_umask_does_not_close_the_image(content, where) -> None:
+def test_the_umask_does_not_close_the_image(content, where, kind) -> None:
     before = os.umask(0o077)
     try:
-        assert build(content, "coco", "--to", where) == 0
+        assert kind.build(content, "coco", "--to", where) == 0
     finally:
         os.umask(before)
-    assert stat.S_IMODE((where / "coco.squashfs").stat().st_mode) == 0o644
+    assert stat.S_IMODE((kind.image(where)).stat().st_mode) == 0o644
     assert stat.S_IMODE((where / "coco.json").stat().st_mode) == 0o644
 
 
+MOUNTED = [
+    pytest.param(SQUASHFS, "zstd", 0o700, id="squashfs-zstd"),
+    pytest.param(SQUASHFS, "none", 0o1777, id="squashfs-none"),
+    pytest.param(EROFS, "none", 0o1777, id="erofs-none"),
+    pytest.param(EROFS, "lz4", 0o700, id="erofs-lz4"),
+    pytest.param(EROFS, "lz4hc", 0o711, id="erofs-lz4hc"),
+]
+
+
 @pytest.mark.root
-@pytest.mark.parametrize(("compression", "mode"), [("zstd", 0o700), ("none", 0o1777)])
-def test_a_mounted_image_has_the_same_content_and_everybody_may_read_it(tmp_path, where, compression, mode) -> None:
+@pytest.mark.parametrize(("kind", "compression", "mode"), MOUNTED)
+def test_a_mounted_image_has_the_same_content_and_everybody_may_read_it(
+    tmp_path, where, kind, compression, mode
+) -> None:
     content = tmp_path / "tree"
     (content / "closed").mkdir(parents=True)
     wanted = {}
@@ -139,14 +161,14 @@ def test_a_mounted_image_has_the_same_content_and_everybody_may_read_it(tmp_path
     os.chown(content / "tool", 1234, 1234)
     (content / "closed").chmod(0o700)
     content.chmod(mode)
-    assert build(content, "coco", "--to", where, "--compression", compression, "--as", "root") == 0
+    assert kind.build(content, "coco", "--to", where, "--compression", compression, "--as", "root") == 0
     mounts.ensure_mount_point(tmp_path / "mnt")
     try:
         with (
-            opened(where / "coco.squashfs") as fd,
+            opened(kind.image(where)) as fd,
             loopdev.attach(fd, tag="test", direct_io=False) as device,
         ):
-            mounts.mount_image(device.path, tmp_path / "mnt", "squashfs")
+            mounts.mount_image(device.path, tmp_path / "mnt", kind.name)
             found = tmp_path / "mnt"
             assert {name: (found / name).read_bytes() for name in wanted} == wanted
             assert sorted(path.name for path in found.iterdir()) == sorted([*HOSTILE, "closed", "tool"])
@@ -161,9 +183,11 @@ def test_a_mounted_image_has_the_same_content_and_everybody_may_read_it(tmp_path
 
 
 @pytest.mark.parametrize("suffix", [".squashfs", ".sqsh", ".sqfs", ".erofs", ".json"])
-def test_a_name_that_is_taken_is_refused_at_once_and_nothing_is_lost(content, where, capsys, failing, suffix) -> None:
+def test_a_name_that_is_taken_is_refused_at_once_and_nothing_is_lost(
+    content, where, capsys, failing, suffix, kind
+) -> None:
     (where / f"coco{suffix}").write_bytes(b"precious")
-    assert build(content, "coco", "--to", where) == 8
+    assert kind.build(content, "coco", "--to", where) == 8
     assert published(where) == [f"coco{suffix}"]
     assert (where / f"coco{suffix}").read_bytes() == b"precious"
     assert "is there already" in capsys.readouterr().err
@@ -221,7 +245,7 @@ def test_storage_that_fails_while_publishing_leaves_nothing(where, monkeypatch) 
     assert published(where) == []
 
 
-def test_of_builds_at_once_one_wins_and_its_manifest_is_the_images(tmp_path, where) -> None:
+def test_of_builds_at_once_one_wins_and_its_manifest_is_the_images(tmp_path, where, kind) -> None:
     contents = []
     for number in range(3):
         contents.append(tmp_path / f"c{number}")
@@ -229,15 +253,16 @@ def test_of_builds_at_once_one_wins_and_its_manifest_is_the_images(tmp_path, whe
         (contents[-1] / "f").write_bytes(b"%d" % number * 10_000 * (number + 1))
     codes = []
     threads = [
-        threading.Thread(target=lambda one=one: codes.append(build(one, "coco", "--to", where))) for one in contents
+        threading.Thread(target=lambda one=one: codes.append(kind.build(one, "coco", "--to", where)))
+        for one in contents
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert sorted(codes) == [0, 8, 8]
-    assert published(where) == ["coco.chunks", "coco.json", "coco.squashfs"]
-    digest = blake3.blake3((where / "coco.squashfs").read_bytes()).hexdigest()
+    assert published(where) == kind.files()
+    digest = blake3.blake3((kind.image(where)).read_bytes()).hexdigest()
     assert read_manifest(where, "coco")["blake3"] == digest
 
 
@@ -251,55 +276,55 @@ def test_a_file_system_without_hard_links_is_published_to_by_rename(where, monke
 
 
 @pytest.mark.parametrize("name", ["../x", "-x", ".hidden", "a/b", "a b", "", "x" * 65])
-def test_names_that_are_none_are_refused(content, where, name) -> None:
-    assert build("--to", where, "--", content, name) == 2
+def test_names_that_are_none_are_refused(content, where, name, kind) -> None:
+    assert kind.build("--to", where, "--", content, name) == 2
     assert published(where) == []
 
 
-def test_a_directory_that_is_none_is_refused(tmp_path, where, capsys) -> None:
+def test_a_directory_that_is_none_is_refused(tmp_path, where, capsys, kind) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     file = tmp_path / "file"
     file.write_bytes(b"x")
     for wrong in (tmp_path / "missing", file, empty):
-        assert build(wrong, "coco", "--to", where) == 2
+        assert kind.build(wrong, "coco", "--to", where) == 2
         assert str(wrong) in capsys.readouterr().err
     assert published(where) == []
 
 
-def test_a_directory_that_holds_the_images_is_refused(tmp_path, where, capsys) -> None:
+def test_a_directory_that_holds_the_images_is_refused(tmp_path, where, capsys, kind) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     for wrong in (tmp_path, where, tmp_path / "link"):
-        assert build(wrong, "coco", "--to", where) == 2
+        assert kind.build(wrong, "coco", "--to", where) == 2
     assert "holds the directory of images" in capsys.readouterr().err
 
 
-def test_a_directory_that_begins_with_a_dash_is_a_directory(tmp_path, where, monkeypatch) -> None:
+def test_a_directory_that_begins_with_a_dash_is_a_directory(tmp_path, where, monkeypatch, kind) -> None:
     (tmp_path / "-noappend").mkdir()
     (tmp_path / "-noappend" / "f").write_bytes(b"x")
     monkeypatch.chdir(tmp_path)
-    assert build("--to", "source", "--", "-noappend", "coco") == 0
-    assert published(where) == ["coco.chunks", "coco.json", "coco.squashfs"]
+    assert kind.build("--to", "source", "--", "-noappend", "coco") == 0
+    assert published(where) == kind.files()
 
 
-def test_a_missing_target_is_an_error(content, tmp_path) -> None:
-    assert build(content, "coco", "--to", tmp_path / "none") == 2
+def test_a_missing_target_is_an_error(content, tmp_path, kind) -> None:
+    assert kind.build(content, "coco", "--to", tmp_path / "none") == 2
 
 
-def test_without_mksquashfs_the_error_names_the_package(content, where, monkeypatch, capsys) -> None:
+def test_without_the_program_the_error_names_the_package(content, where, monkeypatch, capsys, kind) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    assert build(content, "coco", "--to", where) == 3
-    assert "squashfs-tools" in capsys.readouterr().err
+    assert kind.build(content, "coco", "--to", where) == 3
+    assert kind.package in capsys.readouterr().err
 
 
-def test_a_failing_mksquashfs_leaves_nothing_and_its_words_are_told(content, where, failing, capsys) -> None:
-    assert build(content, "coco", "--to", where) == 8
+def test_a_failing_program_leaves_nothing_and_its_words_are_told(content, where, failing, capsys, kind) -> None:
+    assert kind.build(content, "coco", "--to", where) == 8
     assert "exit code 3: no \\x1b[2J luck" in capsys.readouterr().err
     assert published(where) == []
 
 
 @pytest.mark.root
-def test_unreadable_files_are_named_before_anything_is_made(capsys) -> None:
+def test_unreadable_files_are_named_before_anything_is_made(capsys, kind) -> None:
     with reachable_directory() as folder:
         content, where = folder / "content", folder / "source"
         for path in (content, content / "closed", where):
@@ -309,7 +334,7 @@ def test_unreadable_files_are_named_before_anything_is_made(capsys) -> None:
             (content / f"{number}.txt").touch(0o600)
         where.chmod(0o777)
         with as_nobody():
-            assert build(content, "coco", "--to", where) == 11
+            assert kind.build(content, "coco", "--to", where) == 11
         told = capsys.readouterr().err
         assert "6 paths below it that you may not read" in told
         assert ".txt" in told
@@ -317,26 +342,31 @@ def test_unreadable_files_are_named_before_anything_is_made(capsys) -> None:
 
 
 @pytest.mark.root
-def test_a_target_that_one_may_not_write_is_denied(capsys) -> None:
+def test_a_target_that_one_may_not_write_is_denied(capsys, kind) -> None:
     with reachable_directory() as folder:
         content, where = folder / "content", folder / "source"
         for path in (content, where):
             path.mkdir()
         (content / "f").touch()
         with as_nobody():
-            assert build(content, "coco", "--to", where) == 11
+            assert kind.build(content, "coco", "--to", where) == 11
         assert f"{where}: you may not make a file here" in capsys.readouterr().err
         assert published(where) == []
 
 
-def test_an_old_mksquashfs_cannot_open_files_so_closed_ones_are_refused(content, where, monkeypatch, capsys) -> None:
-    real = mksquashfs.find_program()
-    monkeypatch.setattr(mksquashfs, "find_program", lambda: (real[0], (4, 3)))
+def test_an_old_mksquashfs_cannot_open_files_so_closed_ones_are_refused(
+    tmp_path, content, where, monkeypatch, capsys
+) -> None:
+    old = replace(SQUASHFS, version="mksquashfs version 4.3 (2014/05/12)")
+    fake = old.fake(tmp_path / "bin", f'exec {shutil.which("mksquashfs")} "$@"')
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
     (content / "a.txt").chmod(0o600)
-    assert build(content, "coco", "--to", where) == 8
+    assert old.build(content, "coco", "--to", where) == 8
     assert "a.txt" in capsys.readouterr().err
     (content / "a.txt").chmod(0o644)
-    assert build(content, "coco", "--to", where) == 0
+    assert old.build(content, "coco", "--to", where, "--mode", "0640") == 8
+    assert "cannot make an image that not all may read" in capsys.readouterr().err
+    assert old.build(content, "coco", "--to", where) == 0
 
 
 @pytest.mark.parametrize(
@@ -346,11 +376,23 @@ def test_an_old_mksquashfs_cannot_open_files_so_closed_ones_are_refused(content,
         pytest.param(lambda process: process.terminate(), 143, id="terminate"),
     ],
 )
-def test_ctrl_c_and_its_like_leave_nothing_behind(tmp_path, where, send, code) -> None:
+def test_ctrl_c_and_its_like_leave_nothing_behind(tmp_path, where, send, code, kind) -> None:
     content = tmp_path / "big"
     content.mkdir()
     (content / "f").write_bytes(os.urandom(64 * 2**20))
-    process = start(tmp_path, "build", content, "coco", "--to", where, "--compression", "xz", start_new_session=True)
+    process = start(
+        tmp_path,
+        "build",
+        "--format",
+        kind.name,
+        content,
+        "coco",
+        "--to",
+        where,
+        "--compression",
+        kind.slow,
+        start_new_session=True,
+    )
     try:
         wait_for(lambda: any(image.stat().st_size > 0 for image in where.glob(".*/image")))
         send(process)
@@ -360,13 +402,25 @@ def test_ctrl_c_and_its_like_leave_nothing_behind(tmp_path, where, send, code) -
     assert process.returncode == code
     assert b"Traceback" not in err
     assert published(where) == []
-    assert mksquashfs_of(process.pid) == []
+    assert running_in(process.pid) == []
 
 
-def test_on_a_terminal_progress_is_drawn(tmp_path, content, where) -> None:
+def test_on_a_terminal_progress_is_drawn(tmp_path, content, where, kind) -> None:
     (content / "large").write_bytes(os.urandom(12 * 2**20))
     master, terminal = os.openpty()
-    process = start(tmp_path, "build", content, "coco", "--to", where, "--compression", "xz", stderr=terminal)
+    process = start(
+        tmp_path,
+        "build",
+        "--format",
+        kind.name,
+        content,
+        "coco",
+        "--to",
+        where,
+        "--compression",
+        kind.slow,
+        stderr=terminal,
+    )
     os.close(terminal)
     drawn = b""
     while True:
@@ -402,7 +456,7 @@ def start(home: Path, *arguments: object, **options):
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=environment, **options)
 
 
-def mksquashfs_of(group: int) -> list[str]:
+def running_in(group: int) -> list[str]:
     """Find what still runs in a process group."""
     found = subprocess.run(["ps", "-o", "pid=,stat=", "-g", str(group)], capture_output=True, text=True, check=False)
     return [line for line in found.stdout.splitlines() if "Z" not in line]
@@ -424,13 +478,13 @@ def wait_for(condition, timeout_s=30.0):
         ("ro", "the file system is read-only"),
     ],
 )
-def test_a_disk_that_takes_no_image_is_named(tmp_path, content, capsys, options, word) -> None:
+def test_a_disk_that_takes_no_image_is_named(tmp_path, content, capsys, options, word, kind) -> None:
     where = tmp_path / "disk"
     where.mkdir()
     (content / "more").write_bytes(os.urandom(600_000))
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", where], check=True)
     try:
-        assert build(content, "coco", "--to", where) == (9 if options == "ro" else 7)
+        assert kind.build(content, "coco", "--to", where) == (9 if options == "ro" else 7)
         assert word in capsys.readouterr().err
         assert published(where) == []
     finally:
