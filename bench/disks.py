@@ -10,6 +10,7 @@ sys.path[0] = sys.path[0].rpartition("/")[0]  # not bench/: its copy.py would st
 
 import contextlib
 import random
+from functools import partial
 
 from bench import _common as common
 from bench._choosing import GIB, TIB, log_normal_size
@@ -75,7 +76,7 @@ def measure(quick: bool) -> common.Figures:
             space = Space(capacity_bytes, 0, 0, capacity_bytes)
             node = Node(tuple(Disk(f"/ssd{number}", space) for number in range(disks)), HORIZON_S)
             by_name = {card.name: card for card in cards}
-            plan, took_s = timed(lambda by_name=by_name, node=node: plan_cards(by_name, node))  # type: ignore[misc]
+            plan, took_s = timed(partial(plan_cards, by_name, node))
             bound_bytes = bound_by_milp(plan, capacity_bytes, disks, limit_s)
             ceiling = min(plan.wishes.knapsack.bound_bytes, bound_bytes or plan.wishes.knapsack.bound_bytes)
             gaps.append(max(0.0, 1 - plan.value_bytes / ceiling))

@@ -192,20 +192,21 @@ def open_to_all(mode: int) -> int:
 
 
 def checksum(block: bytes | bytearray) -> int:
-    """Compute the checksum of a superblock's block, from the superblock on: CRC-32C, not inverted at the end."""
+    """Compute the checksum of a superblock's block, from the superblock on: CRC-32C, not inverted at the end.
+
+    Source: erofs_superblock_csum_verify in fs/erofs/super.c of the kernel; RFC 3720, 12.1, for CRC-32C.
+    """
     crc = 0xFFFFFFFF
     for place, byte in enumerate(block):
         crc = crc >> 8 ^ _TABLE[(crc ^ (0 if _CHECKSUM_AT <= place < _CHECKSUM_AT + 4 else byte)) & 0xFF]
     return crc
 
 
-def _make_table() -> tuple[int, ...]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)  # noqa: PLW2901
-        table.append(value)
-    return tuple(table)
+def _table_entry(byte: int) -> int:
+    rest = byte
+    for _ in range(8):
+        rest = rest >> 1 ^ (0x82F63B78 if rest & 1 else 0)
+    return rest
 
 
-_TABLE = _make_table()
+_TABLE = tuple(map(_table_entry, range(256)))

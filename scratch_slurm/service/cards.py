@@ -114,7 +114,7 @@ def _make(card: Card, seen: Seen) -> Card:
 def _go_on(under_way: UnderWay | None, event: Begun | CopyStarted | Progress | Hangs | Answers) -> UnderWay | None:
     if isinstance(event, Begun):
         action = event.action
-        return UnderWay(action, staging=Staging(action.image, event.disk) if isinstance(action, Stage) else None)
+        return UnderWay(action, staging=Staging(action.image, action.disk) if isinstance(action, Stage) else None)
     if under_way is None:
         return None
     if isinstance(event, Hangs):

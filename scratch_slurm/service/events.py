@@ -19,8 +19,6 @@ class Begun:
     dataset: str
     action: Action | None = None
     """None: it is only looked at."""
-    disk: str = ""
-    """The cache directory that a copy is made in."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from scratch_slurm.domain import actions, planner
 from scratch_slurm.domain.actions import ActionKind
 from scratch_slurm.domain.claims import Claim, judge, parse_holder
 from scratch_slurm.domain.config import Config
-from scratch_slurm.domain.dataset import Card, Failure, Node, Reads, fail, most_copy_bytes
+from scratch_slurm.domain.dataset import Card, Failure, Node, Reads, fail
 from scratch_slurm.domain.errors import DaemonError, DigestError, DiskError, PinnedError, ScratchError
 from scratch_slurm.domain.model import Catalog, Permissions
 from scratch_slurm.domain.planner import Plan
@@ -24,8 +24,9 @@ from scratch_slurm.service.observe import Reading
 from scratch_slurm.service.people import People
 from scratch_slurm.service.perform import Performer
 from scratch_slurm.service.reads import Counters
+from scratch_slurm.service.shunned import Shunned
 from scratch_slurm.service.sights import find_sights
-from scratch_slurm.service.space import find_disks, find_max_pinned_bytes
+from scratch_slurm.service.space import find_disks, find_max_pinned_bytes, find_overhead_bytes
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,6 @@ _MOUNTS_AT_ONCE = 16
 """New datasets whose mount has begun: twice as many as worker processes. The next one is chosen when one of them is
 done, so that a job's dataset need not wait for a thousand others that were new before it was asked for."""
 _LAST_WORDS_S = 2.0
-_SHUNNED_S = 600.0
-"""A disk by whose fault a copy failed comes last for so long, or until a copy to it succeeds."""
 _NOT_READ = Reads()
 
 
@@ -94,8 +93,7 @@ class Rounds:
         """Dataset -> what is under way with it."""
         self._actions_ended = 0
         """How many, so far."""
-        self._shunned_until: dict[str, float] = {}
-        """Cache directory on a disk by whose fault a copy failed -> until when other disks go first."""
+        self._shunned = Shunned(monotonic)
         self._nudged = asyncio.Event()
         self._begun = 0
         self._ended = 0
@@ -179,7 +177,7 @@ class Rounds:
         name = event.dataset
         staging = self.cards[name].staging if name in self.cards else None
         if isinstance(event, Hangs) and staging is not None:
-            self._shunned_until[staging.disk] = self._monotonic() + _SHUNNED_S
+            self._shunned.add(staging.disk)
         self.cards[name] = fold(self.cards.get(name) or Card(name), event)
 
     # The rounds.
@@ -288,8 +286,7 @@ class Rounds:
             return
         # Without memory for a task it is not begun: then nothing may say that it is.
         self._works[dataset] = asyncio.create_task(self._perform(action))
-        disk = action.disk or self._config.cache_dirs[0] if isinstance(action, actions.Stage) else ""
-        self.tell(Begun(dataset, action, disk))
+        self.tell(Begun(dataset, action))
 
     def _mounts_begun(self) -> int:
         return sum(
@@ -305,7 +302,7 @@ class Rounds:
             await self._performer.perform(action)
             self.tell(Succeeded(dataset, action))
             if isinstance(action, actions.Stage):
-                self._shunned_until.pop(action.disk, None)
+                self._shunned.forgive([action.disk])
         except PinnedError as exc:
             # The next round knows of that pin. Should it not, this is no reason to try at once, and again and again.
             retry_at = self._monotonic() + self._config.interval_s
@@ -314,7 +311,7 @@ class Rounds:
             return exc
         except (ScratchError, OSError) as exc:
             if isinstance(action, actions.Stage) and isinstance(exc, DiskError):
-                self._shunned_until[action.disk] = self._monotonic() + _SHUNNED_S
+                self._shunned.add(action.disk)
             about = action.image.generation.id if isinstance(action, actions.Mount | actions.Stage) else None
             failure = self._fail(action, str(exc).partition("\n")[0], about, for_good=isinstance(exc, DigestError))
             log.warning(
@@ -383,15 +380,12 @@ class Rounds:
                 cards[name] = fold(card, Read(name, reads.get(name, _NOT_READ)))
         for name, claims in self._find_claims(reading, cards).items():
             cards[name] = fold(cards[name], Claimed(name, claims, now))
-        for disk in reading.disks:
-            if disk.problem:  # when it is back it may be another one
-                self._shunned_until.pop(disk.dir, None)
-        disks = find_disks(reading, cards.values(), self._config, self._shunned_until)
-        largest_bytes = max((image.size_bytes for image in catalog.images.values()), default=0)
+        self._shunned.forgive(disk.dir for disk in reading.disks if disk.problem)  # the next one there may be another
+        disks = find_disks(reading, cards.values(), self._config, self._shunned.find())
         node = Node(
             disks,
             self.counters.usual_streak_s(now, self._config.horizon_s),
-            most_copy_bytes(largest_bytes) - largest_bytes,
+            find_overhead_bytes(catalog.images.values()),
             find_max_pinned_bytes(self._config, disks),
             now,
         )

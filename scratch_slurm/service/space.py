@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from scratch_slurm.domain.actions import Evict
 from scratch_slurm.domain.config import CacheDisk, Config, resolve_size
 from scratch_slurm.domain.dataset import Card, Disk, Staging, most_copy_bytes
-from scratch_slurm.domain.model import Space
+from scratch_slurm.domain.model import SourceImage, Space
 from scratch_slurm.service.observe import DiskReading, Reading
 
 
@@ -31,6 +31,12 @@ def find_disks(
         )
         for each in reading.disks
     )
+
+
+def find_overhead_bytes(images: Iterable[SourceImage]) -> int:
+    """Tell what a copy of any of these images takes at most beyond the image's length."""
+    largest_bytes = max((image.size_bytes for image in images), default=0)
+    return most_copy_bytes(largest_bytes) - largest_bytes
 
 
 def find_max_pinned_bytes(config: Config, disks: Sequence[Disk]) -> int | None:

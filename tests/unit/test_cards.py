@@ -210,18 +210,18 @@ COPIES = [
 @pytest.mark.parametrize(("said", "after_s", "expected"), COPIES)
 def test_the_speed_of_a_copy(said: list[tuple[int, str]], after_s: float, expected: float) -> None:
     events = [Progress("coco", done, phase) for done, phase in said]
-    card = card_of(MOUNTED, Begun("coco", STAGE, "/ssd1"), CopyStarted("coco", 100.0), *events)
+    card = card_of(MOUNTED, Begun("coco", STAGE), CopyStarted("coco", 100.0), *events)
     assert card.staging is not None and card.staging.bytes_per_s(100.0 + after_s) == expected
 
 
 def test_a_copy_that_waits_for_its_turn_is_no_faster_for_it() -> None:
-    card = card_of(MOUNTED, Begun("coco", STAGE, "/ssd1"))
+    card = card_of(MOUNTED, Begun("coco", STAGE))
     assert card.staging == Staging(STAGE.image, "/ssd1")
     assert card.staging.bytes_per_s(100.0) == 0.0
 
 
 def test_a_copy_that_is_verified_is_all_there() -> None:
-    card = card_of(MOUNTED, Begun("coco", STAGE, "/ssd1"), Progress("coco", 7, "verifying"))
+    card = card_of(MOUNTED, Begun("coco", STAGE), Progress("coco", 7, "verifying"))
     assert card.staging is not None and card.staging.bytes_done == 1000
 
 
@@ -229,7 +229,7 @@ def test_a_copy_under_way_is_the_part_that_counts_and_what_is_left_over_comes_ba
     left = StagedImage("coco", COCO.generation.id, 5, False, disk="/ssd0")
     card = card_of(structs.replace(MOUNTED, leftovers=(left,)))
     assert card.parts == (left,)
-    card = fold(fold(card, Begun("coco", STAGE, "/ssd1")), Progress("coco", 300, "copying"))
+    card = fold(fold(card, Begun("coco", STAGE)), Progress("coco", 300, "copying"))
     reserved_bytes = most_copy_bytes(1000)
     assert card.parts == (StagedImage("coco", STAGE.image.generation.id, reserved_bytes, True, 300, "/ssd1"),)
     assert fold(card, Ended("coco", STAGE)).parts == (left,)

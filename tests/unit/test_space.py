@@ -11,7 +11,7 @@ from scratch_slurm.domain.dataset import Card, Staging, UnderWay
 from scratch_slurm.domain.model import Space
 from scratch_slurm.node.staging.cache import CacheContents, PartialImage
 from scratch_slurm.service.observe import DiskReading, Reading
-from scratch_slurm.service.space import find_disks, find_max_pinned_bytes
+from scratch_slurm.service.space import find_disks, find_max_pinned_bytes, find_overhead_bytes
 from tests.kit.strategies import cached, image
 
 GB = 10**9
@@ -70,6 +70,11 @@ def test_what_a_copy_has_on_its_disk_is_not_counted_twice() -> None:
 def test_an_eviction_will_free_its_room_but_not_while_it_hangs() -> None:
     assert [each.leaving_bytes for each in find_disks(look(), [evicting()], CONFIG)] == [3 * GB, 0]
     assert [each.leaving_bytes for each in find_disks(look(), [evicting(hanging_since=1.0)], CONFIG)] == [0, 0]
+
+
+def test_a_copy_takes_most_beyond_its_image_where_that_is_largest() -> None:
+    assert find_overhead_bytes(()) == OVERHEAD_BYTES
+    assert find_overhead_bytes([image("a", 2**40), image("b", 1)]) == OVERHEAD_BYTES + 2**40 // 2**19
 
 
 def test_what_is_wrong_with_a_disk_is_its_own() -> None:
